@@ -1,0 +1,54 @@
+# Every target does its own set-up. `make help` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check lock schemas bench-latency bench-throughput clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## Make .venv from requirements.lock (Python 3.11-3.13)
+
+$(READY): requirements.lock pyproject.toml client/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "Palisade needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 ...")'
+	@echo "setting up $(VENV) (once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check 'uv>=0.5,<1'
+	@UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes requirements.lock
+	@UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e client -e .
+	@touch $(READY)
+
+SEED ?= 1
+demo: $(READY)  ## The main job on real data: three attacks and faults, seen, answered, released, proven (SEED=n)
+	@$(BIN)/python -m palisade.demo --seed $(SEED)
+
+test: $(READY)  ## All tests, real Kafka included
+	@$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## The tests that need no Apache Kafka and no long run
+	@$(BIN)/python -m pytest -q -m 'not kafka and not slow'
+
+check: $(READY)  ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@cd client && ../$(BIN)/mypy --strict -p palisade_client
+	@$(BIN)/lint-imports
+
+bench-latency: $(READY)  ## From a caller's first event over its pattern to its first refused answer
+	@$(BIN)/python -m benchmarks.latency
+
+bench-throughput: $(READY)  ## Predictions a second on one core, beside stock Faust
+	@$(BIN)/python -m benchmarks.throughput
+
+schemas: $(READY)  ## Write the JSON Schemas and the DDL again from the contracts
+	@$(BIN)/python -m schemas.generate
+
+lock: $(READY)  ## Resolve requirements.lock again from pyproject.toml
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-emit-package palisade-client --no-header -q -o requirements.lock
+
+clean:  ## Remove .venv and caches
+	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info client/*.egg-info
