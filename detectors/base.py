@@ -1,0 +1,148 @@
+"""The seam of detectors: what they are handed, what they say, how their state is saved.
+
+A detector reads one log, and the partition it is handed is one total order. Time comes from the log. Whatever it
+concludes is a function of the log and its parameters: same ids and state for any cut of the log into batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, TypeVar
+
+from schemas.config import EndpointConfig
+from schemas.events import CallerAuth, Report
+from schemas.signals import Evidence, Severity, SignalKind, SubjectKind
+
+DAYS_30_MS = 30 * 86_400_000
+
+
+class LogPoint(NamedTuple):
+    """A row of a log and the log's time there (broker's ms)."""
+
+    topic: str
+    partition: int
+    offset: int
+    row: int
+    ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportAt:
+    """A report where it lies in the log. `trusted`: signed by a producer key listed for the endpoint."""
+
+    report: Report
+    trusted: bool
+    at: LogPoint
+
+
+@dataclass(frozen=True, slots=True)
+class TickAt:
+    """The log's clock: time has come this far, whatever else arrived."""
+
+    at: LogPoint
+
+
+ReportEvent = ReportAt | TickAt
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The false-alarm budget of an endpoint, and the event rate that turns it into alarms a row."""
+
+    alarms_per_30_days: float
+    events_per_day: float
+
+    @property
+    def alarms_per_row(self) -> float:
+        return self.alarms_per_30_days / (30 * self.events_per_day)
+
+    def share(self, part: float) -> Budget:
+        return Budget(self.alarms_per_30_days * part, self.events_per_day)
+
+    @classmethod
+    def of(cls, endpoint: EndpointConfig | None, events_per_day: float) -> Budget:
+        """Of an endpoint's configuration; `events_per_day` stands in where it gives none."""
+        if endpoint is None:
+            return cls(1.0, events_per_day)
+        return cls(endpoint.false_alarms_per_30_days, endpoint.events_per_day or events_per_day)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a detector says of one subject at one row, whether or not it fires.
+
+    `firing`: score passed the entry threshold. `calm`: it is below the exit threshold (never both). `known` False: the
+    detector lacks data, which is `unknown`, never `healthy`. `first_ms` is the log's time of the first evidence.
+    `shares`: (caller, auth, share 0-1), heaviest first, at most 20. `rate`, `usual_rate`: events/s of a caller.
+    Detectors of callers give readings only of callers over or near their threshold, or that fired lately.
+    """
+
+    detector: str
+    detector_hash: str
+    kind: SignalKind
+    endpoint: str
+    subject_kind: SubjectKind
+    subject: str
+    score: float
+    threshold: float
+    firing: bool
+    calm: bool
+    severity: Severity
+    at: LogPoint
+    first_ms: int
+    version: str | None = None
+    known: bool = True
+    caller_auth: CallerAuth | None = None
+    rate: float | None = None
+    usual_rate: float | None = None
+    shares: tuple[tuple[str, CallerAuth, float], ...] = ()
+    evidence: Evidence = field(default_factory=dict)
+    atlas: tuple[str, ...] = ()
+
+
+Input_contra = TypeVar("Input_contra", contravariant=True)
+
+
+class Detector(Protocol[Input_contra]):
+    """One idea. Constructor parameters are its whole configuration; `hash` names them and its version.
+
+    State is kept a part: `endpoint@version` for detectors of predictions, `endpoint` for detectors of reports.
+    Implementations never mutate their input and bound their memory a part (32 kB as a rule, 256 kB at most).
+    """
+
+    name: str
+    hash: str
+    log: Literal["predictions", "reports"]
+
+    def update(self, batch: Sequence[Input_contra]) -> list[Reading]:
+        """Readings of what `batch` (in log order) concluded. Any cut of the log into batches gives the same readings."""
+        ...
+
+    def snapshot(self, part: str) -> bytes:
+        """The part's state: numbers only, never pickle; `b""` if there is none."""
+        ...
+
+    def restore(self, part: str, state: bytes) -> None:
+        """Takes back what `snapshot` gave; raises StateRefused on anything else, leaving the part cold."""
+        ...
+
+    def forget(self, part: str) -> None:
+        """Drops the part's state."""
+        ...
+
+
+def part_of(endpoint: str, version: str) -> str:
+    """The name of the state part of an endpoint's version."""
+    return f"{endpoint}@{version}"
+
+
+def top_shares(
+    weights: Mapping[str, float], auth: Mapping[str, CallerAuth], most: int = 20
+) -> tuple[tuple[str, CallerAuth, float], ...]:
+    """The heaviest `most` callers of `weights` (non-negative) as shares of the sum, ties by name."""
+    total = sum(weights.values())
+    if total <= 0:
+        return ()
+    ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))[:most]
+    return tuple((caller, auth.get(caller, "claimed"), weight / total) for caller, weight in ranked)

@@ -1,0 +1,61 @@
+"""The topics: names, partitions, retention, compaction, whose clock. One admin command makes them from this list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PREDICTIONS = "palisade.predictions"
+REPORTS = "palisade.reports"
+VERDICTS = "palisade.verdicts"
+SIGNALS = "palisade.signals"
+ACTIONS = "palisade.actions"
+DIRECTIVES = "palisade.directives"
+COMMANDS = "palisade.commands"
+DEAD_LETTERS = "palisade.deadletters"
+PROFILES = "palisade.profiles"
+SNAPSHOTS = "palisade.snapshots"
+RESPOND_STATE = "palisade.respond_state"
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """How one topic is made. `follows_input`: as many partitions as predictions have."""
+
+    name: str
+    key: str
+    purpose: str
+    follows_input: bool
+    compacted: bool = False
+    retention_ms: int = 7 * DAY_MS
+    max_message_bytes: int = 1_100_000
+
+    def partitions(self, input_partitions: int) -> int:
+        return input_partitions if self.follows_input else 1
+
+    def config(self) -> dict[str, str]:
+        """The broker's settings; LogAppendTime, because time in the log must not be a producer's to choose."""
+        settings = {
+            "message.timestamp.type": "LogAppendTime",
+            "max.message.bytes": str(self.max_message_bytes),
+        }
+        if self.compacted:
+            return settings | {"cleanup.policy": "compact", "max.compaction.lag.ms": "3600000"}
+        return settings | {"cleanup.policy": "delete", "retention.ms": str(self.retention_ms)}
+
+
+TOPICS: tuple[TopicSpec, ...] = (
+    TopicSpec(PREDICTIONS, "endpoint", "one event a prediction; ticks and profile activations between them", True),
+    TopicSpec(REPORTS, "endpoint", "what each serving process did in the last interval; ticks between them", True),
+    TopicSpec(VERDICTS, "endpoint", "the outcome of each row, the readings of each block", True),
+    TopicSpec(SIGNALS, "endpoint", "what detectors concluded; endpoint states", False, retention_ms=30 * DAY_MS),
+    TopicSpec(ACTIONS, "endpoint", "the journal of the responder", False, retention_ms=365 * DAY_MS),
+    TopicSpec(DIRECTIVES, "endpoint", "each endpoint's wanted state, signed; the kill switch", True, compacted=True),
+    TopicSpec(COMMANDS, "endpoint", "what people ordered, signed", False, retention_ms=365 * DAY_MS),
+    TopicSpec(DEAD_LETTERS, "log topic", "what could not be decoded, and why", True, retention_ms=30 * DAY_MS),
+    TopicSpec(PROFILES, "profile hash", "profiles of training data", False, compacted=True),
+    TopicSpec(SNAPSHOTS, "log, endpoint, version", "detector state with its offsets", True, compacted=True),
+    TopicSpec(RESPOND_STATE, "state", "the responder's state with its journal offset", False, compacted=True),
+)
+BY_NAME: dict[str, TopicSpec] = {spec.name: spec for spec in TOPICS}

@@ -1,0 +1,42 @@
+"""Verdicts: the outcome of each row, as Arrow: one record a run, and one record a batch of closed blocks."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+VERDICT_ROWS_KIND = "verdict_rows"
+VERDICT_BLOCKS_KIND = "verdict_blocks"
+
+OUTCOMES = ("scored", "dead_lettered")
+
+VERDICT_ROWS = pa.schema(
+    [
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("outcome", pa.uint8(), nullable=False),
+        pa.field("flags", pa.uint32(), nullable=False),
+        pa.field("endpoint", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+    ]
+)
+"""Schema metadata: `topic`, `partition`, `first`, `last` of the run, `bank` (hash of bank and configuration)."""
+
+VERDICT_BLOCKS = pa.schema(
+    [
+        pa.field("endpoint", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("profile_hash", pa.string(), nullable=False),
+        pa.field("first_offset", pa.int64(), nullable=False),
+        pa.field("first_row", pa.int32(), nullable=False),
+        pa.field("last_offset", pa.int64(), nullable=False),
+        pa.field("last_row", pa.int32(), nullable=False),
+        pa.field("rows", pa.int32(), nullable=False),
+        pa.field("closed_by", pa.string(), nullable=False),
+        pa.field("closed_ms", pa.int64(), nullable=False),
+        pa.field("detector", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("threshold", pa.float64(), nullable=False),
+        pa.field("state", pa.string(), nullable=False),
+        pa.field("evidence", pa.string(), nullable=False),
+    ]
+)
+"""One row a reading of a block. Schema metadata: `topic`, `partition`, `bank`."""
