@@ -1,0 +1,226 @@
+"""Delivery-order bookkeeping of one assignment: what was read, what is being worked on, what may be committed."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from streams.transport.run import TP, Record, Run
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TopicLimits:
+    """Bounds of one topic in one worker.
+
+    max_bytes: estimate of the bytes read and not yet finished; above it the topic alone is paused, until half of it.
+    run_max: records in one run. linger_s: how long a run may wait for company at low rates.
+    """
+
+    max_bytes: int = 64 * MIB
+    run_max: int = 2_000
+    linger_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1 or self.run_max < 1 or not 0 <= self.linger_s <= 1:
+            raise ValueError(f"limits out of range: {self}")
+
+
+class PartitionState(NamedTuple):
+    """Figures of one partition: runs not done, next offset to read, next that may be committed, last one committed."""
+
+    runs: int
+    read: int | None
+    safe: int | None
+    committed: int | None
+
+
+class Ledger:
+    """Everything read since one assignment or one rewind.
+
+    A rebalance or a rewind never edits a ledger: it closes it and puts a new one in its place. What finishes late lands
+    in the dead one and changes nothing, for it will be read again.
+
+    Thread-safe: the polling thread adds, the loop takes and commits, any thread finishes. `on_idle` and `on_failure` are
+    called outside the lock, in the thread that finished.
+    """
+
+    def __init__(
+        self,
+        generation: int = 0,
+        limits: Mapping[str, TopicLimits] | None = None,
+        *,
+        on_idle: Callable[[], None] = lambda: None,
+        on_failure: Callable[[Run, BaseException], None] = lambda _run, _error: None,
+    ) -> None:
+        self.generation = generation
+        self.closed = False
+        self._limits = dict(limits or {})
+        self._default = TopicLimits()
+        self._on_idle = on_idle
+        self._on_failure = on_failure
+        self._lock = threading.Lock()
+        self._opened: set[Run] = set()
+        self._order: dict[TP, deque[Run]] = {}  # read and not yet safe, in offset order
+        self._inbox: dict[TP, deque[Run]] = {}  # not yet handed over
+        self._gathering: dict[TP, tuple[float, list[Record]]] = {}  # waiting for company since
+        self._read: dict[TP, int] = {}
+        self._safe: dict[TP, int] = {}
+        self._committed: dict[TP, int] = {}
+        self._bytes: dict[str, int] = {}
+
+    def limits(self, topic: str) -> TopicLimits:
+        return self._limits.get(topic, self._default)
+
+    # -- polling thread
+
+    def add(self, tp: TP, records: Sequence[Record], now: float) -> bool:
+        """Take records that were just read, in offset order; cut them into runs. False when the ledger is closed."""
+        limits = self.limits(tp.topic)
+        with self._lock:
+            if self.closed:
+                return False
+            since, waiting = self._gathering.pop(tp, (now, []))
+            gathered = [*waiting, *records] if waiting else records
+            ripe = len(gathered) if now - since >= limits.linger_s else len(gathered) // limits.run_max * limits.run_max
+            for start in range(0, ripe, limits.run_max):
+                self._append(tp, gathered[start : min(start + limits.run_max, ripe)], since)
+            if ripe < len(gathered):
+                self._gathering[tp] = (since if ripe == 0 else now, list(gathered[ripe:]))
+            last = records[-1].offset()
+            if last is not None:
+                self._read[tp] = last + 1
+        return True
+
+    def ripen(self, now: float) -> bool:
+        """Turn what has lingered long enough into runs. True when there were any."""
+        with self._lock:
+            ripe = [tp for tp, (since, _) in self._gathering.items() if now - since >= self.limits(tp.topic).linger_s]
+            for tp in ripe:
+                since, records = self._gathering.pop(tp)
+                self._append(tp, records, since)
+        return bool(ripe)
+
+    def next_ripe(self, now: float) -> float | None:
+        """Seconds until `ripen` has something to do; `None` when nothing lingers."""
+        with self._lock:
+            waits = [since + self.limits(tp.topic).linger_s - now for tp, (since, _) in self._gathering.items()]
+        return max(0.0, min(waits)) if waits else None
+
+    def _append(self, tp: TP, records: Sequence[Record], read_at: float) -> None:
+        run = Run(self, tp, records, read_at)
+        self._order.setdefault(tp, deque()).append(run)
+        self._inbox.setdefault(tp, deque()).append(run)
+        self._bytes[tp.topic] = self._bytes.get(tp.topic, 0) + run.size
+
+    # -- loop
+
+    def take(self, active: Collection[TP]) -> dict[TP, list[Run]]:
+        """Runs to hand over now, of the partitions that are active."""
+        with self._lock:
+            if self.closed:
+                return {}
+            return {tp: list(self._inbox.pop(tp)) for tp in [tp for tp in self._inbox if tp in active]}
+
+    @property
+    def waiting(self) -> bool:
+        """Something can be taken."""
+        return bool(self._inbox)
+
+    def due(self) -> dict[TP, int]:
+        """Next offset to commit, of each partition where it is above the last one committed."""
+        with self._lock:
+            if self.closed:
+                return {}
+            return {tp: offset for tp, offset in self._safe.items() if offset > self._committed.get(tp, -1)}
+
+    def committed(self, offsets: Mapping[TP, int]) -> None:
+        """The broker has confirmed these offsets."""
+        with self._lock:
+            self._committed.update(offsets)
+
+    # -- whoever works on a run
+
+    @property
+    def busy(self) -> int:
+        """Runs that are open."""
+        return len(self._opened)
+
+    def open(self, run: Run) -> None:
+        with self._lock:
+            if not self.closed and not run.finished:
+                run.opened = True
+                self._opened.add(run)
+
+    def finish(self, run: Run) -> None:
+        """Advance what may be committed: from the left of the order only, so never past an unfinished run."""
+        with self._lock:
+            if not self.closed and not run.finished:
+                self._bytes[run.tp.topic] -= run.size
+                run.finished = True
+                order = self._order[run.tp]
+                while order and order[0].finished:
+                    self._safe[run.tp] = order.popleft().next
+            run.finished = True
+        self._release(run)
+
+    def fail(self, run: Run, error: BaseException) -> None:
+        """Give up: the run stays in the order, so nothing behind it is committed. Tells `on_failure` unless closed."""
+        if not self.closed and not run.finished:
+            self._on_failure(run, error)
+        self._release(run)
+
+    def abandon(self, run: Run) -> None:
+        """The work on it was cancelled: it stays unfinished and is read again."""
+        self._release(run)
+
+    def _release(self, run: Run) -> None:
+        with self._lock:
+            was_open = run in self._opened
+            self._opened.discard(run)
+            idle = was_open and not self._opened
+        run.end()
+        if idle:
+            self._on_idle()
+
+    # -- anybody
+
+    def close(self) -> None:
+        """Nothing of this ledger is handed over, finished or committed from now on. Frees its records."""
+        with self._lock:
+            self.closed = True
+            over = [run for runs in self._order.values() for run in runs]
+            self._opened.clear()
+            for held in (self._order, self._inbox, self._gathering, self._safe, self._bytes):
+                held.clear()
+        for run in over:
+            run.end()
+        self._on_idle()
+
+    def bytes(self, topic: str) -> int:
+        """Estimate of the bytes of this topic that are read and not finished; what lingers is not counted."""
+        return self._bytes.get(topic, 0)
+
+    def topics_above(self, topics: Iterable[str]) -> set[str]:
+        """Topics at or above their bound."""
+        return {topic for topic in topics if self.bytes(topic) >= self.limits(topic).max_bytes}
+
+    def oldest_unfinished_s(self, now: float) -> float | None:
+        """Age in seconds of the oldest run that was read and is not done; `None` when there is none."""
+        with self._lock:
+            heads = [runs[0].read_at for runs in self._order.values() if runs]
+        return now - min(heads) if heads else None
+
+    def state(self) -> dict[TP, PartitionState]:
+        """Figures of every partition that had a record."""
+        with self._lock:
+            return {
+                tp: PartitionState(
+                    len(self._order.get(tp, ())), self._read.get(tp), self._safe.get(tp), self._committed.get(tp)
+                )
+                for tp in self._read
+            }

@@ -1,0 +1,144 @@
+"""Outbox: our own outputs, each with a future that says whether the broker has it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from streams.transport.settings import Setting
+
+
+class OutboxFull(Exception):
+    """The local queue is at its bound: wait for earlier records to be confirmed."""
+
+
+class OutboxClosed(Exception):
+    """The outbox was closed before the broker confirmed this record."""
+
+
+class Confirmed(NamedTuple):
+    """Where the broker put a record. timestamp: ms since epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+
+
+Headers = Mapping[str, bytes | None] | Sequence[tuple[str, bytes | None]]
+
+
+class Outbox:
+    """A librdkafka producer for one event loop.
+
+    `send` costs tens of microseconds and never blocks; futures are resolved in batches by one wake-up of the loop.
+    One thread (`rdkafka-out`) polls. Use it from the loop it was started on.
+    """
+
+    def __init__(self, settings: Mapping[str, Setting]) -> None:
+        """settings: `kafka_settings(connection, "producer")`; they bound the queue (64 MiB, 100,000 records)."""
+        self._settings = dict(settings)
+        self._producer: Producer | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._halt = threading.Event()
+        self._delivered: deque[tuple[asyncio.Future[Confirmed], KafkaError | None, Message]] = deque()
+        self._pending: set[asyncio.Future[Confirmed]] = set()
+
+    def start(self) -> None:
+        """Begin; must run on the loop that will await the futures."""
+        if self._thread is not None:
+            return
+        self._loop = loop = asyncio.get_running_loop()
+        self._halt.clear()
+        self._producer = producer = Producer(self._settings)
+        self._thread = threading.Thread(target=self._poll, args=(producer, loop), name="rdkafka-out", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Records sent and not yet confirmed."""
+        return len(self._pending)
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | str | None,
+        value: bytes | None,
+        headers: Headers = (),
+        partition: int | None = None,
+        timestamp: int | None = None,
+    ) -> asyncio.Future[Confirmed]:
+        """Queue one record. timestamp: ms since epoch.
+
+        The future holds where it went, or `KafkaException`, `OutboxFull`, `OutboxClosed`. A run is done only when the
+        futures of its outcomes are.
+        """
+        producer, loop = self._producer, self._loop
+        if producer is None or loop is None:
+            raise OutboxClosed("send on an outbox that is not started")
+        future: asyncio.Future[Confirmed] = loop.create_future()
+        where: dict[str, Any] = {}
+        if partition is not None:
+            where["partition"] = partition
+        if timestamp is not None:
+            where["timestamp"] = timestamp
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            self._delivered.append((future, error, message))
+
+        try:
+            listed: list[Any] = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
+            producer.produce(topic, value, key, headers=listed, on_delivery=delivered, **where)
+        except BufferError:
+            future.set_exception(OutboxFull(f"{len(self._pending)} records wait for the broker"))
+        except KafkaException as error:
+            future.set_exception(error)
+        else:
+            self._pending.add(future)
+        return future
+
+    async def flush(self) -> None:
+        """Wait until every record sent so far is confirmed or failed (message.timeout.ms bounds it). Never raises."""
+        if self._pending:
+            await asyncio.wait(set(self._pending))
+
+    async def close(self) -> None:
+        """Flush, then stop the thread. Futures that are still open fail with `OutboxClosed`."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        await self.flush()
+        self._halt.set()
+        await asyncio.get_running_loop().run_in_executor(None, thread.join)
+        self._producer = None
+        for future in self._pending:
+            if not future.done():
+                future.set_exception(OutboxClosed())
+        self._pending.clear()
+
+    def _poll(self, producer: Producer, loop: asyncio.AbstractEventLoop) -> None:
+        while not self._halt.is_set():
+            producer.poll(0.1)
+            if self._delivered:
+                try:
+                    loop.call_soon_threadsafe(self._resolve)
+                except RuntimeError:  # the loop is closed: nobody waits any more
+                    return
+
+    def _resolve(self) -> None:
+        while self._delivered:
+            future, error, message = self._delivered.popleft()
+            self._pending.discard(future)
+            if future.done():
+                continue
+            if error is not None:
+                future.set_exception(KafkaException(error))
+            else:
+                topic, partition, offset = message.topic(), message.partition(), message.offset()
+                future.set_result(Confirmed(str(topic), int(partition or 0), int(offset or 0), message.timestamp()[1]))

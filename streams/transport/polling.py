@@ -1,0 +1,393 @@
+"""The polling thread: the only place that calls the confluent Consumer.
+
+librdkafka's binding serialises calls on one Consumer, so a call from another thread can starve behind an idle poll, and
+a commit from another thread deadlocks against a rebalance callback that waits for it. So the loop queues what it wants,
+and this thread serves the queue between polls and while it waits inside a callback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Protocol, TypeVar
+
+from confluent_kafka import OFFSET_STORED, KafkaError, KafkaException, TopicPartition
+
+from streams.transport.ledger import Ledger
+from streams.transport.run import TP, Record
+from streams.transport.settings import Setting
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FATAL = frozenset(
+    {
+        KafkaError._FATAL,
+        KafkaError._AUTHENTICATION,
+        KafkaError._AUTO_OFFSET_RESET,
+        KafkaError._BAD_MSG,
+        KafkaError._BAD_COMPRESSION,
+        KafkaError._NOT_IMPLEMENTED,
+        KafkaError._UNDERFLOW,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.FENCED_INSTANCE_ID,
+    }
+)
+
+
+class LoopStuck(RuntimeError):
+    """The event loop did not answer a rebalance or a rewind in time: a thread that never polls again is a zombie."""
+
+
+class Halted(Exception):
+    """The worker is stopping: nobody needs the answer any more."""
+
+
+class Client(Protocol):
+    """What is used of `confluent_kafka.Consumer`."""
+
+    def subscribe(self, topics: list[str], **callbacks: Any) -> None: ...
+    def assign(self, partitions: list[TopicPartition]) -> None: ...
+    def unassign(self) -> None: ...
+    def pause(self, partitions: list[TopicPartition]) -> None: ...
+    def resume(self, partitions: list[TopicPartition]) -> None: ...
+    def poll(self, timeout: float) -> Any: ...
+    def consume(self, num_messages: int, timeout: float) -> list[Any]: ...
+    def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> list[TopicPartition] | None: ...
+    def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]: ...
+    def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int] | None: ...
+    def close(self) -> None: ...
+
+
+class Host(Protocol):
+    """The loop side. Coroutines run on the loop; the plain methods are called in the polling thread."""
+
+    async def assigned(self, tps: frozenset[TP]) -> None: ...
+    async def revoked(self, tps: frozenset[TP]) -> None: ...
+    async def start_at(self, committed: Mapping[TP, int]) -> Mapping[TP, int]: ...
+    def new_ledger(self, generation: int) -> Ledger: ...
+    def fed(self) -> None: ...
+    def failed(self, error: BaseException) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PollingBounds:
+    """Seconds, except read_max (records taken in one round).
+
+    loop_s is above drain + message timeout + session timeout, so that a loop which is merely busy is not called stuck.
+    """
+
+    poll_s: float = 0.1
+    read_max: int = 2_000
+    full_s: float = 0.5
+    loop_s: float = 90.0
+    committed_s: float = 5.0
+    log_every_s: float = 5.0
+    watermarks_s: float = 1.0
+
+
+class Poller:
+    """Polls, groups by partition, feeds the ledger; serves commits, rewinds, pauses and rebalances."""
+
+    def __init__(
+        self,
+        client: Callable[[dict[str, Any]], Client],
+        settings: Mapping[str, Setting],
+        host: Host,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        restarts: bool = False,
+        bounds: PollingBounds | None = None,
+    ) -> None:
+        """restarts: ask `host.start_at` where to read from at each rewind, instead of the committed offset."""
+        self._make = client
+        self._settings = dict(settings)
+        self._host = host
+        self._loop = loop
+        self._restarts = restarts
+        self._bounds = bounds or PollingBounds()
+        self.ledger = host.new_ledger(0)
+        self.ledger.close()  # nothing is assigned yet
+        self.partitions: frozenset[TP] = frozenset()
+        self.watermarks: dict[TP, tuple[int, int]] = {}
+        self.paused: set[str] = set()
+        self.beat = monotonic()
+        self.committing_since: float | None = None
+        self.committed_at = monotonic()
+        self._generation = 0
+        self._rewinds_asked = self._rewinds_done = 0
+        self._wanted: list[str] = []
+        self._subscribed: list[str] = []
+        self._queue: deque[tuple[dict[TP, int], concurrent.futures.Future[None]]] = deque()
+        self._gate = threading.Lock()  # guards the queue against the end of the thread
+        self._ended = False
+        self._halt = threading.Event()
+        self._logged: dict[int, float] = {}
+        self._watermarks_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="rdkafka", daemon=True)
+        self._consumer: Client
+
+    # -- loop side
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def subscribe(self, topics: Iterable[str]) -> None:
+        self._wanted = sorted(topics)
+
+    def rewind(self) -> None:
+        """Ask for it and return: whoever would wait here can lose its partitions to a timeout."""
+        self._rewinds_asked += 1
+
+    def commit(self, offsets: Mapping[TP, int]) -> concurrent.futures.Future[None]:
+        """Queue a commit. The future fails with what the broker said, or when the thread has ended."""
+        future: concurrent.futures.Future[None] = concurrent.futures.Future()
+        with self._gate:
+            if not self._ended:
+                self._queue.append((dict(offsets), future))
+                return future
+        future.set_exception(Halted("the polling thread has ended"))
+        return future
+
+    def halt(self) -> None:
+        self._halt.set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the end of the thread. False when it did not end in time."""
+        if self._thread.ident is None:
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def silent_s(self, now: float) -> float | None:
+        """Seconds since the last sign of life; `None` while the broker holds a commit, or after the end."""
+        return None if self._ended or self.committing_since is not None else now - self.beat
+
+    # -- the thread
+
+    def _run(self) -> None:
+        try:
+            self._consumer = self._make({**self._settings, "error_cb": self._on_error})
+            while not self._halt.is_set():
+                self._round()
+        except Halted:
+            pass
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the worker must end, not live on without reading
+            self._host.failed(error)
+        finally:
+            self._end()
+
+    def _round(self) -> None:
+        self.beat = monotonic()
+        self._serve_commits()
+        if self._wanted != self._subscribed:
+            self._subscribed = self._wanted
+            self._consumer.subscribe(
+                self._subscribed, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+        if self._rewinds_done != self._rewinds_asked:
+            self._rewind()
+        self._hold_back()
+        self._read()
+
+    def _read(self) -> None:
+        ledger, bounds = self.ledger, self._bounds
+        lingering = ledger.next_ripe(monotonic())
+        message = self._consumer.poll(bounds.poll_s if lingering is None else min(bounds.poll_s, lingering))
+        now = monotonic()
+        if message is not None:
+            # consume(n, timeout) alone would wait for n records; this takes what is there.
+            more = self._consumer.consume(bounds.read_max - 1, 0)
+            for tp, records in self._by_partition([message, *more]).items():
+                if tp in self.partitions:
+                    ledger.add(tp, records, now)
+        ledger.ripen(now)
+        if ledger.waiting:
+            self._host.fed()
+        if now - self._watermarks_at >= bounds.watermarks_s:
+            self._watermarks_at = now
+            self._refresh_watermarks()
+
+    def _by_partition(self, messages: Iterable[Any]) -> dict[TP, list[Record]]:
+        batches: dict[TP, list[Record]] = {}
+        for message in messages:
+            error = message.error()
+            if error is None:
+                batches.setdefault(TP(message.topic(), message.partition()), []).append(message)
+            elif error.code() != KafkaError._PARTITION_EOF:
+                self._on_error(error)
+        return batches
+
+    def _refresh_watermarks(self) -> None:
+        for tp in self.partitions:
+            marks = self._consumer.get_watermark_offsets(TopicPartition(*tp), cached=True)
+            if marks is not None and marks[1] >= 0:
+                self.watermarks[tp] = marks
+
+    def _on_error(self, error: KafkaError) -> None:
+        """Raise what cannot get better; log the rest, each code at most every few seconds."""
+        if error.fatal() or error.code() in FATAL:
+            raise KafkaException(error)
+        now, code = monotonic(), error.code()
+        if now - self._logged.get(code, -1e9) >= self._bounds.log_every_s:
+            self._logged[code] = now
+            log.warning("kafka: %s", error)
+
+    # -- backpressure, each topic for itself
+
+    def _hold_back(self) -> None:
+        topics = {tp.topic for tp in self.partitions}
+        above = self.ledger.topics_above(topics)
+        if above and above == topics and not self.paused:
+            # Nobody else is kept waiting: not polling a moment keeps the prefetch that a pause throws away.
+            deadline = monotonic() + self._bounds.full_s
+            while above == topics and monotonic() < deadline and not self._halt.wait(0.01):
+                self._serve_commits()
+                above = self.ledger.topics_above(topics)
+        self._set_paused(
+            {topic for topic in topics if topic in above or (topic in self.paused and self._above_half(topic))}
+        )
+
+    def _above_half(self, topic: str) -> bool:
+        return self.ledger.bytes(topic) > self.ledger.limits(topic).max_bytes // 2
+
+    def _set_paused(self, wanted: set[str]) -> None:
+        if pause := wanted - self.paused:
+            self._consumer.pause(self._of_topics(pause))
+        if resume := self.paused - wanted:
+            self._consumer.resume(self._of_topics(resume))
+        self.paused = wanted
+
+    def _of_topics(self, topics: Collection[str]) -> list[TopicPartition]:
+        return [TopicPartition(*tp) for tp in sorted(self.partitions) if tp.topic in topics]
+
+    # -- commits
+
+    def _serve_commits(self) -> None:
+        while self._queue:
+            offsets, future = self._queue.popleft()
+            self.committing_since = monotonic()
+            try:
+                self._commit(offsets)
+            except KafkaException as error:
+                future.set_exception(error)
+            except BaseException as error:
+                future.set_exception(error)  # never leave somebody waiting
+                raise
+            else:
+                self.committed_at = monotonic()
+                future.set_result(None)
+            finally:
+                self.committing_since, self.beat = None, monotonic()
+
+    def _commit(self, offsets: Mapping[TP, int]) -> None:
+        wanted = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
+        for answered in self._consumer.commit(offsets=wanted, asynchronous=False) or ():
+            if answered.error is not None:
+                raise KafkaException(answered.error)
+
+    # -- rebalance callbacks: they run inside poll()
+
+    def _on_assign(self, _: Client, assigned: list[TopicPartition]) -> None:
+        self.ledger.close()
+        self._forget(frozenset(TP(part.topic, part.partition) for part in assigned))
+        parts = [TopicPartition(*tp) for tp in sorted(self.partitions)]
+        self._consumer.assign(parts)
+        self._consumer.pause(parts)
+        self._on_loop(self._host.assigned(self.partitions))
+
+    def _on_revoke(self, _: Client, revoked: list[TopicPartition]) -> None:
+        if not self._halt.is_set():
+            self._on_loop(self._host.revoked(frozenset(TP(part.topic, part.partition) for part in revoked)))
+        self.ledger.close()
+        self._forget(frozenset())
+        self._consumer.unassign()
+
+    def _on_lost(self, client: Client, lost: list[TopicPartition]) -> None:
+        """Somebody else may own them already, so nothing of this ledger is committed any more."""
+        self.ledger.close()
+        self._on_revoke(client, lost)
+
+    def _forget(self, partitions: frozenset[TP]) -> None:
+        self.partitions = partitions
+        self.watermarks.clear()
+        self.paused = set()
+
+    def _on_loop(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run it on the loop and wait, serving commits meanwhile, for the coroutine may wait for one."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        deadline = monotonic() + self._bounds.loop_s
+        # result(timeout) cannot tell its own TimeoutError from the coroutine's, hence wait() and done().
+        while not future.done():
+            if self._halt.is_set():
+                future.cancel()
+                raise Halted
+            if monotonic() > deadline:
+                future.cancel()
+                raise LoopStuck(f"the event loop did not answer within {self._bounds.loop_s:.0f} s")
+            self.beat = monotonic()
+            self._serve_commits()
+            concurrent.futures.wait([future], timeout=0.01)
+        return future.result()
+
+    # -- rewind
+
+    def _rewind(self) -> None:
+        asked = self._rewinds_asked
+        self.ledger.close()
+        if self.partitions:
+            starts = self._starts()
+            if starts is None:
+                return  # the coordinator is away: asked again in the next round
+            parts = [
+                TopicPartition(tp.topic, tp.partition, starts.get(tp, OFFSET_STORED)) for tp in sorted(self.partitions)
+            ]
+            self._consumer.assign(parts)
+            self._consumer.resume(parts)
+        self.paused = set()
+        self._generation += 1
+        self.ledger = self._host.new_ledger(self._generation)
+        self._rewinds_done = asked
+
+    def _starts(self) -> Mapping[TP, int] | None:
+        """Offsets to read from where they are not the committed ones; never above what is committed."""
+        if not self._restarts:
+            return {}
+        try:
+            answers = self._consumer.committed(
+                [TopicPartition(*tp) for tp in sorted(self.partitions)], timeout=self._bounds.committed_s
+            )
+        except KafkaException as error:
+            self._on_error(error.args[0])
+            return None
+        for answer in answers:
+            if answer.error is not None:
+                self._on_error(answer.error)
+                return None
+        committed = {TP(part.topic, part.partition): part.offset for part in answers if part.offset >= 0}
+        wanted = self._on_loop(self._host.start_at(committed))
+        return {tp: min(start, committed.get(tp, start)) for tp, start in wanted.items() if tp in self.partitions}
+
+    # -- the end
+
+    def _end(self) -> None:
+        self._halt.set()
+        self.ledger.close()
+        with self._gate:
+            self._ended = True
+        while self._queue:
+            self._queue.popleft()[1].set_exception(Halted("the polling thread has ended"))
+        consumer = getattr(self, "_consumer", None)
+        if consumer is not None:
+            try:
+                consumer.close()  # leaves the group at once
+            except (KafkaException, RuntimeError) as error:
+                log.warning("kafka: while leaving the group: %s", error)

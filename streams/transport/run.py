@@ -1,0 +1,166 @@
+"""A run: the records of one partition that travel through the worker as one message."""
+
+from __future__ import annotations
+
+from asyncio import CancelledError, Future
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+
+if TYPE_CHECKING:
+    from streams.transport.ledger import Ledger
+
+RECORD_OVERHEAD = 256  # bytes a record takes in memory beside its value (message object, key, headers): an estimate
+
+
+class TP(NamedTuple):
+    """A partition of a topic. Equal to, and hashed as, the tuple of Faust and of confluent-kafka's names."""
+
+    topic: str
+    partition: int
+
+
+class Record(Protocol):
+    """What a run needs of a `confluent_kafka.Message`."""
+
+    def __len__(self) -> int: ...  # bytes of the value, 0 for a tombstone
+    def offset(self) -> int | None: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> list[tuple[str, bytes | None]] | None: ...
+    def timestamp(self) -> tuple[int, int]: ...
+
+
+class Run:
+    """Records `[first, next)` of one partition, in offset order; offsets increase and may have gaps.
+
+    A run is *open* while somebody works on it and *done* when its outcomes are safe; only then may its offsets be
+    committed. `with run:` opens it and marks it done at a clean exit; an exception that leaves the block ends the
+    process (`CancelledError` and `GeneratorExit` do not: they only leave the run unfinished, to be read again).
+    `open()`, `done()` and `fail()` say the same without a block, from any task or thread; each counts once.
+    """
+
+    __slots__ = (
+        "_ledger",
+        "_records",
+        "finished",
+        "first",
+        "length",
+        "next",
+        "on_over",
+        "opened",
+        "read_at",
+        "size",
+        "tp",
+    )
+
+    def __init__(self, ledger: Ledger, tp: TP, records: Sequence[Record], read_at: float) -> None:
+        first, last = records[0].offset(), records[-1].offset()
+        if first is None or last is None:
+            raise ValueError(f"a record of {tp} has no offset")
+        self.tp = tp
+        self.first = first
+        self.next = last + 1
+        self.length = len(records)
+        self.size = sum(map(len, records)) + RECORD_OVERHEAD * len(records)
+        self.read_at = read_at  # monotonic seconds
+        self.opened = False
+        self.finished = False
+        self.on_over: Callable[[], None] | None = None  # called once: done, failed, abandoned or stale; from any thread
+        self._records = records
+        self._ledger = ledger
+
+    # -- columns; valid until the run is done
+
+    @property
+    def values(self) -> list[bytes | None]:
+        """Value of each record; `None` is a tombstone."""
+        return [record.value() for record in self._records]
+
+    @property
+    def keys(self) -> list[bytes | None]:
+        return [record.key() for record in self._records]
+
+    @property
+    def headers(self) -> list[list[tuple[str, bytes | None]]]:
+        """Headers of each record, in order; a header may occur twice and may have the value `None`."""
+        return [record.headers() or [] for record in self._records]
+
+    @property
+    def offsets(self) -> list[int]:
+        return [record.offset() for record in self._records]  # type: ignore[misc]  # a polled record has an offset
+
+    @property
+    def timestamps(self) -> list[int]:
+        """Broker or producer time of each record, as the topic is configured: ms since epoch."""
+        return [record.timestamp()[1] for record in self._records]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"Run({self.tp.topic}[{self.tp.partition}] {self.first}..{self.next - 1}, {self.length} records)"
+
+    # -- life
+
+    @property
+    def stale(self) -> bool:
+        """Its partition was revoked or reading was rewound: it will be read again, here or elsewhere."""
+        return self._ledger.closed
+
+    def open(self) -> Self:
+        """Say that work on this run has begun. A rebalance or a stop waits for open runs, up to the drain bound."""
+        self._ledger.open(self)
+        return self
+
+    def done(self) -> None:
+        """Say that every outcome of this run is safe. Frees the records."""
+        self._records = ()
+        self._ledger.finish(self)
+
+    def fail(self, error: BaseException) -> None:
+        """Say that this run cannot be finished here: the process ends, its offsets stay uncommitted."""
+        self._ledger.fail(self, error)
+
+    def done_when(self, confirmations: Iterable[Future[Any]]) -> None:
+        """Open the run now and mark it done when all of them have a result; the first exception fails it.
+
+        For a handler that starts the next run while the outcomes of this one are on their way to the broker. Cancelled
+        confirmations leave the run unfinished, to be read again.
+        """
+        self.open()
+        waiting = set(confirmations)
+
+        def settle(confirmation: Future[Any]) -> None:
+            waiting.discard(confirmation)
+            if confirmation.cancelled():
+                self._ledger.abandon(self)
+            elif (error := confirmation.exception()) is not None:
+                self.fail(error)
+            elif not waiting:
+                self.done()
+
+        if not waiting:
+            self.done()
+        for confirmation in list(waiting):
+            confirmation.add_done_callback(settle)
+
+    def end(self) -> None:
+        """Tell whoever waits for this run's place; the ledger calls it outside its lock."""
+        over, self.on_over = self.on_over, None
+        if over is not None:
+            over()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            self.done()
+        elif isinstance(error, CancelledError | GeneratorExit):
+            self._ledger.abandon(self)
+        else:
+            self.fail(error)
