@@ -1,0 +1,80 @@
+"""Writes what is generated from the contracts: JSON Schemas, ClickHouse DDL, the page of contracts. `make schemas`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from schemas import actions, config, deadletter, events, signals, tables, topics
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+MODELS: dict[str, type[BaseModel]] = {
+    "prediction": events.Prediction,
+    "report": events.Report,
+    "tick": events.Tick,
+    "profile_activated": events.ProfileActivated,
+    "signal": signals.Signal,
+    "endpoint_state": signals.EndpointState,
+    "action": actions.JournalEntry,
+    "directive": actions.Directive,
+    "kill": actions.KillSwitch,
+    "command": actions.Command,
+    "dead_letter": deadletter.DeadLetter,
+    "palisade_config": config.PalisadeConfig,
+    "policy_config": config.PolicyConfig,
+}
+
+
+def generated() -> dict[Path, str]:
+    """Path -> text of every generated file."""
+    files = {
+        HERE / "json" / f"{name}.json": json.dumps(model.model_json_schema(), indent=1, sort_keys=True) + "\n"
+        for name, model in MODELS.items()
+    }
+    files[HERE / "sql" / "palisade.sql"] = ";\n\n".join(tables.all_ddl()) + ";\n"
+    files[ROOT / "docs" / "contracts.md"] = _contracts_page()
+    return files
+
+
+def _contracts_page() -> str:
+    lines = ["# Contracts", "", "Generated from `schemas/` by `make schemas`: do not edit.", "", "## Topics", ""]
+    lines += ["| topic | key | partitions | kept | holds |", "| --- | --- | --- | --- | --- |"]
+    for spec in topics.TOPICS:
+        kept = "compacted" if spec.compacted else f"{spec.retention_ms // topics.DAY_MS} days"
+        partitions = "as predictions" if spec.follows_input else "1"
+        lines.append(f"| `{spec.name}` | {spec.key} | {partitions} | {kept} | {spec.purpose} |")
+    lines += ["", "## Records", ""]
+    for name, model in MODELS.items():
+        if not issubclass(model, config.Config):
+            lines += _record(name, model)
+    lines += ["## ClickHouse", "", "| view | one row by | kept | holds |", "| --- | --- | --- | --- |"]
+    for table in tables.TABLES:
+        lines.append(
+            f"| `palisade.{table.name}` | {', '.join(table.one_row_by)} | {table.keep_days} days | {table.purpose} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _record(name: str, model: type[BaseModel]) -> list[str]:
+    doc = " ".join((model.__doc__ or "").split())
+    lines = [f"### {name}", "", doc, "", "| field | ClickHouse | default |", "| --- | --- | --- |"]
+    kinds = dict(tables.columns_of(model))
+    for field_name, field in model.model_fields.items():
+        default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+        lines.append(f"| `{field_name}` | {kinds.get(field_name, 'String')} | {default} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Writes all generated files."""
+    for path, text in generated().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
