@@ -109,12 +109,25 @@ class PolicyConfig(Config):
 
 
 class KafkaConfig(Config):
-    """How to reach Kafka. Plaintext is refused off loopback unless `allow_plaintext` says otherwise."""
+    """How to reach Kafka. Plaintext is refused off loopback unless `allow_plaintext` says otherwise.
+
+    Secrets are files, never values: `sasl_password_file`, `ssl_key_location`. `extra`: further librdkafka settings.
+    """
 
     bootstrap: str = "127.0.0.1:9092"
     allow_plaintext: bool = False
-    settings: dict[str, str | int | bool] = Field(default_factory=dict)
-    """librdkafka settings of security (`security.protocol`, `sasl.*`, `ssl.*`); secrets by file or environment."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
+    sasl_username: str | None = None
+    sasl_password_file: str | None = None
+    ssl_ca_location: str | None = None
+    ssl_certificate_location: str | None = None
+    ssl_key_location: str | None = None
+    extra: dict[str, str | int | bool] = Field(default_factory=dict)
+    partitions: int = Field(4, ge=1, le=10_000)
+    """Partitions of the input topics; never changed in place."""
+    replication: int = Field(1, ge=1)
+    snapshots: Literal["topic", "directory"] = "topic"
 
 
 class ClickHouseConfig(Config):

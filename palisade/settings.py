@@ -1,0 +1,133 @@
+"""Configuration files: read, checked whole, and faults named by file and line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from schemas.config import KafkaConfig, PalisadeConfig, PolicyConfig
+from schemas.errors import ConfigError
+from streams.transport.settings import KafkaConnection
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A checked configuration: its file, its policy, and the folder that its paths are relative to."""
+
+    config: PalisadeConfig
+    policy: PolicyConfig
+    home: Path
+
+    @property
+    def data_dir(self) -> Path:
+        return self.home / self.config.data_dir
+
+    @property
+    def connection(self) -> KafkaConnection:
+        return connection_of(self.config.kafka, self.home)
+
+
+def load(path: Path) -> Settings:
+    """The configuration of `path` and the policy that it names (the shipped one if none). Raises ConfigError."""
+    config = read_yaml(path, PalisadeConfig)
+    policy = read_yaml(path.parent / config.policy, PolicyConfig) if config.policy else default_policy()
+    _check_across(config, path)
+    return Settings(config, policy, path.parent.resolve())
+
+
+def default_policy() -> PolicyConfig:
+    """The policy that ships with Palisade: observe."""
+    return PolicyConfig.model_validate(yaml.safe_load(default_policy_text()))
+
+
+def default_policy_text() -> str:
+    return resources.files("palisade").joinpath("default_policy.yaml").read_text()
+
+
+def policy_hash(policy: PolicyConfig) -> str:
+    """32 hex digits that name the policy's whole content."""
+    content = json.dumps(policy.model_dump(mode="json"), sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def read_yaml(path: Path, model: type[Model]) -> Model:
+    """The YAML file as `model`. Raises ConfigError that names file, line and what to change."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read ({error.strerror}); name an existing file with --config", str(path)
+        ) from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"not YAML: {getattr(error, 'problem', error)}", f"{path}{line}") from error
+    try:
+        return model.model_validate(value if value is not None else {})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = ".".join(str(step) for step in fault["loc"]) or "the file"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        where = f"{path}:{line_of(root, fault['loc'])}"
+        raise ConfigError(f"{name}: {fault['msg']}{_advice(fault['type'])}{more}", where) from error
+
+
+def line_of(root: yaml.Node | None, steps: tuple[int | str, ...]) -> int:
+    """The line (from 1) of the deepest node along `steps` that the document has."""
+    node, line = root, 1
+    for step in steps:
+        found = _child(node, step)
+        if found is None:
+            break
+        key, node = found
+        line = key.start_mark.line + 1
+    return line
+
+
+def _child(node: yaml.Node | None, step: int | str) -> tuple[yaml.Node, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        return next(((key, value) for key, value in node.value if key.value == str(step)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step], node.value[step]
+    return None
+
+
+def _advice(kind: str) -> str:
+    return "; remove it or correct its spelling" if kind == "extra_forbidden" else ""
+
+
+def _check_across(config: PalisadeConfig, path: Path) -> None:
+    """What no single field shows. Raises ConfigError."""
+    for name in ("signing_key_file",):
+        file = getattr(config, name)
+        if file is not None and not (path.parent / file).exists():
+            raise ConfigError(f"{name}: {file} does not exist; make it with `palisade keys create`", str(path))
+    if config.clickhouse.password_file and not (path.parent / config.clickhouse.password_file).exists():
+        raise ConfigError(f"clickhouse.password_file: {config.clickhouse.password_file} does not exist", str(path))
+    connection_of(config.kafka, path.parent, str(path))
+
+
+def connection_of(kafka: KafkaConfig, home: Path, where: str = "") -> KafkaConnection:
+    """The connection that a configuration describes. Raises ConfigError."""
+    fields: dict[str, Any] = kafka.model_dump(exclude={"partitions", "replication", "snapshots", "sasl_password_file"})
+    if kafka.sasl_password_file is not None:
+        try:
+            fields["sasl_password"] = SecretStr((home / kafka.sasl_password_file).read_text().strip())
+        except OSError as error:
+            raise ConfigError(f"kafka.sasl_password_file: {error.strerror}", where) from error
+    try:
+        return KafkaConnection(**fields)
+    except ValidationError as error:
+        raise ConfigError(f"kafka: {error.errors()[0]['msg']}", where) from error

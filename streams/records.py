@@ -1,0 +1,46 @@
+"""Consecutive records of one partition as parallel lists, and the records that we send."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+RawHeaders = Sequence[tuple[str, bytes | None]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """n records of one partition in offset order; offsets may have gaps. timestamps: broker's ms."""
+
+    values: Sequence[bytes | None]
+    keys: Sequence[bytes | None]
+    headers: Sequence[RawHeaders]
+    offsets: Sequence[int]
+    timestamps: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def part(self, start: int, stop: int) -> Records:
+        """Records [start, stop)."""
+        cut = slice(start, stop)
+        return Records(self.values[cut], self.keys[cut], self.headers[cut], self.offsets[cut], self.timestamps[cut])
+
+
+class Outgoing(NamedTuple):
+    """A record to send; partition None: by the key."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+    partition: int | None = None
+
+
+def header_of(headers: RawHeaders, name: str) -> bytes | None:
+    """The first header of that name."""
+    for key, value in headers or ():
+        if key == name:
+            return value
+    return None
