@@ -15,8 +15,8 @@ from streams.transport.consumer import Consumer, ConsumerOptions, Hooks
 from streams.transport.ledger import TopicLimits
 from streams.transport.outbox import Outbox
 from streams.transport.run import Run
-from streams.transport.settings import KafkaConnection, Setting, kafka_settings
 from streams.transport.schema import RunSchema
+from streams.transport.settings import KafkaConnection, Setting, kafka_settings
 from streams.transport.transport import install
 
 Handler = Callable[[Run], Awaitable[None]]
@@ -128,7 +128,7 @@ def run_topic(app: faust.App, topic_name: str, handler: Handler, *, in_flight: i
             except Exception as error:
                 run.fail(error)
                 raise
-            if not (run.opened or run.finished or run.stale):
+            if not (run.opened or run.finished or run.failed or run.stale):
                 forgotten = RunForgotten(f"the handler of {topic_name} returned without opening {run!r}")
                 run.fail(forgotten)
                 raise forgotten

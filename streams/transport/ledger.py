@@ -170,7 +170,8 @@ class Ledger:
 
     def fail(self, run: Run, error: BaseException) -> None:
         """Give up: the run stays in the order, so nothing behind it is committed. Tells `on_failure` unless closed."""
-        if not self.closed and not run.finished:
+        if not (self.closed or run.finished or run.failed):
+            run.failed = True
             self._on_failure(run, error)
         self._release(run)
 

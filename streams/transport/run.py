@@ -43,6 +43,7 @@ class Run:
     __slots__ = (
         "_ledger",
         "_records",
+        "failed",
         "finished",
         "first",
         "length",
@@ -66,6 +67,7 @@ class Run:
         self.read_at = read_at  # monotonic seconds
         self.opened = False
         self.finished = False
+        self.failed = False
         self.on_over: Callable[[], None] | None = None  # called once: done, failed, abandoned or stale; from any thread
         self._records = records
         self._ledger = ledger

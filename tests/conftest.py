@@ -1,0 +1,5 @@
+"""Fixtures for all tests."""
+
+from tests.support.kafka import embedded_broker, kafka
+
+__all__ = ["embedded_broker", "kafka"]
