@@ -1,0 +1,163 @@
+"""Profiles as the compacted topic `palisade.profiles` holds them: bytes by hash, and which one is active from where.
+
+A profile is named by the hash of its bytes, so whoever wrote it, it is the one that the signed activation meant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from pydantic import ValidationError
+
+from schemas.errors import PalisadeError
+from schemas.events import ProfileActivated
+from schemas.topics import PROFILES
+from schemas.wire import KEY_ID_HEADER, KIND_HEADER, SIGNATURE_HEADER
+from streams.records import Outgoing, RawHeaders, header_of
+from streams.transport.settings import KafkaConnection, kafka_settings
+
+log = logging.getLogger(__name__)
+
+MAX_PROFILES = 10_000
+"""Profiles kept in memory as bytes; the oldest read gives way (a profile is 10-100 kB)."""
+WAIT_S = 10.0
+_PROFILE, _ACTIVE = "profile|", "active|"
+_SIGNED = frozenset({SIGNATURE_HEADER, KEY_ID_HEADER})
+
+
+class ProfileMissing(PalisadeError):
+    """An activation names a profile that the topic does not hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """A profile active for a version of an endpoint since an offset of its partition of the predictions log.
+
+    `value` and `headers` are the signed record itself, so that whoever relies on it can verify it again.
+    """
+
+    activation: ProfileActivated
+    partition: int
+    offset: int
+    value: bytes
+    headers: RawHeaders
+
+
+def profile_record(content: bytes) -> tuple[str, Outgoing]:
+    """The hash of a profile's bytes, and the record that publishes it."""
+    name = hashlib.sha256(content).hexdigest()
+    return name, Outgoing(PROFILES, f"{_PROFILE}{name}".encode(), content, ((KIND_HEADER, b"profile"),))
+
+
+def active_record(active: Active) -> Outgoing:
+    """The record that remembers an activation beyond the retention of the predictions log."""
+    key = f"{_ACTIVE}{active.activation.endpoint}|{active.activation.version}".encode()
+    signature = tuple((name, value) for name, value in active.headers or () if name in _SIGNED and value is not None)
+    place = (("partition", str(active.partition).encode()), ("offset", str(active.offset).encode()))
+    return Outgoing(PROFILES, key, active.value, ((KIND_HEADER, b"profile_active"), *place, *signature), 0)
+
+
+class ProfileTopic:
+    """Follows the topic in a thread of its own. `start` returns at once; `caught_up` waits for the first full read."""
+
+    def __init__(self, connection: KafkaConnection) -> None:
+        self._connection = connection
+        self._profiles: dict[str, bytes] = {}
+        self._active: dict[tuple[str, str], Active] = {}
+        self._changed = threading.Condition()
+        self._caught_up = False
+        self._halt = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begins to read."""
+        self._thread = threading.Thread(target=self._follow, name="profiles", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops reading; returns when the thread is gone."""
+        self._halt.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    async def caught_up(self, timeout_s: float = 30.0) -> None:
+        """Returns when the topic was read to its end once. Raises TimeoutError."""
+        if not await asyncio.to_thread(self._wait, lambda: self._caught_up, timeout_s):
+            raise TimeoutError(f"{PROFILES} could not be read to its end in {timeout_s:.0f} s: is the broker there?")
+
+    async def get(self, profile_hash: str, timeout_s: float = WAIT_S) -> bytes:
+        """A profile's bytes. Raises ProfileMissing if it does not arrive in time."""
+        if profile_hash not in self._profiles:
+            await asyncio.to_thread(self._wait, lambda: profile_hash in self._profiles, timeout_s)
+        content = self._profiles.get(profile_hash)
+        if content is None:
+            raise ProfileMissing(
+                f"no profile {profile_hash[:12]} on {PROFILES}; activate it with `palisade profile activate`"
+            )
+        return content
+
+    def active(self, partition: int) -> list[Active]:
+        """Activations on that partition of the predictions log, oldest first."""
+        with self._changed:
+            found = [active for active in self._active.values() if active.partition == partition]
+        return sorted(found, key=lambda active: active.offset)
+
+    def _wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(ready, timeout_s)
+
+    def _follow(self) -> None:
+        settings = kafka_settings(
+            self._connection, "consumer", group="palisade.reader", overrides={"enable.partition.eof": True}
+        )
+        consumer = Consumer(settings)
+        consumer.assign([TopicPartition(PROFILES, 0, OFFSET_BEGINNING)])
+        try:
+            while not self._halt.is_set():
+                message = consumer.poll(0.2)
+                if message is None:
+                    continue
+                error = message.error()
+                if error is None:
+                    self._take(message.key() or b"", message.value(), message.headers())
+                elif error.name() == "_PARTITION_EOF":
+                    self._tell_caught_up()
+                else:
+                    log.warning("reading %s: %s", PROFILES, error.str())
+        except KafkaException:
+            log.exception("%s is not followed any more; activations will wait in vain", PROFILES)
+        finally:
+            consumer.close()
+
+    def _tell_caught_up(self) -> None:
+        with self._changed:
+            self._caught_up = True
+            self._changed.notify_all()
+
+    def _take(self, key: bytes, value: bytes | None, headers: RawHeaders) -> None:
+        name = key.decode("utf-8", "replace")
+        if value is None:
+            return
+        with self._changed:
+            if name.startswith(_PROFILE) and hashlib.sha256(value).hexdigest() == name.removeprefix(_PROFILE):
+                self._profiles[name.removeprefix(_PROFILE)] = value
+                while len(self._profiles) > MAX_PROFILES:
+                    del self._profiles[next(iter(self._profiles))]
+            elif name.startswith(_ACTIVE):
+                self._take_active(value, headers)
+            self._changed.notify_all()
+
+    def _take_active(self, value: bytes, headers: RawHeaders) -> None:
+        try:
+            activation: ProfileActivated = ProfileActivated.from_bytes(value)
+            partition, offset = (int(header_of(headers, name) or b"") for name in ("partition", "offset"))
+        except (ValidationError, ValueError):
+            log.warning("a record on %s that is no activation was ignored", PROFILES)
+            return
+        self._active[activation.endpoint, activation.version] = Active(activation, partition, offset, value, headers)
