@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from streams.transport.run import Run
 from streams.transport.schema import RunSchema
 from streams.transport.settings import KafkaConnection, Setting, kafka_settings
 from streams.transport.transport import install
+from streams.watchdog import Probe, Watchdog, WatchdogLimits, transport_probes
 
 Handler = Callable[[Run], Awaitable[None]]
 
@@ -147,29 +148,33 @@ def consumer_of(app: faust.App) -> Consumer:
     return app.consumer  # type: ignore[return-value]
 
 
-def run_worker(app: faust.App) -> int:
+def run_worker(app: faust.App, *, watchdog: WatchdogLimits | None = None, probes: Sequence[Probe] = ()) -> int:
     """Run the app in this process until SIGTERM or SIGINT: 0 after a clean stop, 1 after a crash.
 
-    A clean stop finishes the runs that are being worked on (drain bound), commits, and leaves the group.
+    A clean stop finishes the runs that are being worked on (drain bound), commits, and leaves the group. A worker that
+    makes no progress is ended with 70 by the watchdog. probes: further ones, of the role.
     """
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    worker = mode.Worker(
-        app, loop=loop, daemon=True, override_logging=False, redirect_stdouts=False, loglevel=None, blocking_timeout=0
-    )
+    watch = Watchdog([*transport_probes(lambda: getattr(app._consumer, "poller", None), loop, watchdog), *probes])
+    worker = mode.Worker(app, loop=loop, override_logging=False, redirect_stdouts=False)
+    watch.start()
     try:
         worker.execute_from_commandline()
     except SystemExit as ending:
-        code: Any = ending.code
-        return code if isinstance(code, int) else 1
+        return ending.code if isinstance(ending.code, int) else 1
     finally:
+        watch.stop()
         asyncio.set_event_loop(None)
 
 
 __all__ = [
     "Hooks",
+    "KafkaConnection",
+    "Probe",
     "RunForgotten",
     "TopicLimits",
+    "WatchdogLimits",
     "WorkerSettings",
     "consumer_of",
     "make_app",

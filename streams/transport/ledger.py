@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import NamedTuple
 
 from streams.transport.run import TP, Record, Run
@@ -56,6 +57,7 @@ class Ledger:
         *,
         on_idle: Callable[[], None] = lambda: None,
         on_failure: Callable[[Run, BaseException], None] = lambda _run, _error: None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self.generation = generation
         self.closed = False
@@ -63,6 +65,8 @@ class Ledger:
         self._default = TopicLimits()
         self._on_idle = on_idle
         self._on_failure = on_failure
+        self._clock = clock
+        self._finished_at: dict[TP, float] = {}
         self._lock = threading.Lock()
         self._opened: set[Run] = set()
         self._order: dict[TP, deque[Run]] = {}  # read and not yet safe, in offset order
@@ -162,6 +166,7 @@ class Ledger:
             if not self.closed and not run.finished:
                 self._bytes[run.tp.topic] -= run.size
                 run.finished = True
+                self._finished_at[run.tp] = self._clock()
                 order = self._order[run.tp]
                 while order and order[0].finished:
                     self._safe[run.tp] = order.popleft().next
@@ -215,6 +220,15 @@ class Ledger:
         with self._lock:
             heads = [runs[0].read_at for runs in self._order.values() if runs]
         return now - min(heads) if heads else None
+
+    def stalled_s(self, now: float) -> float | None:
+        """Seconds for which a partition with unfinished runs has finished none: the worst one; `None` when all is done.
+
+        Finds the run that was handed over and forgotten, and lets a long backlog that moves pass.
+        """
+        with self._lock:
+            since = [max(runs[0].read_at, self._finished_at.get(tp, 0.0)) for tp, runs in self._order.items() if runs]
+        return now - min(since) if since else None
 
     def state(self) -> dict[TP, PartitionState]:
         """Figures of every partition that had a record."""

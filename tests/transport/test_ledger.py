@@ -1,0 +1,172 @@
+"""The ledger: what may be committed, and what never may."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.transport.ledger import Ledger, TopicLimits
+from streams.transport.run import RECORD_OVERHEAD, TP, Run
+from tests.transport.fakes import FakeRecord, ledger_with, records
+
+A, B = TP("t", 0), TP("u", 0)
+
+
+def taken(ledger: Ledger, *tps: TP) -> list[Run]:
+    return [run for runs in ledger.take(tps or (A, B)).values() for run in runs]
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_no_committed_offset_ever_passes_an_unfinished_run(sizes: list[int], random: object) -> None:
+    ledger = ledger_with(A, sizes)
+    unfinished = taken(ledger)
+    random.shuffle(unfinished)  # type: ignore[attr-defined]
+    while unfinished:
+        run = unfinished.pop().open()
+        run.done()
+        due = ledger.due().get(A, 0)
+        assert all(due <= other.first for other in unfinished)
+        ledger.committed({A: due})
+    assert due == sum(sizes)
+    assert ledger.due() == {}
+
+
+def test_a_run_is_cut_at_the_topics_bound() -> None:
+    ledger = Ledger(limits={"t": TopicLimits(run_max=4)})
+    ledger.add(A, records(0, 10), 0.0)
+    assert [(run.first, run.next, len(run)) for run in taken(ledger)] == [(0, 4, 4), (4, 8, 4), (8, 10, 2)]
+
+
+def test_only_active_partitions_are_taken_and_each_run_once() -> None:
+    ledger = ledger_with(A, [1, 1])
+    ledger_with(B, [1], ledger)
+    assert [run.tp for run in taken(ledger, B)] == [B]
+    assert [run.first for run in taken(ledger, A)] == [0, 1]
+    assert taken(ledger) == []
+    assert not ledger.waiting
+
+
+def test_bytes_are_counted_per_topic_until_a_run_is_done() -> None:
+    ledger = Ledger(limits={"t": TopicLimits(max_bytes=300)})
+    ledger.add(A, [FakeRecord(0, b"x" * 50)], 0.0)
+    ledger.add(B, [FakeRecord(0, b"x", "u")], 0.0)
+    assert ledger.bytes("t") == 50 + RECORD_OVERHEAD
+    assert ledger.topics_above({"t", "u"}) == {"t"}
+    taken(ledger, A)[0].done()
+    assert ledger.bytes("t") == 0
+    assert ledger.bytes("u") == 1 + RECORD_OVERHEAD
+
+
+def test_a_failed_run_holds_back_everything_behind_it_and_is_told_once() -> None:
+    told: list[tuple[Run, BaseException]] = []
+    ledger = ledger_with(A, [1, 1, 1], Ledger(on_failure=lambda run, error: told.append((run, error))))
+    first, second, third = taken(ledger)
+    error = ValueError("poison")
+    first.done()
+    with pytest.raises(ValueError, match="poison"), second:
+        raise error
+    second.fail(error)
+    third.done()
+    assert told == [(second, error)]
+    assert ledger.due() == {A: 1}
+    assert ledger.busy == 0
+
+
+def test_a_closed_ledger_hands_out_nothing_and_commits_nothing() -> None:
+    failures: list[BaseException] = []
+    ledger = ledger_with(A, [1, 1], Ledger(on_failure=lambda _, error: failures.append(error)))
+    first, second = taken(ledger)
+    first.open().done()
+    ledger.close()
+    second.open().done()
+    second.fail(ValueError())
+    assert second.stale
+    assert not ledger.add(A, records(2, 1), 0.0)
+    assert (ledger.due(), ledger.busy, ledger.take([A]), failures) == ({}, 0, {}, [])
+
+
+def test_a_run_whose_place_is_waited_for_tells_when_it_is_over_even_if_the_ledger_closes() -> None:
+    ledger = ledger_with(A, [1, 1, 1])
+    over: list[str] = []
+    done, failed, stale = taken(ledger)
+    done.on_over, failed.on_over, stale.on_over = (lambda name=name: over.append(name) for name in "dfs")
+    done.open().done()
+    done.done()
+    failed.open().fail(ValueError())
+    stale.open()
+    ledger.close()
+    assert over == ["d", "f", "s"]
+
+
+def test_idle_is_told_when_the_last_open_run_is_over() -> None:
+    idle: list[int] = []
+    ledger = ledger_with(A, [1, 1], Ledger(on_idle=lambda: idle.append(1)))
+    first, second = (run.open() for run in taken(ledger))
+    first.done()
+    assert not idle
+    second.done()
+    assert idle == [1]
+
+
+def test_records_of_a_slow_topic_wait_for_company_at_most_the_linger() -> None:
+    ledger = Ledger(limits={"t": TopicLimits(linger_s=0.05, run_max=100)})
+    ledger.add(A, records(0, 1), 10.0)
+    ledger.add(A, records(1, 2), 10.02)
+    assert not ledger.waiting
+    assert ledger.next_ripe(10.02) == pytest.approx(0.03)
+    ledger.ripen(10.049)
+    assert not ledger.waiting
+    ledger.ripen(10.051)
+    assert [(run.first, run.next) for run in taken(ledger)] == [(0, 3)]
+    assert ledger.next_ripe(11.0) is None
+
+
+def test_a_full_run_does_not_linger() -> None:
+    ledger = Ledger(limits={"t": TopicLimits(linger_s=0.05, run_max=4)})
+    ledger.add(A, records(0, 3), 10.0)
+    ledger.add(A, records(3, 6), 10.01)
+    assert [(run.first, run.next) for run in taken(ledger)] == [(0, 4), (4, 8)]
+    ledger.ripen(10.06)
+    assert [(run.first, run.next) for run in taken(ledger)] == [(8, 9)]
+
+
+def test_the_oldest_unfinished_run_gives_its_age() -> None:
+    ledger = Ledger()
+    ledger.add(A, records(0, 1), 5.0)
+    ledger.add(B, [FakeRecord(0, topic="u")], 7.0)
+    run = taken(ledger, A)[0]
+    assert ledger.oldest_unfinished_s(9.0) == pytest.approx(4.0)
+    run.done()
+    assert ledger.oldest_unfinished_s(9.0) == pytest.approx(2.0)
+
+
+def test_a_forgotten_run_shows_as_a_stall_though_its_backlog_is_young() -> None:
+    ledger = Ledger(clock=lambda: 8.0)
+    ledger.add(A, records(0, 1), 5.0)
+    ledger.add(A, records(1, 1), 6.0)
+    first, second = taken(ledger)
+    second.done()
+    assert ledger.stalled_s(9.0) == pytest.approx(1.0)
+    first.done()
+    assert ledger.stalled_s(9.0) is None
+
+
+def test_threads_that_finish_runs_together_lose_none() -> None:
+    ledger = ledger_with(A, [1] * 4_000)
+    runs = [run.open() for run in taken(ledger)]
+    threads = [threading.Thread(target=lambda n=n: [run.done() for run in runs[n::4]]) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ledger.due() == {A: 4_000}
+    assert (ledger.busy, ledger.bytes("t")) == (0, 0)
+
+
+@pytest.mark.parametrize("limits", [{"max_bytes": 0}, {"run_max": 0}, {"linger_s": -1}, {"linger_s": 2}])
+def test_limits_out_of_range_are_refused(limits: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        TopicLimits(**limits)

@@ -1,0 +1,332 @@
+"""The polling thread against a fake consumer: rebalances, rewinds, commits, backpressure, and the ways to die."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from streams.transport.ledger import Ledger, TopicLimits
+from streams.transport.polling import Halted, LoopStuck, Poller, PollingBounds
+from streams.transport.run import TP, Run
+from tests.transport.fakes import FakeConsumer, FakeRecord, records
+
+pytestmark = pytest.mark.anyio
+A, B = TP("t", 0), TP("u", 0)
+Hook = Callable[["Host"], Awaitable[None]]
+
+
+class Host:
+    """The loop side, as small as it can be. What happens inside `assigned` and `revoked` is the test's."""
+
+    def __init__(self, limits: Mapping[str, TopicLimits] | None = None, **hooks: Hook) -> None:
+        self.limits, self.hooks = limits or {}, hooks
+        self.loop = asyncio.get_running_loop()
+        self.told: list[tuple[str, Any]] = []
+        self.starts: dict[TP, int] = {}
+        self.error: asyncio.Future[BaseException] = self.loop.create_future()
+        self.poller: Poller
+        self.consumer: FakeConsumer
+
+    async def assigned(self, tps: frozenset[TP]) -> None:
+        self.told.append(("assigned", tps))
+        if "assigned" in self.hooks:
+            await self.hooks["assigned"](self)
+        self.poller.rewind()
+
+    async def revoked(self, tps: frozenset[TP]) -> None:
+        self.told.append(("revoked", tps))
+        if "revoked" in self.hooks:
+            await self.hooks["revoked"](self)
+
+    async def start_at(self, committed: Mapping[TP, int]) -> Mapping[TP, int]:
+        self.told.append(("start_at", dict(committed)))
+        return self.starts
+
+    def new_ledger(self, generation: int) -> Ledger:
+        return Ledger(generation, self.limits)
+
+    def fed(self) -> None: ...
+
+    def failed(self, error: BaseException) -> None:
+        self.loop.call_soon_threadsafe(self.error.set_result, error)
+
+    async def until(self, condition: Callable[[], object], what: str = "") -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                assert not self.error.done(), self.error.result()
+                await asyncio.sleep(0.001)
+
+    async def runs(self, count: int, *tps: TP) -> list[Run]:
+        """Take until `count` records are there."""
+        taken: list[Run] = []
+        await self.until(lambda: taken.extend(self._take(tps)) or sum(map(len, taken)) >= count)
+        return taken
+
+    def _take(self, tps: tuple[TP, ...]) -> list[Run]:
+        return [run for runs in self.poller.ledger.take(tps or (A, B)).values() for run in runs]
+
+    async def commit(self) -> None:
+        ledger = self.poller.ledger
+        due = ledger.due()
+        await asyncio.wrap_future(self.poller.commit(due))
+        ledger.committed(due)
+
+
+@asynccontextmanager
+async def polling(
+    host: Host, consumer: FakeConsumer, *, restarts: bool = False, loop_s: float = 5.0, full_s: float = 0.02
+) -> AsyncIterator[None]:
+    bounds = PollingBounds(poll_s=0.002, full_s=full_s, loop_s=loop_s, watermarks_s=0.01)
+    host.consumer = consumer
+    host.poller = Poller(lambda _: consumer, {}, host, host.loop, restarts=restarts, bounds=bounds)
+    host.poller.start()
+    host.poller.subscribe(["t", "u"])
+    try:
+        yield
+    finally:
+        host.poller.halt()
+        assert await asyncio.to_thread(host.poller.join, 5), "the polling thread did not end"
+    assert consumer.named("close") == [None]
+    assert {thread for _, thread, _ in consumer.calls} == {"rdkafka"}, "only the polling thread may call the consumer"
+
+
+async def joined(host: Host, *tps: TP) -> None:
+    generation = host.poller.ledger.generation
+    host.consumer.join(*tps)
+    await host.until(lambda: host.poller.ledger.generation > generation)
+
+
+def consumer_with(**logs: int) -> FakeConsumer:
+    consumer = FakeConsumer({})
+    consumer.log = {TP(topic, 0): list(records(0, count, TP(topic, 0))) for topic, count in logs.items()}
+    return consumer
+
+
+async def test_what_is_assigned_is_read_finished_and_committed() -> None:
+    host, consumer = Host(), consumer_with(t=5, u=3)
+    async with polling(host, consumer):
+        await joined(host, A, B)
+        for run in await host.runs(8):
+            run.open().done()
+        await host.commit()
+    assert consumer.stored == {A: 5, B: 3}
+
+
+async def test_a_revocation_waits_for_open_runs_and_commits_from_inside_the_callback() -> None:
+    finishing: list[Run] = []
+
+    async def drain(host: Host) -> None:
+        finishing.pop().done()
+        await host.commit()
+
+    host, consumer = Host(revoked=drain), consumer_with(t=5)
+    async with polling(host, consumer):
+        await joined(host, A)
+        (run,) = await host.runs(5)
+        finishing.append(run.open())
+        consumer.leave(A)
+        await host.until(lambda: consumer.named("unassign"))
+        assert host.poller.partitions == frozenset()
+    assert consumer.stored == {A: 5}
+    assert [name for name, _, _ in consumer.calls if name in ("commit", "unassign")][:2] == ["commit", "unassign"]
+
+
+async def test_nothing_of_a_lost_partition_is_committed() -> None:
+    async def drain(host: Host) -> None:
+        assert host.poller.ledger.due() == {}
+
+    host, consumer = Host(revoked=drain), consumer_with(t=5)
+    async with polling(host, consumer):
+        await joined(host, A)
+        (run,) = await host.runs(5)
+        run.open().done()
+        consumer.lose(A)
+        await host.until(lambda: consumer.named("unassign"))
+    assert consumer.named("commit") == []
+    assert run.stale
+
+
+@pytest.mark.parametrize("gap", ["before", "after", "both"])
+async def test_a_rewind_in_any_gap_of_an_assignment_loses_nothing(gap: str) -> None:
+    async def assigned(host: Host) -> None:
+        if gap != "after":
+            host.poller.rewind()
+
+    host, consumer = Host(assigned=assigned), consumer_with(t=5)
+    async with polling(host, consumer):
+        await joined(host, A)
+        first = (await host.runs(5))[0].open()
+        if gap != "before":
+            before = host.poller.ledger.generation
+            host.poller.rewind()
+            await host.until(lambda: host.poller.ledger.generation > before)
+            assert first.stale
+            first.done()
+            first = (await host.runs(5))[0].open()
+        assert (first.first, first.next) == (0, 5)
+        first.done()
+        await host.commit()
+    assert consumer.stored == {A: 5}
+
+
+async def test_a_rewind_without_partitions_is_harmless() -> None:
+    host, consumer = Host(), consumer_with(t=2)
+    async with polling(host, consumer):
+        host.poller.rewind()
+        await host.until(lambda: host.poller.ledger.generation == 1)
+        await joined(host, A)
+        assert len((await host.runs(2))[0]) == 2
+
+
+async def test_start_at_moves_reading_back_and_never_past_what_is_committed() -> None:
+    host, consumer = Host(), consumer_with(t=10, u=10)
+    consumer.stored = {A: 6}
+    host.starts = {A: 8, B: 4, TP("other", 0): 1}
+    async with polling(host, consumer, restarts=True):
+        await joined(host, A, B)
+        runs = {run.tp: run for run in await host.runs(10)}
+        host.starts = {A: 2}
+        consumer.leave(A, B)
+        await joined(host, A)
+        again = (await host.runs(8, A))[0]
+    assert ("start_at", {A: 6}) in host.told
+    assert (runs[A].first, runs[B].first) == (6, 4)
+    assert again.first == 2
+
+
+async def test_a_coordinator_that_is_away_is_asked_for_committed_offsets_again() -> None:
+    host, consumer = Host(), consumer_with(t=3)
+    consumer.committed_error = KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE)
+    async with polling(host, consumer, restarts=True):
+        consumer.join(A)
+        await host.until(lambda: len(consumer.named("committed")) > 3)
+        consumer.committed_error = None
+        assert (await host.runs(3))[0].first == 0
+
+
+async def test_a_refused_commit_is_told_and_due_again() -> None:
+    host, consumer = Host(), consumer_with(t=2)
+    async with polling(host, consumer):
+        await joined(host, A)
+        (run,) = await host.runs(2)
+        run.open().done()
+        consumer.commit_error = KafkaError(KafkaError.REBALANCE_IN_PROGRESS)
+        with pytest.raises(KafkaException):
+            await host.commit()
+        consumer.commit_error = None
+        assert host.poller.ledger.due() == {A: 2}
+        await host.commit()
+    assert consumer.stored == {A: 2}
+
+
+async def test_a_flooded_topic_is_paused_alone_and_resumed_at_half() -> None:
+    limits = {"t": TopicLimits(max_bytes=10 * 257, run_max=1)}
+    host, consumer = Host(limits), consumer_with(t=40)
+    async with polling(host, consumer):
+        await joined(host, A, B)
+        await host.until(lambda: {"t"} in consumer.named("pause"))
+        consumer.log[B] = list(records(0, 3, B))
+        assert len((await host.runs(3, B))[0]) in (1, 2, 3)
+        resumed = len(consumer.named("resume"))
+        while host.poller.ledger.bytes("t") > 5 * 257:
+            assert len(consumer.named("resume")) == resumed, "resumed above half"
+            for run in await host.runs(1, A):
+                run.done()
+        await host.until(lambda: len(consumer.named("resume")) > resumed)
+        assert {"u"} not in consumer.named("pause")
+
+
+async def test_a_single_full_topic_gets_a_moment_before_its_prefetch_is_thrown_away() -> None:
+    host, consumer = Host({"t": TopicLimits(max_bytes=257, run_max=1)}), consumer_with(t=1)
+    async with polling(host, consumer, full_s=5.0):
+        await joined(host, A)
+        (run,) = await host.runs(1)
+        run.done()
+        polls = len(consumer.named("poll"))
+        await host.until(lambda: len(consumer.named("poll")) > polls + 2)
+        assert consumer.named("pause") == [{"t"}], "paused beside the pause of every assignment"
+
+
+@pytest.mark.parametrize(
+    "code", [KafkaError._BAD_MSG, KafkaError._AUTO_OFFSET_RESET, KafkaError.TOPIC_AUTHORIZATION_FAILED]
+)
+async def test_an_error_that_cannot_get_better_ends_the_worker(code: int) -> None:
+    host, consumer = Host(), consumer_with(t=1)
+    async with polling(host, consumer):
+        await joined(host, A)
+        consumer.log[A].append(FakeRecord(1, error=KafkaError(code)))
+        error = await asyncio.wait_for(host.error, 5)
+    assert isinstance(error, KafkaException)
+
+
+async def test_an_error_that_gets_better_is_only_logged() -> None:
+    host, consumer = Host(), consumer_with(t=1)
+    consumer.log[A].append(FakeRecord(1, error=KafkaError(KafkaError._TRANSPORT)))
+    consumer.log[A].extend(records(2, 1))
+    async with polling(host, consumer):
+        await joined(host, A)
+        assert sum(map(len, await host.runs(2))) == 2
+
+
+async def test_a_hook_that_raises_a_timeout_ends_the_worker_at_once() -> None:
+    async def assigned(_: Host) -> None:
+        raise TimeoutError("the hook's own")
+
+    host, consumer = Host(assigned=assigned), consumer_with(t=1)
+    async with polling(host, consumer):
+        consumer.join(A)
+        error = await asyncio.wait_for(host.error, 2)
+    assert str(error) == "the hook's own"
+
+
+async def test_a_loop_that_never_answers_ends_the_worker() -> None:
+    async def assigned(_: Host) -> None:
+        await asyncio.Event().wait()
+
+    host, consumer = Host(assigned=assigned), consumer_with(t=1)
+    async with polling(host, consumer, loop_s=0.05):
+        consumer.join(A)
+        error = await asyncio.wait_for(host.error, 5)
+    assert isinstance(error, LoopStuck)
+
+
+async def test_no_commit_is_left_waiting_after_the_end() -> None:
+    async def assigned(_: Host) -> None:
+        await asyncio.Event().wait()
+
+    host, consumer = Host(assigned=assigned), consumer_with(t=1)
+    async with polling(host, consumer):
+        consumer.join(A)
+        await host.until(lambda: host.told)
+        host.poller.halt()
+        late = [host.poller.commit({A: 1}) for _ in range(3)]
+        await asyncio.to_thread(host.poller.join, 5)
+        late.append(host.poller.commit({A: 1}))
+        assert all(future.done() for future in late)
+        with pytest.raises(Halted):
+            late[-1].result()
+
+
+async def test_a_stop_only_unassigns() -> None:
+    host, consumer = Host(), consumer_with(t=1)
+    async with polling(host, consumer):
+        await joined(host, A)
+    assert [what for what, _ in host.told] == ["assigned"]
+    assert len(consumer.named("unassign")) == 1
+
+
+async def test_signs_of_life_stop_with_the_thread() -> None:
+    host, consumer = Host(), consumer_with(t=1)
+    async with polling(host, consumer):
+        await joined(host, A)
+        first = host.poller.beat
+        await host.until(lambda: host.poller.beat > first)
+        assert (host.poller.silent_s(monotonic()) or 0) < 5
+        await host.until(lambda: host.poller.watermarks == {A: (0, 100)})
+    assert host.poller.silent_s(monotonic()) is None
