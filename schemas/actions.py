@@ -23,6 +23,7 @@ Reason = Literal[
     "evidence_renewed",
     "signal_recovered",
     "expired",
+    "configuration_changed",
     "person_commanded",
     "told_people",
     # why something is not done: the rail that refused it
