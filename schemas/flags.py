@@ -19,6 +19,7 @@ class RowFlag(IntFlag):
     CONTROL_CHARACTERS = 256
     NO_PROFILE = 512
     UNREGISTERED_ENDPOINT = 1024
+    OUT_OF_RANGE = 2048
 
 
 MAX_EVENT_AGE_MS = 3_600_000
@@ -38,4 +39,5 @@ EXPLAINED: dict[RowFlag, str] = {
     RowFlag.CONTROL_CHARACTERS: "a category held control characters",
     RowFlag.NO_PROFILE: "no profile is active for this endpoint and version; content detectors say unknown",
     RowFlag.UNREGISTERED_ENDPOINT: "the endpoint is not in the configuration",
+    RowFlag.OUT_OF_RANGE: "a latency was negative (taken as unknown) or a weight not within 0 to 1e6 (taken as 1)",
 }

@@ -180,6 +180,14 @@ TABLES: tuple[TableSpec, ...] = (
         (),
         ("log_topic", "log_partition", "log_offset", "log_row"),
     ),
+    TableSpec(
+        "profiles",
+        "profiles of training data by hash, and which is active",
+        (("key", "String"), ("kind", "LowCardinality(String)"), ("content", "String")),
+        ("key", *_ROW),
+        ("key", "content"),
+        3_650,
+    ),
     _table("activations", ProfileActivated, "which profile held from where", ("endpoint",), days=3_650),
 )
 BY_NAME: dict[str, TableSpec] = {table.name: table for table in TABLES}

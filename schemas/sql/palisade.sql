@@ -384,6 +384,28 @@ FROM palisade_raw.dead_letters
 ORDER BY `topic`, `partition`, `offset`, `row`
 LIMIT 1 BY `log_topic`, `log_partition`, `log_offset`, `log_row`;
 
+CREATE TABLE IF NOT EXISTS palisade_raw.profiles
+(
+    `topic` LowCardinality(String),
+    `partition` Int32,
+    `offset` Int64,
+    `row` Int32,
+    `broker_time` DateTime64(3, 'UTC'),
+    `key` String,
+    `kind` LowCardinality(String),
+    `content` String
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (`key`, `topic`, `partition`, `offset`, `row`)
+TTL toDateTime(broker_time) + INTERVAL 3650 DAY
+SETTINGS non_replicated_deduplication_window = 10000;
+
+CREATE OR REPLACE VIEW palisade.profiles AS
+SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `key`, `kind`, `content`
+FROM palisade_raw.profiles
+ORDER BY `topic`, `partition`, `offset`, `row`
+LIMIT 1 BY `key`, `content`;
+
 CREATE TABLE IF NOT EXISTS palisade_raw.activations
 (
     `topic` LowCardinality(String),

@@ -1,0 +1,127 @@
+"""Role audit: every topic into ClickHouse. A consumer group of its own: Kafka is the spool while ClickHouse is away.
+
+Rows gather for a second or 50,000 rows, are inserted as Arrow with a token that names exactly their offset ranges, and
+only then are their offsets committed. A crash repeats rows; the views read them once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+
+from schemas.ids import stable_id
+from schemas.tables import RAW, all_ddl
+from schemas.topics import (
+    ACTIONS,
+    COMMANDS,
+    DEAD_LETTERS,
+    DIRECTIVES,
+    PREDICTIONS,
+    PROFILES,
+    REPORTS,
+    SIGNALS,
+    VERDICTS,
+)
+from streams.audit.engine import ClickHouse, ClickHouseError
+from streams.audit.rows import Tables, merged, row_count, rows_of
+from streams.metrics import Metrics
+from streams.records import Records
+from streams.transport.run import Run
+
+log = logging.getLogger(__name__)
+
+AUDITED = (PREDICTIONS, REPORTS, VERDICTS, SIGNALS, ACTIONS, DIRECTIVES, COMMANDS, DEAD_LETTERS, PROFILES)
+GATHER_S = 1.0
+GATHER_ROWS = 50_000
+RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Waits between tries of an insert; the last one repeats. Meanwhile the transport pauses at its byte bound."""
+IN_FLIGHT = 100_000
+"""Runs of a topic that may wait for their insert; the transport's bytes are the bound that bites first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    run: Run
+    tables: Tables
+
+
+class AuditSink:
+    """Gathers rows of runs and inserts them. Use from one event loop; the engine is called in a thread."""
+
+    def __init__(self, engine: ClickHouse, metrics: Metrics) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._waiting: list[_Waiting] = []
+        self._rows = 0
+        self._oldest = 0.0
+        self._full = asyncio.Event()
+
+    async def prepare(self) -> None:
+        """Makes the tables and views. Raises ClickHouseError that says what to do."""
+        for statement in all_ddl():
+            await self._until_done(partial(self._engine.command, statement))
+
+    async def handle(self, run: Run) -> None:
+        """Takes a run's rows; it is done when they are inserted."""
+        run.open()
+        started = time.perf_counter()
+        records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
+        tables = rows_of(run.tp.topic, run.tp.partition, records)
+        self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
+        if not self._waiting:
+            self._oldest = time.monotonic()
+        self._waiting.append(_Waiting(run, tables))
+        self._rows += row_count(tables)
+        if self._rows >= GATHER_ROWS:
+            self._full.set()
+
+    async def inserts(self) -> None:
+        """Inserts what has gathered until cancelled."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._full.wait(), self._wait_s())
+            self._full.clear()
+            if self._waiting and (self._rows >= GATHER_ROWS or time.monotonic() - self._oldest >= GATHER_S):
+                await self.flush()
+
+    async def flush(self) -> None:
+        """Inserts all that waits, table by table, then marks the runs done."""
+        batch, self._waiting, self._rows = self._waiting, [], 0
+        live = [waiting for waiting in batch if not waiting.run.stale]
+        tables = merged(waiting.tables for waiting in live)
+        ranges = _ranges(waiting.run for waiting in live)
+        for name, table in tables.items():
+            token = stable_id(name, *ranges)
+            await self._until_done(partial(self._engine.insert_arrow, f"{RAW}.{name}", table, token))
+            self._metrics.inserted_rows.labels(name).inc(table.num_rows)
+        for waiting in live:
+            waiting.run.done()
+
+    def _wait_s(self) -> float:
+        if not self._waiting:
+            return GATHER_S / 4
+        return max(0.01, self._oldest + GATHER_S - time.monotonic())
+
+    async def _until_done(self, effect: Callable[[], object]) -> None:
+        """Tries again while the engine says it may; any other error ends the process, nothing is skipped."""
+        for attempt in count():
+            try:
+                await asyncio.to_thread(effect)
+                return
+            except ClickHouseError as error:
+                if not error.retryable:
+                    raise
+                self._metrics.insert_failures.inc()
+                wait = RETRY_S[min(attempt, len(RETRY_S) - 1)]
+                log.warning("ClickHouse: %s; next try in %.1f s", error, wait)
+                await asyncio.sleep(wait)
+
+
+def _ranges(runs: Iterable[Run]) -> list[str]:
+    return sorted(f"{run.tp.topic}[{run.tp.partition}]{run.first}-{run.next}" for run in runs)

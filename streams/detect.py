@@ -1,0 +1,210 @@
+"""Role detect: runs of predictions and reports in; verdicts, signals, dead letters, ticks and snapshots out.
+
+One `PartitionLog` a partition computes; this file moves its outputs and its state. State carries its offset: a restart
+reads again from where the saved state ends, quietly up to the committed offset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from schemas.errors import StateRefused
+from schemas.events import Tick
+from schemas.ids import clean_id
+from schemas.topics import PREDICTIONS, REPORTS
+from schemas.wire import KIND_HEADER
+from streams.metrics import Metrics
+from streams.records import Outgoing, Records
+from streams.snapshots import SnapshotStore
+from streams.transport.outbox import Confirmed, Outbox
+from streams.transport.run import TP, Run
+
+log = logging.getLogger(__name__)
+
+SNAPSHOT_EVERY_S = 5.0
+SNAPSHOT_BYTES_A_ROUND = 40_000_000
+"""8 MB/s a worker over a round of 5 s; parts beyond it wait for the next round, longest unsaved first."""
+TICK_S = 0.25
+SLOW_TICK_S = 1.0
+LOG_NAMES = {PREDICTIONS: "predictions", REPORTS: "reports"}
+
+
+class PartitionLog(Protocol):
+    """What runs for one partition of one log. No I/O, no clock; see `prediction_log` and `report_log`."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether rows wait for the log's clock."""
+        ...
+
+    @property
+    def restart(self) -> int:
+        """The offset from which a process with all parts as they are now would have to read on."""
+        ...
+
+    async def take(self, records: Records, quiet_below: int) -> list[Outgoing]:
+        """What `records` lead to; outcomes of offsets below `quiet_below` are not given again."""
+        ...
+
+    def dirty(self) -> list[str]:
+        """Parts that changed since they were saved, longest unsaved first."""
+        ...
+
+    def snapshot(self, part: str) -> bytes:
+        """The part's state; it counts as saved from now on."""
+        ...
+
+    def unsaved(self, part: str) -> None:
+        """The snapshot that was taken last did not reach the store."""
+        ...
+
+    def restore(self, part: str, state: bytes) -> None:
+        """Takes back a part; raises StateRefused and leaves it cold if it cannot."""
+        ...
+
+
+@dataclass(slots=True)
+class _Owned:
+    """A partition while it is assigned to this worker."""
+
+    log: PartitionLog
+    quiet_below: int
+    began: int
+    unconfirmed: set[asyncio.Future[Confirmed]] = field(default_factory=set)
+    saved_from: dict[str, int] = field(default_factory=dict)
+    ticked: float = 0.0
+
+
+class DetectRole:
+    """Owns the partitions assigned to this worker. `open_log` makes the log of a partition, cold."""
+
+    def __init__(
+        self,
+        worker: str,
+        open_log: Callable[[TP], Awaitable[PartitionLog]],
+        store: SnapshotStore,
+        outbox: Callable[[], Outbox],
+        metrics: Metrics,
+    ) -> None:
+        self._worker = clean_id(worker)
+        self._open_log = open_log
+        self._store = store
+        self._outbox = outbox
+        self._metrics = metrics
+        self._owned: dict[TP, _Owned] = {}
+
+    async def handle(self, run: Run) -> None:
+        """One run: its outcomes are sent, and it is done when they are confirmed."""
+        owned = self._owned[run.tp]
+        started = time.perf_counter()
+        records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
+        outgoing = await owned.log.take(records, owned.quiet_below)
+        sent = self._send(owned, outgoing)
+        self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
+        run.done_when(sent)
+
+    async def start_at(self, committed: Mapping[TP, int], assigned: frozenset[TP]) -> dict[TP, int]:
+        """Restores every assigned partition; says where to read from, which may lie before the committed offset."""
+        starts: dict[TP, int] = {}
+        for tp in sorted(assigned):
+            done = committed.get(tp, 0)
+            self._owned[tp] = owned = _Owned(await self._open_log(tp), quiet_below=done, began=done)
+            saved = await self._store.load(LOG_NAMES[tp.topic], tp.partition)
+            for part, state in saved.parts.items():
+                try:
+                    owned.log.restore(part, state)
+                except StateRefused as refused:
+                    self._metrics.cold_parts.inc()
+                    log.warning("%s[%d] %s starts cold: %s", tp.topic, tp.partition, part, refused)
+            if saved.start is not None and tp in committed:
+                starts[tp] = owned.began = min(saved.start, committed[tp])
+        return starts
+
+    async def leave(self, revoked: frozenset[TP]) -> None:
+        """Saves what is revoked, so that the next owner starts warm."""
+        for tp in revoked & self._owned.keys():
+            owned = self._owned[tp]
+            try:
+                await asyncio.wait_for(self._save(tp, owned, 2 * SNAPSHOT_BYTES_A_ROUND), SNAPSHOT_EVERY_S)
+            except Exception as error:  # noqa: BLE001  the next owner replays from the last round instead
+                log.warning("%s[%d] could not be saved on leaving: %r", tp.topic, tp.partition, error)
+            if self._owned.get(tp) is owned:
+                del self._owned[tp]
+
+    async def save_rounds(self) -> None:
+        """Saves changed parts every five seconds until cancelled."""
+        while True:
+            await asyncio.sleep(SNAPSHOT_EVERY_S)
+            budget = SNAPSHOT_BYTES_A_ROUND
+            for tp, owned in list(self._owned.items()):
+                try:
+                    budget -= await self._save(tp, owned, max(budget, 0))
+                except Exception as error:  # noqa: BLE001  a store that is away must not stop detection
+                    self._metrics.snapshot_failures.inc()
+                    log.warning("%s[%d] was not saved and will be in the next round: %r", tp.topic, tp.partition, error)
+
+    async def ticks(self) -> None:
+        """Writes the clock into each owned partition until cancelled: 4 a second while rows wait, else 1."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            for tp, owned in list(self._owned.items()):
+                if owned.log.pending or now - owned.ticked >= SLOW_TICK_S - TICK_S / 2:
+                    owned.ticked = now
+                    self._tick(tp)
+
+    def _tick(self, tp: TP) -> None:
+        tick = Tick(worker=self._worker, at_ms=int(time.time() * 1000))
+        sent = self._outbox().send(tp.topic, None, tick.to_bytes(), {KIND_HEADER: b"tick"}, tp.partition)
+        sent.add_done_callback(self._tick_sent)
+
+    def _tick_sent(self, sent: asyncio.Future[Confirmed]) -> None:
+        if not sent.cancelled() and sent.exception() is not None:
+            self._metrics.ticks_lost.inc()
+
+    def _send(self, owned: _Owned, outgoing: list[Outgoing]) -> list[asyncio.Future[Confirmed]]:
+        outbox = self._outbox()
+        sent: list[asyncio.Future[Confirmed]] = []
+        for record in outgoing:
+            future = outbox.send(record.topic, record.key, record.value, record.headers, record.partition)
+            owned.unconfirmed.add(future)
+            future.add_done_callback(owned.unconfirmed.discard)
+            sent.append(future)
+            self._metrics.sent(record)
+        return sent
+
+    async def _save(self, tp: TP, owned: _Owned, budget: int) -> int:
+        """One round of one partition; returns the bytes saved.
+
+        The state is taken at one moment; it is saved only once every outcome up to that moment is confirmed, else a
+        crash in between would lose a signal that the saved state believes to have said.
+        """
+        owned_log = owned.log
+        restart, dirty = owned_log.restart, owned_log.dirty()
+        parts: dict[str, bytes] = {}
+        size = 0
+        for part in dirty:
+            if size >= budget:
+                restart = min(restart, owned.saved_from.get(part, owned.began))
+                continue
+            parts[part] = owned_log.snapshot(part)
+            size += len(parts[part])
+        taken_from = owned_log.restart
+        try:
+            if owned.unconfirmed:
+                await asyncio.wait(set(owned.unconfirmed))
+            if self._owned.get(tp) is not owned:
+                return 0
+            await self._store.save(LOG_NAMES[tp.topic], tp.partition, parts, restart)
+        except BaseException:
+            for part in parts:
+                owned_log.unsaved(part)
+            raise
+        owned.saved_from.update(dict.fromkeys(parts, taken_from))
+        self._metrics.saved(size)
+        return size

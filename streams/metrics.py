@@ -1,0 +1,53 @@
+"""Prometheus metrics of a worker: one prefix, base units, bounded labels, never a caller's id."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from schemas.wire import KIND_HEADER
+from streams.records import Outgoing, header_of
+
+
+class Metrics:
+    """One registry a process, so that tests can have their own."""
+
+    def __init__(self, role: str, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self.role = role
+        self.records = self._counter("records_consumed_total", "records read, by topic", "topic")
+        self.outputs = self._counter("records_sent_total", "records sent, by kind", "kind")
+        self.run_seconds = Histogram(
+            "palisade_run_seconds", "time to handle a run", ["topic"], registry=self.registry,
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        )  # fmt: skip
+        self.cold_parts = self._counter("state_parts_cold_total", "parts whose saved state could not be taken back")
+        self.snapshot_failures = self._counter("snapshot_failures_total", "rounds in which state could not be saved")
+        self.snapshot_bytes = self._counter("snapshot_bytes_total", "bytes of state saved")
+        self.ticks_lost = self._counter("ticks_lost_total", "ticks that the broker did not confirm")
+        self.inserted_rows = self._counter(
+            "audit_rows_inserted_total", "rows inserted into ClickHouse, by table", "table"
+        )
+        self.insert_failures = self._counter("audit_insert_failures_total", "inserts that failed and are tried again")
+        self.decisions = self._counter("decisions_total", "decisions, by kind and outcome", "kind", "outcome")
+        self.active = Gauge("palisade_respond_active", "1 while this process owns the journal", registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"palisade_{name}", text, labels, registry=self.registry)
+
+    def run(self, topic: str, records: int, seconds: float) -> None:
+        """A run was handled."""
+        self.records.labels(topic).inc(records)
+        self.run_seconds.labels(topic).observe(seconds)
+
+    def sent(self, record: Outgoing) -> None:
+        """A record goes out."""
+        kind = header_of(record.headers, KIND_HEADER) or b"none"
+        self.outputs.labels(kind.decode("ascii", "replace")).inc()
+
+    def saved(self, size: int) -> None:
+        self.snapshot_bytes.inc(size)
+
+    def serve(self, port: int) -> int:
+        """Serves /metrics on loopback; returns the port (0: any free one)."""
+        server, _ = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+        return int(server.server_port)
