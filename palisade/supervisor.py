@@ -1,0 +1,196 @@
+"""A supervisor of child processes: starts them, restarts those that die, stops all in reverse order.
+
+It spawns the same commands as in production, so what is tried with it is what runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from schemas.errors import PalisadeError
+
+GRACE_S = 30.0
+"""A worker finishes and commits its open runs within 20 s of SIGTERM; then it is killed."""
+BACK_OFF_S = (0.2, 1.0, 3.0, 10.0)
+STEADY_S = 60.0
+"""A child that lived so long starts its back-off anew."""
+
+
+class ChildFailed(PalisadeError):
+    """A child that ended before it said that it was ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """One process. `ready`: text of a line on its standard output that says it works; None: ready at once."""
+
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    ready: str | None = None
+    restart: bool = True
+
+
+@dataclass(slots=True)
+class _Child:
+    spec: ChildSpec
+    process: subprocess.Popen[bytes]
+    started: float
+    ready_line: str = ""
+    is_ready: threading.Event = field(default_factory=threading.Event)
+    failures: int = 0
+    ended: bool = False
+
+
+class Supervisor:
+    """Owns child processes; each writes its standard error to `<logs>/<name>.log`. Thread-safe."""
+
+    def __init__(self, logs: Path, on_exit: Callable[[str, int], None] | None = None) -> None:
+        self._logs = logs
+        self._on_exit = on_exit
+        self._children: dict[str, _Child] = {}
+        self._lock = threading.RLock()
+        self._stopping = threading.Event()
+        self._watcher: threading.Thread | None = None
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, spec: ChildSpec, timeout_s: float = 60.0) -> str:
+        """Starts a child and waits until it is ready; returns the line that said so. Raises ChildFailed."""
+        child = self.spawn(spec)
+        return self.wait_ready(child, timeout_s)
+
+    def spawn(self, spec: ChildSpec) -> str:
+        """Starts a child and does not wait; returns its name."""
+        with self._lock:
+            self._children[spec.name] = self._launch(spec)
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+                self._watcher.start()
+        return spec.name
+
+    def wait_ready(self, name: str, timeout_s: float = 60.0) -> str:
+        """Waits until the child said that it is ready. Raises ChildFailed with the end of its log."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            child = self._children[name]
+            if child.is_ready.wait(0.1):
+                return child.ready_line
+            if child.process.poll() is not None and not child.spec.restart:
+                break
+        raise ChildFailed(
+            f"{name} did not become ready in {timeout_s:.0f} s; the end of {self.log(name)}:\n{self.tail(name)}"
+        )
+
+    def pid(self, name: str) -> int:
+        """The pid of a child as it runs now."""
+        with self._lock:
+            return self._children[name].process.pid
+
+    def kill(self, name: str) -> int:
+        """kill -9, as a fault would; the child is started again if its spec says so. Returns the pid that was killed."""
+        with self._lock:
+            pid = self._children[name].process.pid
+            self._children[name].process.kill()
+            return pid
+
+    def log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def tail(self, name: str, lines: int = 30) -> str:
+        """The last lines of a child's log."""
+        path = self.log(name)
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else "(no log)"
+
+    def stop(self) -> None:
+        """SIGTERM to all in reverse order of their start, SIGKILL after the grace; returns when all are gone."""
+        self._stopping.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        with self._lock:
+            children = list(reversed(self._children.values()))
+        for child in children:
+            self._end(child)
+
+    def _end(self, child: _Child) -> None:
+        if child.process.poll() is not None:
+            return
+        child.process.send_signal(signal.SIGTERM)
+        try:
+            child.process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
+
+    def _launch(self, spec: ChildSpec) -> _Child:
+        with self.log(spec.name).open("ab") as log:
+            process = subprocess.Popen(
+                list(spec.command),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **spec.env},
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops its children in order
+            )
+        child = _Child(spec, process, time.monotonic())
+        if spec.ready is None:
+            child.is_ready.set()
+        assert process.stdout is not None
+        threading.Thread(target=self._read, args=(child, process.stdout), name=f"out-{spec.name}", daemon=True).start()
+        return child
+
+    def _read(self, child: _Child, out: IO[bytes]) -> None:
+        """Keeps the child's output: the ready line for who waits, the rest in its log."""
+        with self.log(child.spec.name).open("ab") as log, out:
+            for line in out:
+                text = line.decode("utf-8", "replace").rstrip()
+                if child.spec.ready is not None and child.spec.ready in text and not child.is_ready.is_set():
+                    child.ready_line = text
+                    child.is_ready.set()
+                else:
+                    log.write(line)
+                    log.flush()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(0.1):
+            with self._lock:
+                ended = [
+                    child for child in self._children.values() if not child.ended and child.process.poll() is not None
+                ]
+            for child in ended:
+                self._after_end(child)
+
+    def _after_end(self, child: _Child) -> None:
+        code = child.process.returncode
+        if self._on_exit is not None:
+            self._on_exit(child.spec.name, code)
+        child.ended = True
+        if not child.spec.restart:
+            return
+        steady = time.monotonic() - child.started > STEADY_S
+        failures = 0 if steady else child.failures + 1
+        if self._stopping.wait(BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)] if failures > 1 else 0.0):
+            return
+        with self._lock:
+            fresh = self._launch(child.spec)
+            fresh.failures = failures
+            self._children[child.spec.name] = fresh
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module in this interpreter."""
+    return [sys.executable, "-m", module, *arguments]

@@ -1,0 +1,105 @@
+"""Makes the topics, and says where existing ones differ from what the contracts ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._resource import ResourceType
+from confluent_kafka.cimpl import NewTopic
+
+from schemas.errors import PalisadeError
+from schemas.topics import TOPICS, TopicSpec
+from streams.transport.settings import KafkaConnection, kafka_settings
+
+TIMEOUT_S = 15.0
+
+
+class BrokerAway(PalisadeError):
+    """The broker did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicOutcome:
+    """What became of one topic: `created`, `exists`, or `differs` with what to change by hand."""
+
+    name: str
+    outcome: str
+    detail: str = ""
+
+
+def create_topics(connection: KafkaConnection, partitions: int, replication: int) -> list[TopicOutcome]:
+    """Makes what is missing; never changes what exists. Raises BrokerAway or KafkaException.
+
+    partitions: of the input topics. It is never changed in place: endpoints would move to other partitions, and with
+    them the order of their log.
+    """
+    admin = AdminClient(kafka_settings(connection, "admin"))
+    existing = _metadata(admin)
+    missing = [spec for spec in TOPICS if spec.name not in existing]
+    made = (
+        admin.create_topics([_new(spec, partitions, replication) for spec in missing], request_timeout=TIMEOUT_S)
+        if missing
+        else {}
+    )
+    outcomes = [_await(name, future) for name, future in made.items()]
+    differing = _differences(admin, [spec for spec in TOPICS if spec.name in existing], existing, partitions)
+    return outcomes + differing
+
+
+def input_partitions(connection: KafkaConnection, topic: str) -> int:
+    """How many partitions a topic has. Raises BrokerAway, or PalisadeError if there is no such topic."""
+    found = _metadata(AdminClient(kafka_settings(connection, "admin"))).get(topic)
+    if not found:
+        raise PalisadeError(f"there is no topic {topic}; make the topics with `palisade topics create`")
+    return found
+
+
+def _metadata(admin: AdminClient) -> dict[str, int]:
+    """Name -> number of partitions."""
+    try:
+        return {name: len(topic.partitions) for name, topic in admin.list_topics(timeout=TIMEOUT_S).topics.items()}
+    except KafkaException as error:
+        raise BrokerAway(
+            f"no broker answered in {TIMEOUT_S:.0f} s ({error.args[0].str()}); check kafka.bootstrap"
+        ) from error
+
+
+def _new(spec: TopicSpec, partitions: int, replication: int) -> NewTopic:
+    return NewTopic(spec.name, spec.partitions(partitions), replication, config=spec.config())
+
+
+def _await(name: str, future: object) -> TopicOutcome:
+    try:
+        future.result(TIMEOUT_S)  # type: ignore[attr-defined]
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+            return TopicOutcome(name, "exists")
+        raise
+    return TopicOutcome(name, "created")
+
+
+def _differences(
+    admin: AdminClient, specs: list[TopicSpec], existing: dict[str, int], partitions: int
+) -> list[TopicOutcome]:
+    if not specs:
+        return []
+    asked = admin.describe_configs(
+        [ConfigResource(ResourceType.TOPIC, spec.name) for spec in specs], request_timeout=TIMEOUT_S
+    )
+    settings = {resource.name: future.result(TIMEOUT_S) for resource, future in asked.items()}
+    outcomes = []
+    for spec in specs:
+        wrong = [
+            f"{key} is {settings[spec.name][key].value}, should be {value}"
+            for key, value in spec.config().items()
+            if key in settings[spec.name] and settings[spec.name][key].value != value
+        ]
+        if existing[spec.name] != spec.partitions(partitions):
+            wrong.append(
+                f"it has {existing[spec.name]} partitions, the configuration says {spec.partitions(partitions)}"
+            )
+        outcomes.append(TopicOutcome(spec.name, "differs" if wrong else "exists", "; ".join(wrong)))
+    return outcomes
