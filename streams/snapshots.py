@@ -15,17 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
-
 from schemas.errors import StateRefused
 from schemas.topics import SNAPSHOTS
 from schemas.wire import KIND_HEADER
+from streams.reading import read_newest
 from streams.transport.outbox import Outbox
-from streams.transport.settings import KafkaConnection, kafka_settings
+from streams.transport.settings import KafkaConnection
 
 MAX_BLOB_BYTES = 1_000_000
 """A larger part is refused: it would not fit a record."""
-READ_TIMEOUT_S = 30.0
 _MANIFEST = "#manifest"
 
 
@@ -94,9 +92,9 @@ class TopicStore:
 
     async def load(self, log: str, partition: int) -> Saved:
         newest = await asyncio.to_thread(read_newest, self._connection, SNAPSHOTS, partition, f"{log}|")
-        manifest = newest.pop(f"{log}|{_MANIFEST}", None)
-        start = int(json.loads(manifest)["start"]) if manifest is not None else None
-        return Saved(start, {key.removeprefix(f"{log}|"): value for key, value in newest.items()})
+        states = {key.removeprefix(f"{log}|"): message.value() or b"" for key, message in newest.items()}
+        manifest = states.pop(_MANIFEST, None)
+        return Saved(int(json.loads(manifest)["start"]) if manifest is not None else None, states)
 
     async def save(self, log: str, partition: int, parts: Mapping[str, bytes], start: int) -> None:
         headers = {KIND_HEADER: b"snapshot"}
@@ -110,46 +108,6 @@ class TopicStore:
         await asyncio.gather(*sent)
         manifest = json.dumps({"start": start}).encode()
         await self._outbox.send(SNAPSHOTS, f"{log}|{_MANIFEST}".encode(), manifest, headers, partition)
-
-
-def read_newest(connection: KafkaConnection, topic: str, partition: int, prefix: str = "") -> dict[str, bytes]:
-    """The newest value of each key that starts with `prefix`, read to the partition's end; tombstones delete.
-
-    Raises KafkaException when the broker is away, TimeoutError when the end is not reached in `READ_TIMEOUT_S`.
-    """
-    settings = kafka_settings(connection, "consumer", group="palisade.reader")
-    consumer = Consumer(settings)
-    newest: dict[str, bytes] = {}
-    try:
-        at = TopicPartition(topic, partition, OFFSET_BEGINNING)
-        low, end = consumer.get_watermark_offsets(at, timeout=READ_TIMEOUT_S)
-        if end <= low:
-            return newest
-        consumer.assign([at])
-        position = low
-        idle = 0
-        while position < end:
-            message = consumer.poll(1.0)
-            if message is None:
-                idle += 1
-                position = max(position, consumer.position([at])[0].offset)
-                if idle > READ_TIMEOUT_S:
-                    raise TimeoutError(f"{topic}[{partition}] could not be read to its end {end}, stuck at {position}")
-                continue
-            if message.error():
-                raise KafkaException(message.error())
-            idle, position = 0, int(message.offset() or 0) + 1
-            key = (message.key() or b"").decode("utf-8", "replace")
-            if not key.startswith(prefix):
-                continue
-            value = message.value()
-            if value is None:
-                newest.pop(key, None)
-            else:
-                newest[key] = value
-    finally:
-        consumer.close()
-    return newest
 
 
 def _replace(path: Path, content: bytes) -> None:

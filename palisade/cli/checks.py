@@ -1,0 +1,41 @@
+"""`palisade check`: configuration and policies, offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from palisade.cli.options import ConfigOption, console, settings_of
+from palisade.settings import policy_hash, read_yaml
+from schemas.config import PolicyConfig
+
+
+def register(app: typer.Typer) -> None:
+    app.command("check")(check)
+
+
+def check(
+    config: ConfigOption = None,
+    policy: Annotated[list[Path] | None, typer.Option(help="check this policy file alone; may be repeated")] = None,
+) -> None:
+    """Checks a configuration and its policy without touching anything; names file and line of what is wrong."""
+    for path in policy or []:
+        checked = read_yaml(path, PolicyConfig)
+        console.print(
+            f"[green]ok[/] {path}: policy {checked.name}, {checked.mode}, {len(checked.rules)} rules, {policy_hash(checked)[:12]}"
+        )
+    if policy and config is None:
+        return
+    settings = settings_of(config)
+    console.print(f"[green]ok[/] {len(settings.config.endpoints)} endpoints, broker {settings.config.kafka.bootstrap}")
+    console.print(
+        f"[green]ok[/] policy {settings.policy.name}, mode {settings.policy.mode}, {policy_hash(settings.policy)[:12]}"
+    )
+    for endpoint in settings.config.endpoints:
+        mode = endpoint.mode or settings.policy.mode
+        believed = (
+            "signed reports" if endpoint.producer_keys else "nobody's word: callers count as claimed, none is limited"
+        )
+        console.print(f"   {endpoint.name}: {mode}; believes {believed}")

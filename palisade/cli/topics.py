@@ -1,0 +1,32 @@
+"""`palisade topics`: makes the topics."""
+
+from __future__ import annotations
+
+import typer
+from rich.table import Table
+
+from palisade.cli.options import ConfigOption, console, settings_of
+from schemas.topics import TOPICS
+from streams.admin import create_topics
+
+app = typer.Typer(help="The topics of Palisade.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """The topics of Palisade."""
+
+
+@app.command()
+def create(config: ConfigOption = None) -> None:
+    """Makes what is missing with the documented partitions, retention, compaction and LogAppendTime; changes nothing."""
+    settings = settings_of(config)
+    kafka = settings.config.kafka
+    outcomes = create_topics(settings.connection, kafka.partitions, kafka.replication)
+    table = Table("topic", "partitions", "outcome", "detail")
+    by_name = {spec.name: spec for spec in TOPICS}
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.name):
+        colour = {"created": "green", "exists": "dim", "differs": "yellow"}[outcome.outcome]
+        partitions = str(by_name[outcome.name].partitions(kafka.partitions))
+        table.add_row(outcome.name, partitions, f"[{colour}]{outcome.outcome}[/]", outcome.detail)
+    console.print(table)

@@ -1,0 +1,136 @@
+"""A whole Palisade on one machine: keys, an effective configuration, an embedded broker, the roles as processes.
+
+Used by `palisade dev` and by the demo. Everything lies under one folder; nothing outside it is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from palisade.supervisor import ChildSpec, Supervisor, python_module
+from responders.signing import SigningKey
+from schemas.config import PalisadeConfig
+from schemas.errors import ConfigError
+from schemas.topics import TOPICS
+
+DEFAULT_FOLDER = Path("palisade-data/dev")
+ROLES = ("audit", "detect", "respond")
+"""In the order of their start: what is said before audit listens is still on Kafka, but a demo's clock runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevKeys:
+    """The key pairs that `palisade dev` makes: private files and public keys."""
+
+    signing: Path
+    operator: Path
+    producer: Path
+
+    @staticmethod
+    def public(path: Path) -> str:
+        return SigningKey.load(path).public_base64
+
+
+@dataclass(frozen=True, slots=True)
+class DevStack:
+    """A prepared folder. `embedded`: the broker is ours, in memory, and dies with us."""
+
+    folder: Path
+    config_path: Path
+    bootstrap: str
+    keys: DevKeys
+    embedded: bool
+
+    @property
+    def client_env(self) -> dict[str, str]:
+        """What a serving process needs in its environment to be watched and protected."""
+        return {
+            "PALISADE_BOOTSTRAP": self.bootstrap,
+            "PALISADE_DIRECTIVE_KEYS": ",".join(map(DevKeys.public, (self.keys.signing, self.keys.operator))),
+            "PALISADE_PRODUCER_KEY": str(self.keys.producer),
+        }
+
+    @property
+    def clickhouse_file(self) -> Path:
+        return self.folder / "clickhouse.json"
+
+
+def start_broker(supervisor: Supervisor, partitions: int) -> str:
+    """Starts the embedded broker as a child; returns its bootstrap address."""
+    topics = ",".join(f"{spec.name}:{spec.partitions(partitions)}" for spec in TOPICS)
+    command = python_module("streams.embedded_broker", "--topics", topics)
+    line = supervisor.start(ChildSpec("broker", command, ready="bootstrap", restart=False), timeout_s=30)
+    return str(json.loads(line)["bootstrap"])
+
+
+def prepare(folder: Path, config: PalisadeConfig, policy: Path | None, bootstrap: str, *, embedded: bool) -> DevStack:
+    """Writes keys (once) and the effective configuration: this broker, these keys, every endpoint believes our producer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = DevKeys(*(_key(folder / "keys" / f"{name}.pem") for name in ("signing", "operator", "producer")))
+    producer = DevKeys.public(keys.producer)
+    effective = config.model_dump(mode="json", exclude_none=True)
+    effective["kafka"] |= {"bootstrap": bootstrap, "snapshots": "directory" if embedded else config.kafka.snapshots}
+    effective["data_dir"] = "."
+    effective["operator_keys"] = [*config.operator_keys, DevKeys.public(keys.operator)]
+    effective["signing_key_file"] = str(keys.signing.relative_to(folder))
+    for endpoint in effective["endpoints"]:
+        endpoint["producer_keys"] = [*endpoint.get("producer_keys", []), producer]
+    if policy is not None:
+        (folder / "policy.yaml").write_text(policy.read_text())
+        effective["policy"] = "policy.yaml"
+    config_path = folder / "palisade.yaml"
+    config_path.write_text(yaml.safe_dump(effective, sort_keys=False))
+    return DevStack(folder, config_path, bootstrap, keys, embedded)
+
+
+def role_specs(stack: DevStack, replicas: dict[str, int] | None = None) -> list[ChildSpec]:
+    """The roles as children; the first of each is named after its role, standbys `role-2`, ...."""
+    specs = []
+    for role in ROLES:
+        for number in range(1, (replicas or {}).get(role, 1) + 1):
+            name = role if number == 1 else f"{role}-{number}"
+            command = python_module(
+                "palisade.cli.main", "worker", role, "--config", str(stack.config_path), "--name", name
+            )
+            specs.append(ChildSpec(name, command, ready='"ready"'))
+    return specs
+
+
+def start_roles(supervisor: Supervisor, stack: DevStack, replicas: dict[str, int] | None = None) -> None:
+    """Starts all roles side by side and waits until each is ready."""
+    names = [supervisor.spawn(spec) for spec in role_specs(stack, replicas)]
+    for name in names:
+        supervisor.wait_ready(name, timeout_s=90)
+    (stack.folder / "running.json").write_text(json.dumps({"pid": os.getpid(), "bootstrap": stack.bootstrap}))
+
+
+def find_config(given: Path | None) -> Path:
+    """The configuration to use: the one given, that of a running `palisade dev` here, `./palisade.yaml`."""
+    if given is not None:
+        return given
+    running = DEFAULT_FOLDER / "running.json"
+    if running.exists() and _alive(int(json.loads(running.read_text())["pid"])):
+        return DEFAULT_FOLDER / "palisade.yaml"
+    if Path("palisade.yaml").exists():
+        return Path("palisade.yaml")
+    raise ConfigError("no configuration: start `palisade dev` in this folder, or name a file with --config")
+
+
+def _key(path: Path) -> Path:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        SigningKey.generate().save(path)
+    return path
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True

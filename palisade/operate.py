@@ -1,0 +1,123 @@
+"""What people do: the kill switch, commands, profile activations: signed records on Kafka."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaError, Message, Producer
+
+from responders.signing import SigningKey
+from schemas.actions import ActionKind, Command, KillSwitch
+from schemas.errors import PalisadeError
+from schemas.events import ProfileActivated
+from schemas.topics import COMMANDS, DIRECTIVES, PREDICTIONS
+from schemas.wire import KIND_HEADER, Wire
+from streams.admin import input_partitions
+from streams.profiles import profile_record
+from streams.records import Outgoing
+from streams.transport.settings import KafkaConnection, kafka_settings
+
+CONFIRM_S = 15.0
+
+
+class NotConfirmed(PalisadeError):
+    """A record that the broker did not confirm: nothing can be said of its effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A person at the keyboard: who they say they are, and the key that proves it."""
+
+    name: str
+    key: SigningKey
+
+
+def send(connection: KafkaConnection, records: list[Outgoing]) -> None:
+    """Sends records and waits until all are confirmed. Raises NotConfirmed."""
+    producer = Producer(kafka_settings(connection, "producer"))
+    failures: list[str] = []
+
+    def delivered(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            failures.append(error.str())
+
+    for record in records:
+        where = {} if record.partition is None else {"partition": record.partition}
+        producer.produce(
+            record.topic, record.value, record.key, headers=list(record.headers), on_delivery=delivered, **where
+        )
+    left = producer.flush(CONFIRM_S)
+    if left or failures:
+        reason = failures[0] if failures else f"no answer in {CONFIRM_S:.0f} s"
+        raise NotConfirmed(f"the broker did not confirm {left or len(failures)} of {len(records)} records ({reason})")
+
+
+def throw_kill_switch(connection: KafkaConnection, operator: Operator, *, kill: bool, reason: str) -> int:
+    """Stops (or allows again) every enforcement: a record to each partition of directives, and a command to respond.
+
+    Returns the number of partitions told.
+    """
+    now = _now_ms()
+    switch = KillSwitch(kill=kill, issued_ms=now, actor=operator.name, reason=reason)
+    partitions = input_partitions(connection, DIRECTIVES)
+    records = [_signed(operator, DIRECTIVES, b"@kill", switch, partition) for partition in range(partitions)]
+    command = _command(operator, "kill" if kill else "unkill", None, None, reason, now, now + 60_000)
+    send(connection, [*records, _signed(operator, COMMANDS, b"@all", command)])
+    return partitions
+
+
+def order(
+    connection: KafkaConnection,
+    operator: Operator,
+    kind: ActionKind,
+    endpoint: str,
+    *,
+    caller: str | None = None,
+    reason: str = "",
+    for_s: float = 600,
+) -> Command:
+    """A person's command about one endpoint or caller; it wins over the machine until it expires."""
+    now = _now_ms()
+    command = _command(operator, kind, endpoint, caller, reason, now, now + int(for_s * 1000))
+    send(connection, [_signed(operator, COMMANDS, endpoint.encode(), command)])
+    return command
+
+
+def activate_profile(
+    connection: KafkaConnection, operator: Operator, content: bytes, endpoint: str, version: str
+) -> str:
+    """Publishes a profile and switches it on for a version of an endpoint; returns its hash."""
+    name, record = profile_record(content)
+    activation = ProfileActivated(
+        endpoint=endpoint, version=version, profile_hash=name, actor=operator.name, at_ms=_now_ms()
+    )
+    send(connection, [record])
+    send(connection, [_signed(operator, PREDICTIONS, endpoint.encode(), activation)])
+    return name
+
+
+def _command(
+    operator: Operator, kind: ActionKind, endpoint: str | None, caller: str | None, reason: str, now: int, until: int
+) -> Command:
+    return Command(
+        command_id=uuid.uuid4().hex,
+        kind=kind,
+        endpoint=endpoint,
+        caller=caller,
+        actor=operator.name,
+        reason=reason,
+        issued_ms=now,
+        expires_ms=until,
+    )
+
+
+def _signed(operator: Operator, topic: str, key: bytes, record: Wire, partition: int | None = None) -> Outgoing:
+    value = record.to_bytes()
+    headers = ((KIND_HEADER, record.KIND.encode()), *operator.key.headers(record.KIND, value))
+    return Outgoing(topic, key, value, headers, partition)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,27 @@
+"""Records that several roles send: dead letters and what detectors said."""
+
+from __future__ import annotations
+
+from schemas.deadletter import DeadLetter, DeadReason
+from schemas.signals import EndpointState, Signal
+from schemas.topics import DEAD_LETTERS, SIGNALS
+from schemas.wire import KIND_HEADER
+from streams.deadletters import Place, dead_letter
+from streams.records import Outgoing, Records
+
+
+def dead(letter: DeadLetter) -> Outgoing:
+    """A dead letter lies on the partition number of its record."""
+    headers = ((KIND_HEADER, DeadLetter.KIND.encode()), ("reason", letter.reason.encode()))
+    return Outgoing(DEAD_LETTERS, letter.log_topic.encode(), letter.to_bytes(), headers, letter.log_partition)
+
+
+def dead_record(topic: str, partition: int, records: Records, index: int, reason: DeadReason, detail: str) -> Outgoing:
+    """The dead letter of one whole record."""
+    place = Place(topic, partition, records.offsets[index], records.timestamps[index])
+    return dead(dead_letter(place, reason, detail, records.values[index], records.headers[index]))
+
+
+def said(thing: Signal | EndpointState) -> Outgoing:
+    """A signal or an endpoint's state; both travel on the one partition of signals."""
+    return Outgoing(SIGNALS, thing.endpoint.encode(), thing.to_bytes(), ((KIND_HEADER, thing.KIND.encode()),))

@@ -1,0 +1,78 @@
+"""Reading a partition to its end, once, without a consumer group: state topics, the journal, the ends of logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
+
+from streams.transport.settings import KafkaConnection, kafka_settings
+
+TIMEOUT_S = 30.0
+"""Without a record for so long the broker is away."""
+
+
+def read_to_end(
+    connection: KafkaConnection, topic: str, partition: int, start: int = OFFSET_BEGINNING, last: int | None = None
+) -> Iterator[Message]:
+    """Committed records from `start` (or the `last` ones) to the end, oldest first.
+
+    Raises KafkaException when the broker answers with an error, TimeoutError when it does not answer.
+    """
+    consumer = Consumer(
+        kafka_settings(connection, "consumer", group="palisade.reader", overrides={"enable.partition.eof": True})
+    )
+    try:
+        low, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_S)
+        if end <= low:
+            return
+        if last is not None:
+            start = max(low, end - last)
+        consumer.assign([TopicPartition(topic, partition, start if start < 0 else max(start, low))])
+        yield from _to_end(consumer, topic)
+    finally:
+        consumer.close()
+
+
+def read_newest(connection: KafkaConnection, topic: str, partition: int, prefix: str = "") -> dict[str, Message]:
+    """The newest record of each key that starts with `prefix`; a tombstone removes its key. Raises as `read_to_end`."""
+    newest: dict[str, Message] = {}
+    for message in read_to_end(connection, topic, partition):
+        key = (message.key() or b"").decode("utf-8", "replace")
+        if not key.startswith(prefix):
+            continue
+        if message.value() is None:
+            newest.pop(key, None)
+        else:
+            newest[key] = message
+    return newest
+
+
+def tail(connection: KafkaConnection, topic: str, most: int) -> Iterator[Message]:
+    """Up to `most` last records of each partition, partition by partition. Raises as `read_to_end`."""
+    consumer = Consumer(kafka_settings(connection, "consumer", group="palisade.reader"))
+    try:
+        found = consumer.list_topics(topic, timeout=TIMEOUT_S).topics.get(topic)
+    finally:
+        consumer.close()
+    for partition in found.partitions if found is not None else ():
+        yield from read_to_end(connection, topic, partition, last=most)
+
+
+def _to_end(consumer: Consumer, topic: str) -> Iterator[Message]:
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        message = consumer.poll(1.0)
+        if message is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{topic} could not be read to its end: no answer in {TIMEOUT_S:.0f} s")
+            continue
+        deadline = time.monotonic() + TIMEOUT_S
+        error = message.error()
+        if error is None:
+            yield message
+        elif error.name() == "_PARTITION_EOF":
+            return
+        else:
+            raise KafkaException(error)

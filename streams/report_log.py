@@ -1,0 +1,175 @@
+"""One partition of the reports log: records in, signals and endpoint states out. No I/O: the role sends what it gives."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from detectors.endpoint_state import EndpointStates
+from pydantic import ValidationError
+
+from detectors.bank import Bank
+from detectors.base import LogPoint, ReportAt, ReportEvent, TickAt
+from responders.signing import Keyring
+from schemas.config import EndpointConfig
+from schemas.deadletter import DeadReason
+from schemas.errors import SignatureRefused, StateRefused
+from schemas.events import MAX_EVENT_BYTES, Report, Tick
+from schemas.signals import EndpointState, Signal
+from schemas.topics import REPORTS
+from schemas.wire import KIND_HEADER, SIGNATURE_HEADER
+from streams.outgoing import dead_record, said
+from streams.records import Outgoing, Records, header_of
+
+MAX_UNREGISTERED = 100
+"""Names of endpoints outside the configuration that are remembered, so that each is said once."""
+
+
+@dataclass(slots=True)
+class EndpointReports:
+    """What runs for one endpoint. `applied`: the offset of the last report or tick that it has seen."""
+
+    bank: Bank[ReportEvent]
+    states: EndpointStates
+    applied: int = -1
+    dirty: bool = False
+
+
+class ReportLog:
+    """Detectors of the endpoints whose reports lie on one partition. State is one part an endpoint."""
+
+    def __init__(
+        self,
+        partition: int,
+        endpoints: Mapping[str, EndpointConfig],
+        make: Callable[[str], EndpointReports],
+    ) -> None:
+        self._partition = partition
+        self._endpoints = endpoints
+        self._keys = {name: Keyring(endpoint.producer_keys) for name, endpoint in endpoints.items()}
+        self._make = make
+        self._running: dict[str, EndpointReports] = {}
+        self._unregistered: set[str] = set()
+        self._next = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether the log's clock should run fast: some endpoint has an open incident."""
+        return any(running.bank.open_parts() for running in self._running.values())
+
+    @property
+    def restart(self) -> int:
+        """Where a process that has all parts as they are now would read on."""
+        return self._next
+
+    async def take(self, records: Records, quiet_below: int) -> list[Outgoing]:
+        """What `records` lead to; nothing is given for offsets below `quiet_below` (a replay)."""
+        dead: list[Outgoing] = []
+        batches: dict[str, list[ReportEvent]] = {}
+        for index, offset in enumerate(records.offsets):
+            at = LogPoint(REPORTS, self._partition, offset, 0, records.timestamps[index])
+            event = self._event(records, index, at)
+            if isinstance(event, TickAt):
+                for name in self._running.keys() | batches.keys():
+                    batches.setdefault(name, []).append(event)
+            elif isinstance(event, ReportAt):
+                batches.setdefault(event.report.endpoint, []).append(event)
+            elif event is not None and offset >= quiet_below:
+                dead.append(event)
+        self._next = records.offsets[-1] + 1
+        concluded: list[Signal | EndpointState] = []
+        for name, batch in batches.items():
+            concluded += self._update(name, batch)
+        loud = [thing for thing in concluded if thing.log_offset >= quiet_below]
+        return dead + [said(thing) for thing in sorted(loud, key=lambda thing: thing.log_offset)]
+
+    def dirty(self) -> list[str]:
+        """Parts that changed since they were saved."""
+        return [name for name, running in self._running.items() if running.dirty]
+
+    def snapshot(self, part: str) -> bytes:
+        """The part's state, and the offset that it has applied."""
+        running = self._running[part]
+        running.dirty = False
+        bank, states = running.bank.snapshot(part), running.states.snapshot(part)
+        header = json.dumps({"applied": running.applied, "bank": len(bank)}).encode()
+        return struct.pack("<I", len(header)) + header + bank + states
+
+    def unsaved(self, part: str) -> None:
+        """The snapshot that was taken last did not reach the store."""
+        self._running[part].dirty = True
+
+    def restore(self, part: str, state: bytes) -> None:
+        """Takes a part back, or leaves it cold; raises StateRefused if it could not be read."""
+        try:
+            (size,) = struct.unpack_from("<I", state)
+            header = json.loads(state[4 : 4 + size])
+            applied, bank = int(header["applied"]), int(header["bank"])
+        except (struct.error, ValueError, KeyError, TypeError) as error:
+            raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
+        running = self._make(part)
+        body = state[4 + size :]
+        running.bank.restore(part, body[:bank])
+        running.states.restore(part, body[bank:])
+        running.applied = applied
+        self._running[part] = running
+
+    def _event(self, records: Records, index: int, at: LogPoint) -> ReportEvent | Outgoing | None:
+        value, headers = records.values[index], records.headers[index]
+        kind = header_of(headers, KIND_HEADER) or b"report"
+        if kind == Tick.KIND.encode():
+            return TickAt(at)
+        if kind != b"report":
+            return self._dead(records, index, "unknown_kind", f"kind {kind[:40]!r} does not belong on {REPORTS}")
+        if value is None:
+            return self._dead(records, index, "tombstone", "")
+        if not value:
+            return self._dead(records, index, "empty", "")
+        if len(value) > MAX_EVENT_BYTES:
+            return self._dead(
+                records, index, "too_large", f"a report has {len(value)} bytes, at most {MAX_EVENT_BYTES}"
+            )
+        try:
+            report: Report = Report.from_bytes(value)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            reason: DeadReason = "not_json" if fault["type"] == "json_invalid" else "wrong_shape"
+            return self._dead(records, index, reason, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+        if report.endpoint not in self._endpoints:
+            self._remember(report.endpoint)
+            return None
+        return ReportAt(report, self._trusted(report.endpoint, value, records, index), at)
+
+    def _trusted(self, endpoint: str, value: bytes, records: Records, index: int) -> bool:
+        """A report vouches for its callers if a producer key of the endpoint signed it."""
+        headers = records.headers[index]
+        if header_of(headers, SIGNATURE_HEADER) is None:
+            return self._endpoints[endpoint].trust_unsigned
+        try:
+            self._keys[endpoint].verify(Report.KIND, value, headers or ())
+        except SignatureRefused:
+            return False
+        return True
+
+    def _remember(self, endpoint: str) -> None:
+        if len(self._unregistered) < MAX_UNREGISTERED:
+            self._unregistered.add(endpoint)
+
+    def _update(self, name: str, batch: list[ReportEvent]) -> list[Signal | EndpointState]:
+        running = self._running.get(name)
+        if running is None:
+            running = self._running[name] = self._make(name)
+        fresh = [event for event in batch if event.at.offset > running.applied]
+        if not fresh:
+            return []
+        signals = running.bank.update(fresh).signals
+        running.states.watch(name, bool(running.bank.open_parts()))
+        states = running.states.update(fresh)
+        running.applied = fresh[-1].at.offset
+        running.dirty = True
+        return [*signals, *states]
+
+    def _dead(self, records: Records, index: int, reason: DeadReason, detail: str) -> Outgoing:
+        return dead_record(REPORTS, self._partition, records, index, reason, detail)
