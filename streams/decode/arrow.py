@@ -1,0 +1,243 @@
+"""Arrow IPC streams of many predictions to rows, column by column.
+
+Columns are those of a prediction by name. `features` is a struct column, or its fields are columns `features.<name>`.
+A null stands for the field's default. Strings may be dictionary-encoded; numbers may be of any width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.blocks import STATUS_CODES, Floats, Longs
+from schemas.events import MAX_NUMBER, Prediction
+from schemas.flags import RowFlag
+from streams.decode import envelope as env
+from streams.decode.ipc import ArrowRefused, declared
+from streams.decode.layout import NOTED, Layout
+
+_BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, NotImplementedError, IndexError, MemoryError)
+_PREFIX = "features."
+_AUTH_CODES = {"claimed": 0, "verified": 1}
+_WRONG_WORD = 255
+
+Mask = npt.NDArray[np.bool_]
+
+
+def read_stream(value: bytes) -> pa.RecordBatch:
+    """All rows of the stream as one batch, its buffers validated; raises ArrowRefused."""
+    rows = declared(value).rows
+    if rows == 0:
+        raise ArrowRefused("empty", "an Arrow stream of no rows")
+    try:
+        table = pa.ipc.open_stream(pa.BufferReader(value)).read_all()
+        if table.num_columns == 0:
+            raise ArrowRefused("arrow_schema", "the batch has no columns")
+        batch = table.combine_chunks().to_batches()[0]
+        batch.validate(full=True)
+    except _BROKEN as error:
+        raise ArrowRefused("arrow_broken", str(error)) from error
+    return batch
+
+
+class Batch:
+    """The columns of predictions in a record batch; n rows."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.rows = batch.num_rows
+        self._columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        self.features = self._features()
+        if "endpoint" not in self._columns:
+            raise ArrowRefused("arrow_schema", "endpoint: the column is missing")
+
+    def _features(self) -> dict[str, pa.Array]:
+        whole = self._columns.get("features")
+        if whole is not None and not pa.types.is_struct(whole.type):
+            raise ArrowRefused("arrow_schema", f"features: expected a struct, got {whole.type}")
+        flat = {name[len(_PREFIX) :]: column for name, column in self._columns.items() if name.startswith(_PREFIX)}
+        if whole is None and not flat:
+            raise ArrowRefused("arrow_schema", "features: the column is missing")
+        if whole is None:
+            return flat
+        return dict(zip((field.name for field in whole.type), whole.flatten(), strict=True)) | flat
+
+    def words(self, name: str) -> tuple[npt.NDArray[np.int32], list[str]]:
+        """Codes [n] of a string column and what they mean; null and an absent column are the contract's default."""
+        default = Prediction.model_fields[name].default
+        column = self._columns.get(name)
+        if column is None or pa.types.is_null(column.type):
+            return np.zeros(self.rows, dtype=np.int32), [default]
+        encoded = encode(column)
+        if encoded is None:
+            raise ArrowRefused("arrow_schema", f"{name}: expected text, got {column.type}")
+        codes, names = encoded
+        return np.where(codes < 0, len(names), codes).astype(np.int32), [*names, default]
+
+    def texts_odd(self, name: str, flags: npt.NDArray[np.uint32]) -> None:
+        """Flags rows whose id in the column is no plain one."""
+        codes, names = self.words(name)
+        odd = np.zeros(len(names), dtype=np.uint32)
+        env.flag_odd_ids([str(name) for name in names], odd)
+        flags |= odd[codes]
+
+    def doubles(self, name: str, default: float) -> Floats:
+        """float64 [n] of a number column, null as `default`."""
+        column = self._columns.get(name)
+        if column is None or pa.types.is_null(column.type):
+            return np.full(self.rows, default)
+        if not is_number(column.type) or pa.types.is_boolean(column.type):
+            raise ArrowRefused("arrow_schema", f"{name}: expected numbers, got {column.type}")
+        return floats(column, default)
+
+    def times(self) -> Longs:
+        """int64 [n] of `ts` in ms, `NO_TIME` of null: integers are ms already, timestamps are converted."""
+        column = self._columns.get("ts")
+        if column is None or pa.types.is_null(column.type):
+            return np.full(self.rows, env.NO_TIME, dtype=np.int64)
+        if pa.types.is_timestamp(column.type):
+            column = pc.cast(column, pa.timestamp("ms", column.type.tz), safe=False).view(pa.int64())
+        elif pa.types.is_uint64(column.type):
+            column = pc.min_element_wise(column, pa.scalar(1 << 62, pa.uint64())).cast(pa.int64())
+        elif not pa.types.is_integer(column.type):
+            raise ArrowRefused("arrow_schema", f"ts: expected integers or timestamps, got {column.type}")
+        ms = column.cast(pa.int64()).fill_null(env.NO_TIME).to_numpy(zero_copy_only=False)
+        clipped: Longs = np.where(ms == env.NO_TIME, ms, np.clip(ms, -(1 << 62), 1 << 62))
+        return clipped
+
+    def outcomes(self) -> Floats:
+        """float64 [n] of `prediction` where it is numbers or booleans, else NaN."""
+        column = self._columns.get("prediction")
+        if column is None or not is_number(column.type):
+            return np.full(self.rows, np.nan)
+        return floats(column, np.nan)
+
+    def matrix(self, layout: Layout, rows: npt.NDArray[np.intp]) -> tuple[Floats, npt.NDArray[np.uint32]]:
+        """Raw features [len(rows), layout.width] with marks, and flags of what `layout.settle` cannot see."""
+        matrix = np.full((len(rows), layout.width), np.nan)
+        flags = np.zeros(len(rows), dtype=np.uint32)
+        for at, name in enumerate(layout.names):
+            column = self.features.get(name)
+            if at in layout.ignored:
+                matrix[:, at] = 0.0
+            elif column is not None:
+                values, bits = coded(column, layout, at) if at in layout.tables else measured(column)
+                matrix[:, at] = values[rows]
+                if bits is not None:
+                    flags |= bits[rows]
+        for name in self.features.keys() - set(layout.names):
+            flags[_valid(self.features[name])[rows]] |= np.uint32(RowFlag.UNKNOWN_FEATURE)
+        return matrix, flags
+
+
+def statuses(batch: Batch) -> tuple[npt.NDArray[np.uint8], Mask, list[str]]:
+    """Codes [n] of `status`; where its word or that of `caller_auth` is none of the contract's; the words."""
+    codes, words = batch.words("status")
+    table = np.array([STATUS_CODES.get(word, _WRONG_WORD) for word in words], dtype=np.uint8)[codes]
+    return table, table == _WRONG_WORD, words
+
+
+def auths(batch: Batch) -> tuple[Mask, Mask]:
+    """Which rows [n] are verified, and which say neither verified nor claimed."""
+    codes, words = batch.words("caller_auth")
+    table = np.array([_AUTH_CODES.get(word, _WRONG_WORD) for word in words], dtype=np.uint8)[codes]
+    return table == 1, table == _WRONG_WORD
+
+
+def routes(batch: Batch) -> npt.NDArray[np.uint8]:
+    codes, words = batch.words("served_by")
+    return np.array([env.ROUTES[word] for word in words], dtype=np.uint8)[codes]
+
+
+def is_number(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
+    )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def floats(column: pa.Array, null: float) -> Floats:
+    """A copy of a number column as float64, nulls as `null`."""
+    if pa.types.is_null(column.type):
+        return np.full(len(column), null)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    values: Floats = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    if column.null_count:
+        values[~_valid(column)] = null
+    return values
+
+
+def _valid(column: pa.Array) -> Mask:
+    valid: Mask = column.is_valid().to_numpy(zero_copy_only=False)
+    return valid
+
+
+def encode(column: pa.Array) -> tuple[npt.NDArray[np.int32], list[str]] | None:
+    """Codes [n] (-1 = null) of a text column and the words in use; None if it is no text."""
+    if pa.types.is_dictionary(column.type):
+        if not is_text(column.type.value_type):
+            return None
+        codes, words = column.indices, column.dictionary
+    elif is_text(column.type):
+        encoded = (
+            column.dictionary_encode()
+            if not pa.types.is_string_view(column.type)
+            else column.cast(pa.large_string()).dictionary_encode()
+        )
+        codes, words = encoded.indices, encoded.dictionary
+    else:
+        return None
+    found = codes.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+    if words.null_count:
+        found = np.where((found >= 0) & ~_valid(words)[found], -1, found)
+    if len(words) > len(column):
+        used, found = np.unique(found, return_inverse=True)
+        found = found - (1 if used[0] < 0 else 0)
+        words = words.take(pa.array(used[used >= 0]))
+    return found.astype(np.int32), words.to_pylist()
+
+
+def coded(column: pa.Array, layout: Layout, at: int) -> tuple[Floats, npt.NDArray[np.uint32] | None]:
+    """Codes of a categorical feature with marks, and flags of another type's values."""
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.string())
+    encoded = encode(column)
+    if encoded is None:
+        return wrong_type(column)
+    codes, words = encoded
+    table = np.array([layout.tables[at][word] for word in [*words, None]], dtype=np.float64)
+    return table[codes], None
+
+
+def measured(column: pa.Array) -> tuple[Floats, npt.NDArray[np.uint32] | None]:
+    """Values of a numeric feature with marks, and flags of what is no measurement."""
+    if not is_number(column.type):
+        return wrong_type(column)
+    values = floats(column, np.nan)
+    odd = ~(np.abs(values) <= MAX_NUMBER)
+    if not odd.any():
+        return values, None
+    odd &= _valid(column)
+    values[odd] = NOTED
+    return values, odd * np.uint32(RowFlag.NOT_FINITE)
+
+
+def wrong_type(column: pa.Array) -> tuple[Floats, npt.NDArray[np.uint32]]:
+    valid = _valid(column)
+    return np.where(valid, NOTED, np.nan), valid * np.uint32(RowFlag.WRONG_FEATURE_TYPE)
+
+
+def describe(batch: Batch, at: int) -> dict[str, Any]:
+    """What a dead letter shows of row `at`: its ids."""
+    shown: dict[str, Any] = {}
+    for name in ("endpoint", "caller", "model_version", "request_id", "status", "caller_auth"):
+        codes, words = batch.words(name)
+        shown[name] = words[codes[at]]
+    return shown

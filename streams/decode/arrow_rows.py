@@ -1,0 +1,122 @@
+"""A batch of Arrow columns to the rows of a segment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from schemas.blocks import Flags
+from schemas.deadletter import DeadReason
+from schemas.ids import clean_id
+from streams.decode import arrow
+from streams.decode import envelope as env
+from streams.decode.columns import Group
+from streams.decode.gather import Rows, SegmentNames, Target
+from streams.decode.layout import settle
+
+TargetOf = Callable[[str, str], Target]
+Home = Callable[[str], str]
+
+
+class BadRow(NamedTuple):
+    """A row that is dead-lettered alone, and what its letter shows of it."""
+
+    row: int
+    reason: DeadReason
+    detail: str
+    shown: dict[str, Any]
+
+
+def arrow_rows(
+    record_batch: pa.RecordBatch, record: int, names: SegmentNames, target_of: TargetOf, home: Home
+) -> tuple[Rows | None, list[BadRow]]:
+    """The rows of a batch, and those refused alone; raises ArrowRefused for the whole.
+
+    `record` is the record's index in the run; `home` says what is wrong with an endpoint's partition ("": nothing).
+    """
+    batch = arrow.Batch(record_batch)
+    endpoint_of, endpoints = batch.words("endpoint")
+    version_of, versions = batch.words("model_version")
+    status, wrong_status, _ = arrow.statuses(batch)
+    verified, wrong_auth = arrow.auths(batch)
+    wrongs = ["endpoint is null" if not isinstance(name, str) else home(name) for name in endpoints]
+    misplaced = np.array([bool(wrong) for wrong in wrongs])[endpoint_of]
+    bad = misplaced | wrong_status | wrong_auth
+    refused = [_bad_row(batch, int(at), wrongs[endpoint_of[at]]) for at in np.flatnonzero(bad)]
+    kept = np.flatnonzero(~bad)
+    if not len(kept):
+        return None, refused
+    flags = np.zeros(batch.rows, dtype=np.uint32)
+    for name in ("producer", "request_id", "served_by"):
+        batch.texts_odd(name, flags)
+    latency_ms, value, weight = batch.doubles("latency_ms", np.nan), batch.outcomes(), batch.doubles("weight", 1.0)
+    env.check_numbers(latency_ms, value, weight, flags)
+    caller_of, callers = batch.words("caller")
+    groups, group_flags = _groups(batch, kept, endpoint_of, endpoints, version_of, versions, target_of)
+    rows = Rows(
+        record=np.full(len(kept), record, dtype=np.int64),
+        row=kept.astype(np.int32),
+        endpoint=_codes(names.endpoints, endpoint_of[kept], endpoints),
+        version=_codes(names.versions, version_of[kept], versions),
+        caller=_codes(names.callers, caller_of[kept], callers),
+        verified=verified[kept],
+        ts=batch.times()[kept],
+        flags=flags[kept] | group_flags,
+        latency_ms=latency_ms[kept],
+        status=status[kept],
+        served_by=arrow.routes(batch)[kept],
+        value=value[kept],
+        weight=weight[kept],
+        groups=groups,
+    )
+    return rows, refused
+
+
+def _bad_row(batch: arrow.Batch, at: int, misplaced: str) -> BadRow:
+    shown = arrow.describe(batch, at)
+    if misplaced and not isinstance(shown["endpoint"], str):
+        return BadRow(at, "wrong_shape", misplaced, shown | {"endpoint": ""})
+    if misplaced:
+        return BadRow(at, "wrong_partition", misplaced, shown)
+    return BadRow(at, "wrong_shape", f"status {shown['status']!r}, caller_auth {shown['caller_auth']!r}", shown)
+
+
+def _codes(names: env.Names, codes: npt.NDArray[np.int32], words: list[str]) -> npt.NDArray[np.int32]:
+    """A segment's codes of a batch's codes; words that no row uses get none."""
+    table = np.zeros(len(words), dtype=np.int32)
+    for code in np.flatnonzero(np.bincount(codes, minlength=len(words))).tolist():
+        table[code] = names.code(words[code])
+    return table[codes]
+
+
+def _groups(
+    batch: arrow.Batch,
+    kept: npt.NDArray[np.intp],
+    endpoint_of: npt.NDArray[np.int32],
+    endpoints: list[str],
+    version_of: npt.NDArray[np.int32],
+    versions: list[str],
+    target_of: TargetOf,
+) -> tuple[list[Group], Flags]:
+    """Groups of the kept rows (numbered among the kept), and the flags of their features."""
+    part = endpoint_of[kept].astype(np.int64) * len(versions) + version_of[kept]
+    order = np.argsort(part, kind="stable")
+    edges = np.concatenate(([0], np.flatnonzero(np.diff(part[order])) + 1, [len(order)]))
+    flags = np.zeros(len(kept), dtype=np.uint32)
+    groups = []
+    for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        rows = order[first:last]
+        endpoint, version = divmod(int(part[rows[0]]), len(versions))
+        target = target_of(endpoints[endpoint], versions[version])
+        features = np.empty((len(rows), 0))
+        layout = None if target.plan is None else target.plan.layout
+        if layout is not None:
+            features, bits = batch.matrix(layout, kept[rows])
+            bits |= settle(features.reshape(-1), [layout], np.array([0, len(rows)]))
+            flags[rows] = bits
+        groups.append(Group(clean_id(target.endpoint), clean_id(target.version), layout, rows, features))
+    return groups, flags

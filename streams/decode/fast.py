@@ -1,0 +1,101 @@
+"""The fast way: msgspec decoders made from a FeatureSchema. They may only say yes; what they refuse goes to the judge.
+
+Two things msgspec lets pass that the judge refuses: bytes that are not UTF-8, and integers of over 4,300 digits, both
+inside fields that it skips. So decoders that skip unknown fields see short ASCII without escapes alone, and everything
+else goes to decoders that refuse unknown fields.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from schemas.blocks import FeatureSchema
+from schemas.events import CallerAuth, Status
+from streams.decode.layout import Layout
+
+MAX_OPEN_BYTES = 4_096
+REFUSED = (msgspec.MsgspecError, UnicodeError, RecursionError)
+"""All that a msgspec decoder raises on bytes that it does not take."""
+
+FeatureValue = float | str | bool | list[float | None] | None
+_Outcome = float | str | bool | list[float] | dict[str, float] | None
+
+ENVELOPE: tuple[tuple[Any, ...], ...] = (
+    ("schema_version", int, 1),
+    ("endpoint", str),
+    ("producer", str, "unknown"),
+    ("seq", int, 0),
+    ("request_id", str, "none"),
+    ("model_version", str, "default"),
+    ("artifact_digest", str | None, None),
+    ("caller", str, "anonymous"),
+    ("caller_auth", CallerAuth, "claimed"),
+    ("ts", int | None, None),
+    ("latency_ms", float | None, None),
+    ("status", Status, "ok"),
+    ("served_by", str, "primary"),
+    ("prediction", _Outcome, None),
+    ("weight", float, 1.0),
+    ("origin", str | None, None),
+)
+"""Fields of a prediction beside its features, as the contract has them."""
+NAMES: tuple[str, ...] = tuple(field[0] for field in ENVELOPE)
+
+Form = Literal["object", "list"]
+
+
+def _event(features: Any, closed: bool) -> msgspec.json.Decoder[Any]:
+    struct = msgspec.defstruct(
+        "Event", [*ENVELOPE, ("features", features)], kw_only=True, gc=False, forbid_unknown_fields=closed
+    )
+    return msgspec.json.Decoder(struct)
+
+
+def is_short_ascii(value: bytes) -> bool:
+    """Whether the open decoders may see `value`."""
+    return len(value) <= MAX_OPEN_BYTES and value.isascii() and b"\\" not in value
+
+
+def _features(layout: Layout, form: Form) -> Any:
+    """A struct of one optional field a feature, refusing features that the schema does not know."""
+    fields = []
+    for at in range(layout.width if form == "object" else len(layout.schema.order)):
+        if at in layout.tables:
+            kind: Any = str | None
+        elif at in layout.ignored:
+            kind = FeatureValue
+        else:
+            kind = float | bool | None
+        fields.append((f"f{at}", kind, None))
+    rename = {f"f{at}": name for at, name in enumerate(layout.names)}
+    return msgspec.defstruct(
+        "Features", fields, rename=rename, array_like=form == "list", gc=False, forbid_unknown_fields=True
+    )
+
+
+Decoders = tuple[msgspec.json.Decoder[Any], msgspec.json.Decoder[Any]]
+_ANY_FEATURES = dict[str, FeatureValue] | list[FeatureValue]
+GENERIC: Decoders = (_event(_ANY_FEATURES, closed=False), _event(_ANY_FEATURES, closed=True))
+"""Of events of any schema, or of none."""
+
+
+class Plan:
+    """How events of one FeatureSchema are decoded; equal schemas share a plan.
+
+    `typed` False: a feature's name cannot be a field of msgspec, so that events take the generic way.
+    """
+
+    def __init__(self, schema: FeatureSchema) -> None:
+        self.layout = Layout(schema)
+        self.typed = not any(char in '"\\' or char < " " for name in self.layout.names for char in name)
+        self._made: dict[Form, Decoders] = {}
+
+    def decoders(self, form: Form) -> Decoders:
+        """(open, closed) decoders of events whose features are an object, or a list in the schema's order."""
+        made = self._made.get(form)
+        if made is None:
+            features = _features(self.layout, form)
+            made = self._made[form] = (_event(features, closed=False), _event(features, closed=True))
+        return made

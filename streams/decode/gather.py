@@ -1,0 +1,254 @@
+"""Rows of a segment as they are decoded, and how they become Columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.blocks import Bytes, Codes, Flags, Floats, Longs
+from schemas.deadletter import DeadLetter
+from schemas.flags import RowFlag
+from schemas.ids import clean_id
+from streams.decode import envelope as env
+from streams.decode.columns import Columns, Group
+from streams.decode.fast import GENERIC, NAMES, Form, Plan
+from streams.decode.layout import settle
+
+_AT = {name: at for at, name in enumerate(NAMES)}
+Registered = Callable[[str], bool]
+
+
+class Target:
+    """Where rows of one endpoint@version go: names as they were sent, the plan, and the rows gathered so far.
+
+    `open` and `closed` are the decoders of the form in which features came last; `slot` is the target's number within
+    the segment (-1: none yet), `flat` its feature rows end to end.
+    """
+
+    __slots__ = ("closed", "endpoint", "flat", "form", "open", "plan", "slot", "version")
+
+    def __init__(self, endpoint: str, version: str, plan: Plan | None) -> None:
+        self.endpoint = endpoint
+        self.version = version
+        self.plan = plan
+        self.slot = -1
+        self.flat: list[Any] = []
+        self.use("object")
+
+    def use(self, form: Form) -> None:
+        self.form = form
+        typed = self.plan is not None and self.plan.typed
+        self.open, self.closed = self.plan.decoders(form) if typed and self.plan is not None else GENERIC
+
+
+@dataclass(slots=True, eq=False)
+class Rows:
+    """Rows of one encoding; `record` [n] indexes the run's records. Endpoint, version and caller are codes of `Names`."""
+
+    record: npt.NDArray[np.int64]
+    row: Codes
+    endpoint: Codes
+    version: Codes
+    caller: Codes
+    verified: npt.NDArray[np.bool_]
+    ts: Longs
+    flags: Flags
+    latency_ms: Floats
+    status: Bytes
+    served_by: Bytes
+    value: Floats
+    weight: Floats
+    groups: list[Group]
+
+
+@dataclass(slots=True, eq=False)
+class SegmentNames:
+    """The names that a segment's codes mean."""
+
+    endpoints: env.Names = field(default_factory=env.Names)
+    versions: env.Names = field(default_factory=env.Names)
+    callers: env.Names = field(default_factory=env.Names)
+
+
+@dataclass(slots=True, eq=False)
+class Gather:
+    """What has been decoded of a segment. The four lists of JSON events run in parallel."""
+
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+    records: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    flags: dict[int, int] = field(default_factory=dict)
+    targets: list[Target] = field(default_factory=list)
+    names: SegmentNames = field(default_factory=SegmentNames)
+    others: list[Rows] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+
+    def slot_of(self, target: Target) -> int:
+        if target.slot < 0:
+            target.slot = len(self.targets)
+            self.targets.append(target)
+        return target.slot
+
+    def columns(self, offsets: Longs, broker_ms: Longs, registered: Registered | None) -> Columns:
+        """All rows gathered, in log order; frees the targets for the next segment."""
+        parts = ([self._json_rows()] if self.events else []) + self.others
+        return assemble(parts, self.names, offsets, broker_ms, registered)
+
+    def _json_rows(self) -> Rows:
+        columns = list(zip(*self.events, strict=True))
+        slots = np.array(self.slots, dtype=np.intp)
+        groups, group_flags = self._groups(slots)
+        flags = np.zeros(len(slots), dtype=np.uint32)
+        flags |= group_flags
+        for at, bits in self.flags.items():
+            flags[at] |= np.uint32(bits)
+        for name in ("producer", "request_id", "served_by"):
+            env.flag_odd_ids(columns[_AT[name]], flags)
+        targets, names = self.targets, self.names
+        latency_ms = env.numbers(columns[_AT["latency_ms"]])
+        value = env.outcomes(columns[_AT["prediction"]])
+        weight = env.numbers(columns[_AT["weight"]])
+        env.check_numbers(latency_ms, value, weight, flags)
+        rows = Rows(
+            record=np.array(self.records, dtype=np.int64),
+            row=np.array(self.rows, dtype=np.int32),
+            endpoint=np.array([names.endpoints.code(target.endpoint) for target in targets], dtype=np.int32)[slots],
+            version=np.array([names.versions.code(target.version) for target in targets], dtype=np.int32)[slots],
+            caller=names.callers.column(columns[_AT["caller"]]),
+            verified=env.small_codes(_AUTH, columns[_AT["caller_auth"]]).astype(np.bool_),
+            ts=env.times(columns[_AT["ts"]]),
+            flags=flags,
+            latency_ms=latency_ms,
+            status=env.statuses(columns[_AT["status"]]),
+            served_by=env.small_codes(env.ROUTES, columns[_AT["served_by"]]),
+            value=value,
+            weight=weight,
+            groups=groups,
+        )
+        for target in targets:
+            target.slot, target.flat = -1, []
+        return rows
+
+    def _groups(self, slots: npt.NDArray[np.intp]) -> tuple[list[Group], Flags]:
+        """Groups in order of first sight, and the flags of each row's features."""
+        order = np.argsort(slots, kind="stable")
+        counts = np.bincount(slots, minlength=len(self.targets))
+        starts = np.concatenate(([0], np.cumsum(counts)))
+        flat: list[Any] = []
+        for target in self.targets:
+            if target.plan is not None:
+                target.plan.layout.code(target.flat)
+                flat += target.flat
+        features = np.fromiter(flat, dtype=np.float64, count=len(flat))
+        layouts = [None if target.plan is None else target.plan.layout for target in self.targets]
+        flags = np.zeros(len(slots), dtype=np.uint32)
+        flags[order] = settle(features, layouts, starts)
+        groups, at = [], 0
+        edges = starts.tolist()
+        for number, (target, layout) in enumerate(zip(self.targets, layouts, strict=True)):
+            rows = order[edges[number] : edges[number + 1]]
+            width = 0 if layout is None else layout.width
+            matrix = features[at : at + len(rows) * width].reshape(len(rows), width)
+            at += len(rows) * width
+            groups.append(Group(clean_id(target.endpoint), clean_id(target.version), layout, rows, matrix))
+        return groups, flags
+
+
+_AUTH = {"claimed": 0, "verified": 1}
+_COLUMNS = (
+    "record", "row", "endpoint", "version", "caller", "verified", "ts", "flags",
+    "latency_ms", "status", "served_by", "value", "weight",
+)  # fmt: skip
+
+
+def assemble(
+    parts: list[Rows], names: SegmentNames, offsets: Longs, broker_ms: Longs, registered: Registered | None
+) -> Columns:
+    """Columns of rows of several encodings, merged into log order."""
+    if not parts:
+        return empty_columns()
+    merged = {name: _join([getattr(part, name) for part in parts]) for name in _COLUMNS}
+    groups = _merge_groups(parts)
+    record, row = merged["record"], merged["row"]
+    order = np.lexsort((row, record))
+    if len(parts) > 1 and not np.array_equal(order, np.arange(len(order))):
+        place = np.empty(len(order), dtype=np.intp)
+        place[order] = np.arange(len(order))
+        merged = {name: column[order] for name, column in merged.items()}
+        groups = [_in_order(group._replace(rows=place[group.rows])) for group in groups]
+    flags = merged["flags"]
+    for kind, column in ((names.endpoints, "endpoint"), (names.versions, "version"), (names.callers, "caller")):
+        kind.flag_odd(merged[column], flags)
+    for group in groups:
+        bits = 0 if group.layout is not None else int(RowFlag.NO_PROFILE)
+        if registered is not None and not registered(group.endpoint):
+            bits |= RowFlag.UNREGISTERED_ENDPOINT
+        if bits:
+            flags[group.rows] |= np.uint32(bits)
+    broker = broker_ms[merged["record"]]
+    return Columns(
+        offset=offsets[merged["record"]],
+        row=merged["row"],
+        endpoint=merged["endpoint"],
+        endpoints=names.endpoints.all(),
+        version=merged["version"],
+        versions=names.versions.all(),
+        caller=merged["caller"],
+        callers=names.callers.all(),
+        verified=merged["verified"],
+        ts=env.clamp_times(merged["ts"], broker, flags),
+        broker_ts=broker,
+        flags=flags,
+        latency_ms=merged["latency_ms"],
+        status=merged["status"],
+        served_by=merged["served_by"],
+        value=merged["value"],
+        weight=merged["weight"],
+        groups=tuple(groups),
+    )
+
+
+def _join(arrays: list[Any]) -> Any:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _merge_groups(parts: list[Rows]) -> list[Group]:
+    """Groups of all parts, with rows shifted to the joined columns; groups of one endpoint@version become one."""
+    found: dict[tuple[str, str], list[Group]] = {}
+    shift = 0
+    for part in parts:
+        for group in part.groups:
+            moved = group if shift == 0 else group._replace(rows=group.rows + shift)
+            found.setdefault((group.endpoint, group.version), []).append(moved)
+        shift += len(part.record)
+    merged = []
+    for same in found.values():
+        if len(same) == 1:
+            merged.append(same[0])
+        else:
+            rows = np.concatenate([group.rows for group in same])
+            merged.append(same[0]._replace(rows=rows, features=np.concatenate([group.features for group in same])))
+    return [_in_order(group) for group in merged]
+
+
+def _in_order(group: Group) -> Group:
+    if np.all(group.rows[1:] > group.rows[:-1]):
+        return group
+    order = np.argsort(group.rows)
+    return group._replace(rows=group.rows[order], features=group.features[order])
+
+
+def empty_columns() -> Columns:
+    """Columns of no rows."""
+    codes, longs, floats = np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.float64)
+    small = np.empty(0, np.uint8)
+    return Columns(
+        offset=longs, row=codes, endpoint=codes, endpoints=(), version=codes, versions=(), caller=codes, callers=(),
+        verified=np.empty(0, np.bool_), ts=longs, broker_ts=longs, flags=np.empty(0, np.uint32), latency_ms=floats,
+        status=small, served_by=small, value=floats, weight=floats, groups=(),
+    )  # fmt: skip

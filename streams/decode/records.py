@@ -1,0 +1,343 @@
+"""Records of one partition to segments of columns: which encoding, which decoder, which dead letter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec.structs import astuple
+from pydantic_core import from_json, to_json
+
+from schemas.blocks import FeatureSchema
+from schemas.deadletter import DeadReason
+from schemas.events import (
+    MAX_EVENT_BYTES,
+    MAX_JSON_DEPTH,
+    MAX_RECORD_BYTES,
+    MAX_ROWS_PER_RECORD,
+    Prediction,
+    ProfileActivated,
+    Tick,
+)
+from schemas.flags import RowFlag
+from schemas.ids import clean_id
+from streams.deadletters import Place, dead_letter
+from streams.decode.arrow import read_stream
+from streams.decode.arrow_rows import arrow_rows
+from streams.decode.columns import Control, Headers, SchemaLookup, Segment
+from streams.decode.depth import too_deep
+from streams.decode.fast import GENERIC, MAX_OPEN_BYTES, NAMES, REFUSED, Form, Plan, is_short_ascii
+from streams.decode.gather import Gather, Registered, Target
+from streams.decode.headers import ARROW_MAGIC, SPACE, Mark, marks_of, shown
+from streams.decode.ipc import ArrowRefused
+from streams.decode.judge import Judged, Refused, judge, refusal
+from streams.decode.partitioner import partition_of
+
+MAX_TARGETS = 16_384
+"""Endpoint@versions remembered (about 1 kB each without a profile); above it they are met anew."""
+MAX_PLANS = 4_096
+"""Schemas whose decoders are kept (about 50 kB each) when profiles change."""
+_CONTROLS = (Tick.KIND, ProfileActivated.KIND)
+_raw_rows = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+_ENVELOPE_AT = {name: at for at, name in enumerate(NAMES)}
+
+
+class Decoder:
+    """Decodes one partition's records. Keeps nothing of them but how endpoints were last decoded.
+
+    `partitions` is the topic's count. `schema_of` is asked once an endpoint@version and again after `forget` or a
+    `profile_activated` record. `registered` says whether an endpoint is configured (None: all are).
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        partitions: int,
+        schema_of: SchemaLookup,
+        registered: Registered | None = None,
+    ) -> None:
+        self._topic = topic
+        self._partition = partition
+        self._partitions = partitions
+        self._schema_of = schema_of
+        self._registered = registered
+        self._plans: dict[FeatureSchema, Plan] = {}
+        self._by_key: dict[bytes | None, Target] = {}
+        self._targets: dict[tuple[str, str], Target] = {}
+
+    def forget(self) -> None:
+        """Ask `schema_of` anew from the next segment on."""
+        self._by_key.clear()
+        self._targets.clear()
+        if len(self._plans) > MAX_PLANS:
+            self._plans.clear()
+
+    def _forget_strangers(self) -> None:
+        """Keeps what is remembered bounded: endpoints without a profile go first, for anybody can name those."""
+        if len(self._targets) > MAX_TARGETS:
+            self._by_key.clear()
+            self._targets = {name: target for name, target in self._targets.items() if target.plan is not None}
+            if len(self._targets) > MAX_TARGETS:
+                self.forget()
+
+    def segments(
+        self,
+        values: Sequence[bytes | None],
+        keys: Sequence[bytes | None],
+        headers: Sequence[Headers | None],
+        offsets: Sequence[int],
+        timestamps: Sequence[int],
+    ) -> Iterator[Segment]:
+        """The records (parallel lists; timestamps in ms) as segments in log order, each ended by a control record.
+
+        Lazy: what the caller does about a control is done before the segment after it is decoded.
+        """
+        run = _Run(values, keys, headers, marks_of(headers), offsets, timestamps)
+        offset, broker = np.array(offsets, dtype=np.int64), np.array(timestamps, dtype=np.int64)
+        first = 0
+        for last in [at for at, mark in enumerate(run.marks) if mark.kind in _CONTROLS] + [len(values)]:
+            self._forget_strangers()
+            gather = Gather()
+            self._decode(run, first, last, gather)
+            columns = gather.columns(offset, broker, self._registered)
+            control = run.control(last) if last < len(values) else None
+            if control is not None or last > first:
+                yield Segment(columns, tuple(gather.dead), control)
+            if control is not None and control.kind == ProfileActivated.KIND:
+                self.forget()
+            first = last + 1
+
+    def _decode(self, run: _Run, first: int, last: int, gather: Gather) -> None:
+        """Gathers the rows of records first to last; the common case is inlined, all else is `_record`."""
+        values, keys, marks, by_key = run.values, run.keys, run.marks, self._by_key
+        for index in range(first, last):
+            value = values[index]
+            target = by_key.get(keys[index])
+            if (
+                target is None
+                or value is None
+                or not marks[index].plain
+                or len(value) > MAX_OPEN_BYTES
+                or not value.isascii()
+                or b"\\" in value
+                or value.count(b"[") + value.count(b"{") > MAX_JSON_DEPTH
+            ):
+                self._record(run, index, gather)
+                continue
+            try:
+                event = target.open.decode(value)
+            except REFUSED:
+                self._record(run, index, gather)
+                continue
+            if event.endpoint != target.endpoint or event.model_version != target.version:
+                self._record(run, index, gather)
+                continue
+            fields = astuple(event)
+            if target.plan is not None:
+                if not target.plan.typed:
+                    self._record(run, index, gather)
+                    continue
+                target.flat += astuple(event.features)
+            gather.events.append(fields)
+            gather.records.append(index)
+            gather.rows.append(0)
+            slot = target.slot
+            gather.slots.append(slot if slot >= 0 else gather.slot_of(target))
+
+    def _record(self, run: _Run, index: int, gather: Gather) -> None:
+        """One record of any kind and encoding."""
+        value, mark = run.values[index], run.marks[index]
+        row = _Row(run, index, 0, value or b"")
+        if mark.kind != Prediction.KIND:
+            self._bury(gather, row, "unknown_kind", f"palisade-kind is {mark.kind!r}")
+        elif value is None:
+            self._bury(gather, row, "tombstone", "")
+        elif not value:
+            self._bury(gather, row, "empty", "")
+        elif len(value) > MAX_RECORD_BYTES:
+            self._bury(gather, row, "too_large", f"{len(value)} bytes")
+        elif mark.encoding and (found := shown(value)) and found != mark.encoding:
+            self._bury(gather, row, "encoding_mismatch", f"content-type says {mark.encoding}, the bytes are {found}")
+        elif mark.encoding == "arrow" or value.startswith(ARROW_MAGIC):
+            self._arrow(run, index, value, gather)
+        elif value.lstrip(SPACE)[:1] == b"[":
+            self._array(run, index, value, gather)
+        else:
+            self._event(row, gather)
+
+    def _array(self, run: _Run, index: int, value: bytes, gather: Gather) -> None:
+        """A JSON array of events, row by row."""
+        whole = _Row(run, index, 0, value)
+        if too_deep(value):
+            return self._bury(gather, whole, "too_deep", "")
+        try:
+            rows = [bytes(raw) for raw in _raw_rows.decode(value)]
+        except REFUSED:
+            try:
+                rows = [to_json(row, inf_nan_mode="constants") for row in from_json(value)]
+            except (ValueError, RecursionError) as error:
+                refused = refusal(error)
+                return self._bury(gather, whole, refused.reason, refused.detail)
+        if not rows:
+            return self._bury(gather, whole, "empty", "an array of no events")
+        if len(rows) > MAX_ROWS_PER_RECORD:
+            return self._bury(gather, whole, "too_large", f"{len(rows)} events, at most {MAX_ROWS_PER_RECORD}")
+        for number, row in enumerate(rows):
+            self._event(_Row(run, index, number, row, of_array=True), gather)
+        return None
+
+    def _event(self, row: _Row, gather: Gather) -> None:
+        """One JSON event: typed decoder, generic decoder, judge; in this order."""
+        value = row.value
+        if len(value) > MAX_EVENT_BYTES:
+            return self._bury(gather, row, "too_large", f"an event of {len(value)} bytes, at most {MAX_EVENT_BYTES}")
+        if too_deep(value):
+            return self._bury(gather, row, "too_deep", "")
+        short = is_short_ascii(value)
+        hint = self._by_key.get(row.key)
+        if hint is not None and hint.plan is not None and hint.plan.typed:
+            try:
+                event = (hint.open if short else hint.closed).decode(value)
+            except REFUSED:
+                pass
+            else:
+                target = self._target(event.endpoint, event.model_version)
+                if target.plan is hint.plan and self._belongs(row, event.endpoint, event.caller, gather):
+                    target.flat += astuple(event.features)
+                    return self._take(gather, row, target, astuple(event), 0)
+                if target.plan is hint.plan:
+                    return None
+        try:
+            event = (GENERIC[0] if short else GENERIC[1]).decode(value)
+            judged = Judged(astuple(event)[:-1], event.features)
+        except REFUSED:
+            verdict = judge(value)
+            if isinstance(verdict, Refused):
+                return self._bury(gather, row, verdict.reason, verdict.detail)
+            judged = verdict
+        return self._generic(row, judged, gather)
+
+    def _generic(self, row: _Row, event: Judged, gather: Gather) -> None:
+        """An event whose features are plain objects."""
+        endpoint = event.envelope[_ENVELOPE_AT["endpoint"]]
+        if not self._belongs(row, endpoint, event.envelope[_ENVELOPE_AT["caller"]], gather):
+            return
+        target = self._target(endpoint, event.envelope[_ENVELOPE_AT["model_version"]])
+        flags = 0
+        if target.plan is not None:
+            features, flags = target.plan.layout.spread(event.features)
+            target.flat += features
+            form: Form = "list" if isinstance(event.features, list) else "object"
+            if form != target.form and not flags & (RowFlag.UNKNOWN_FEATURE | RowFlag.WRONG_FEATURE_TYPE):
+                target.use(form)
+        if not row.of_array:
+            self._by_key[row.key] = target
+        self._take(gather, row, target, event.envelope, flags)
+
+    def _take(self, gather: Gather, row: _Row, target: Target, fields: tuple[Any, ...], flags: int) -> None:
+        if flags:
+            gather.flags[len(gather.events)] = int(flags)
+        gather.events.append((*fields[: len(NAMES)], None))
+        gather.records.append(row.at)
+        gather.rows.append(row.number)
+        gather.slots.append(gather.slot_of(target))
+
+    def _arrow(self, run: _Run, index: int, value: bytes, gather: Gather) -> None:
+        """An Arrow IPC stream, column by column."""
+        row = _Row(run, index, 0, value)
+        if not value.startswith(ARROW_MAGIC):
+            return self._bury(gather, row, "arrow_broken", "the bytes do not begin as an Arrow IPC stream")
+        try:
+            rows, refused = arrow_rows(read_stream(value), index, gather.names, self._target, self._home)
+        except ArrowRefused as error:
+            return self._bury(gather, row, error.reason, error.detail)
+        if rows is not None:
+            gather.others.append(rows)
+        for bad in refused:
+            shown_row = _Row(run, index, bad.row, to_json(bad.shown))
+            self._bury(gather, shown_row, bad.reason, bad.detail, clean_id(bad.shown["endpoint"] or ""), None)
+        return None
+
+    def _home(self, endpoint: str) -> str:
+        """ "" if rows of the endpoint (as it was sent) belong on this partition, else what is wrong."""
+        home = partition_of(endpoint.encode("utf-8", "surrogatepass"), self._partitions)
+        return (
+            "" if home == self._partition else f"{clean_id(endpoint)} belongs on partition {home} of {self._partitions}"
+        )
+
+    def _target(self, endpoint: str, version: str) -> Target:
+        target = self._targets.get((endpoint, version))
+        if target is None:
+            schema = self._schema_of(clean_id(endpoint), clean_id(version))
+            plan = None
+            if schema is not None:
+                plan = self._plans.get(schema) or self._plans.setdefault(schema, Plan(schema))
+            target = self._targets[endpoint, version] = Target(endpoint, version, plan)
+        return target
+
+    def _belongs(self, row: _Row, endpoint: str, caller: str, gather: Gather) -> bool:
+        """Whether the endpoint is the key's and hashes to this partition; else the row is dead-lettered."""
+        sent = endpoint.encode("utf-8", "surrogatepass")
+        if not row.of_array and row.key is not None and row.key != sent:
+            detail = f"the key is {row.key[:128]!r}, the endpoint {clean_id(endpoint)}"
+        else:
+            detail = self._home(endpoint)
+        if detail:
+            self._bury(gather, row, "wrong_partition", detail, clean_id(endpoint), clean_id(caller))
+        return not detail
+
+    def _bury(
+        self,
+        gather: Gather,
+        row: _Row,
+        reason: DeadReason,
+        detail: str,
+        endpoint: str | None = None,
+        caller: str | None = None,
+    ) -> None:
+        place = Place(self._topic, self._partition, row.run.offsets[row.at], row.run.timestamps[row.at], row.number)
+        letter = dead_letter(place, reason, detail, row.value, row.run.headers[row.at], endpoint, caller)
+        if letter.endpoint is None and row.key:
+            letter = letter.model_copy(update={"endpoint": clean_id(row.key.decode("utf-8", "surrogateescape"))})
+        gather.dead.append(letter)
+
+
+class _Run(NamedTuple):
+    """The records as they were handed in, and what their headers say."""
+
+    values: Sequence[bytes | None]
+    keys: Sequence[bytes | None]
+    headers: Sequence[Headers | None]
+    marks: list[Mark]
+    offsets: Sequence[int]
+    timestamps: Sequence[int]
+
+    def control(self, at: int) -> Control:
+        return Control(
+            index=at,
+            kind=self.marks[at].kind,
+            offset=self.offsets[at],
+            broker_ms=self.timestamps[at],
+            key=self.keys[at],
+            value=self.values[at],
+            headers=self.headers[at] or (),
+        )
+
+
+class _Row(NamedTuple):
+    """One row on its way: where it came from and its bytes."""
+
+    run: _Run
+    at: int
+    number: int
+    value: bytes
+    of_array: bool = False
+
+    @property
+    def key(self) -> bytes | None:
+        return self.run.keys[self.at]
