@@ -9,6 +9,7 @@ from typing import Any
 
 import faust
 import mode
+from faust.tables import TableManager
 from faust.types import AgentT
 
 from streams.transport.consumer import Consumer, ConsumerOptions, Hooks
@@ -48,6 +49,21 @@ class WorkerSettings:
     producer: Mapping[str, Setting] = field(default_factory=dict)
 
 
+class _NoTables(TableManager):
+    """Starts at once: Faust waits a second for tables to be declared, and there are none."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
+
+
+class _Worker(mode.Worker):
+    """Ends at once: mode sleeps a second after everything has stopped."""
+
+    async def _sentinel_task(self) -> None:
+        await asyncio.sleep(0)
+
+
 def make_app(
     name: str,
     *,
@@ -70,6 +86,7 @@ def make_app(
         topic_disable_leader=True,
         web_enabled=False,
         store="memory://",
+        TableManager=_NoTables,
         key_serializer="raw",
         value_serializer="raw",
         broker_session_timeout=times.session_s,
@@ -157,7 +174,7 @@ def run_worker(app: faust.App, *, watchdog: WatchdogLimits | None = None, probes
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     watch = Watchdog([*transport_probes(lambda: getattr(app._consumer, "poller", None), loop, watchdog), *probes])
-    worker = mode.Worker(app, loop=loop, override_logging=False, redirect_stdouts=False)
+    worker = _Worker(app, loop=loop, override_logging=False, redirect_stdouts=False)
     watch.start()
     try:
         worker.execute_from_commandline()

@@ -23,10 +23,13 @@ from typing import Self
 
 import confluent_kafka
 
+from streams.transport.settings import KafkaConnection
+
 log = logging.getLogger(__name__)
 
 REBALANCE_DELAY_MS = 300  # default 3 s: what a group waits for further members before its first assignment
 PARTITION_BYTES = 5 << 20  # retention of the mock cluster, fixed in librdkafka
+FETCH_WAIT_MS = 10  # an empty fetch waits its full time here, whatever arrives meanwhile: this is the latency
 _PRODUCER = 0  # rd_kafka_type_t
 
 
@@ -75,6 +78,11 @@ class EmbeddedBroker:
     def create_topic(self, name: str, partitions: int) -> None:
         """Raises RuntimeError when it exists already."""
         self._call("rd_kafka_mock_topic_create", name.encode(), partitions, 1)
+
+    @property
+    def connection(self) -> KafkaConnection:
+        """How our own clients should reach it: with short fetches."""
+        return KafkaConnection(bootstrap=self.bootstrap, fetch_wait_ms=FETCH_WAIT_MS)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -157,7 +165,8 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     with EmbeddedBroker(topics) as broker:
-        sys.stdout.write(json.dumps({"bootstrap": broker.bootstrap, "topics": topics}) + "\n")
+        said = {"bootstrap": broker.bootstrap, "fetch_wait_ms": FETCH_WAIT_MS, "topics": topics}
+        sys.stdout.write(json.dumps(said) + "\n")
         sys.stdout.flush()
         while os.getppid() == parent and not ending.wait(1.0):  # never outlives its supervisor
             pass

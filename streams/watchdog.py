@@ -77,7 +77,11 @@ class Watchdog:
     def _watch(self) -> None:
         bad: set[str] = set()
         while not self._halt.wait(self._period_s):
-            ages = self.ages(monotonic())
+            try:
+                ages = self.ages(monotonic())
+            except Exception as error:  # noqa: BLE001 - a watchdog that cannot look must not pretend that it does
+                self._die([f"the watchdog itself ({error!r})"], {})
+                return
             over = {probe.name for probe in self._probes if (ages[probe.name] or 0.0) > probe.limit_s}
             if over & bad:
                 self._die(sorted(over & bad), ages)
@@ -121,13 +125,14 @@ class LoopHeartbeat:
     def age(self, now: float) -> float | None:
         if not self._loop.is_running():
             return None
-        if self._asked is None:
-            self._asked = now
+        asked = self._asked  # the loop may answer between any two lines
+        if asked is None:
+            self._asked = asked = now
             try:
                 self._loop.call_soon_threadsafe(self._answer)
             except RuntimeError:  # closed since the line above
                 return None
-        return now - self._asked
+        return now - asked
 
     def _answer(self) -> None:
         self._asked = None

@@ -20,6 +20,8 @@ class KafkaConnection(BaseModel):
     """How to reach the brokers. Secrets are never part of a repr or a dump.
 
     bootstrap: `host:port[,host:port]`. Without TLS only loopback is reached, unless `allow_plaintext` says otherwise.
+    fetch_wait_ms: how long an empty fetch waits at the broker. A record that arrives ends the wait on Apache Kafka; the
+    embedded broker lets it run out, so there it is the latency.
     extra: further librdkafka settings of the connection, by their own names (OAUTHBEARER, timeouts).
     """
 
@@ -35,6 +37,7 @@ class KafkaConnection(BaseModel):
     ssl_certificate_location: str | None = None
     ssl_key_location: str | None = None
     ssl_key_password: SecretStr | None = None
+    fetch_wait_ms: int = Field(default=100, ge=1, le=500)
     extra: Mapping[str, Setting] = Field(default_factory=dict, repr=False)
 
     @model_validator(mode="after")
@@ -70,7 +73,6 @@ CONSUMER: Mapping[str, Setting] = {
     "auto.offset.reset": "earliest",
     "check.crcs": True,  # off, flipped bytes are delivered as data
     "fetch.queue.backoff.ms": 10,  # default: prefetch rests a second each time the queue is full
-    "fetch.wait.max.ms": 100,  # a fetch sent while a partition was paused must not hold it longer than this
     "fetch.message.max.bytes": 1 << 20,
     # Prefetch lies outside the ledger's bounds, and what other topics queue stands before a report: 16 MiB is about
     # 25 ms of polling.
@@ -127,6 +129,7 @@ def kafka_settings(
         if not group:
             raise ValueError("a consumer needs a group")
         settings["group.id"] = group
+        settings["fetch.wait.max.ms"] = connection.fetch_wait_ms
     given: Mapping[str, str | SecretStr | None] = {
         "sasl.mechanism": connection.sasl_mechanism,
         "sasl.username": connection.sasl_username,

@@ -36,6 +36,15 @@ def test_no_progress_twice_in_a_row_dumps_the_state_and_ends_the_process(tmp_pat
     assert "watchdog.py" in dump.read_text()
 
 
+def test_a_probe_that_cannot_look_ends_the_process_too(tmp_path: Path) -> None:
+    dog, codes, ended = watch(Probe("broken", 1.0, lambda _: 1 / 0), out=tmp_path / "dump")
+    dog.start()
+    assert ended.wait(5)
+    dog.stop()
+    assert codes == [70]
+    assert "ZeroDivisionError" in (tmp_path / "dump").read_text()
+
+
 def test_one_bad_look_or_nothing_to_do_ends_nothing(tmp_path: Path) -> None:
     looks = iter([2.0, 0.0, 2.0, 0.0, 2.0])
     done = threading.Event()

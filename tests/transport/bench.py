@@ -1,0 +1,142 @@
+"""Drives worker processes, and checks from outside what they did."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from streams.transport.run import TP
+from streams.transport.settings import KafkaConnection, kafka_settings
+from tests.transport.worker import Spec
+
+Seen = Mapping[TP, Counter[int]]
+
+
+def fill(bootstrap: str, topic: str, partitions: int, each: int, size: int = 20) -> None:
+    """Write `each` records to every partition; returns when all are confirmed."""
+    failed: list[object] = []
+    producer = Producer(kafka_settings(KafkaConnection(bootstrap=bootstrap), "producer"))
+    for number in range(each):
+        for partition in range(partitions):
+            value = f"{number:020d}".encode().ljust(size, b".")
+            producer.produce(
+                topic, value, partition=partition, on_delivery=lambda error, _: error and failed.append(error)
+            )
+            producer.poll(0)
+    assert producer.flush(30) == 0
+    assert failed == []
+
+
+def passed_over(committed: Mapping[TP, int], seen: Seen) -> dict[TP, list[int]]:
+    """Offsets below a committed one that nobody has finished. Anything here is a violation of I2."""
+    lost = {tp: [offset for offset in range(end) if not seen.get(tp, {}).get(offset)] for tp, end in committed.items()}
+    return {tp: offsets for tp, offsets in lost.items() if offsets}
+
+
+class Bench:
+    """Workers on one group, with a sampler that looks for commits past unfinished offsets every 100 ms."""
+
+    def __init__(self, spec: Spec, partitions: int) -> None:
+        self.spec = spec
+        self.tps = [TP(topic, partition) for topic in spec.topics for partition in range(partitions)]
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.violations: list[dict[TP, list[int]]] = []
+        self.samples = 0
+        self._halt = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._probe = Consumer(kafka_settings(KafkaConnection(bootstrap=spec.bootstrap), "consumer", group=spec.group))
+        self._probing = threading.Lock()
+        self._read: dict[Path, tuple[int, list[dict[str, Any]]]] = {}
+
+    def start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.transport.worker", self.spec.dumps()]
+        errors = (Path(self.spec.out) / f"stderr-{len(self.workers)}").open("wb")
+        self.workers.append(subprocess.Popen(command, stdout=errors, stderr=errors))
+        return self.workers[-1]
+
+    def stop(self, worker: subprocess.Popen[bytes], timeout: float = 30) -> int:
+        worker.send_signal(signal.SIGTERM)
+        return worker.wait(timeout)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every complete line so far. Read incrementally, so that a sampler may look often."""
+        with self._probing:
+            for path in Path(self.spec.out).glob("*.jsonl"):
+                position, lines = self._read.setdefault(path, (0, []))
+                with path.open("rb") as file:
+                    file.seek(position)
+                    whole = file.read().rpartition(b"\n")[0]
+                if whole:
+                    lines.extend(json.loads(line) for line in whole.split(b"\n"))
+                    self._read[path] = (position + len(whole) + 1, lines)
+            return [line for _, lines in self._read.values() for line in lines]
+
+    def seen(self) -> dict[TP, Counter[int]]:
+        """How often each offset was finished, by all workers together."""
+        counts: dict[TP, Counter[int]] = {}
+        for line in self.events():
+            if line["event"] == "run":
+                counts.setdefault(TP(line["topic"], line["partition"]), Counter()).update(line["offsets"])
+        return counts
+
+    def committed(self) -> dict[TP, int]:
+        answers = self._probe.committed([TopicPartition(*tp) for tp in self.tps], timeout=10)
+        return {TP(part.topic, part.partition): part.offset for part in answers if part.offset >= 0}
+
+    def total(self) -> int:
+        """Different offsets finished."""
+        return sum(map(len, self.seen().values()))
+
+    def until(self, condition: Callable[[], object], what: str, timeout: float = 60) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not within {timeout} s\n{self.errors()}"
+            time.sleep(0.03)
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.events() if line["event"] == event]
+
+    def all_seen(self, each: int) -> Callable[[], bool]:
+        return lambda: self.total() >= each * len(self.tps)
+
+    def errors(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in Path(self.spec.out).glob("stderr-*"))
+
+    def __enter__(self) -> Self:
+        self._sampler.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+            worker.wait()
+        self._halt.set()
+        self._sampler.join()
+        self._probe.close()
+
+    def _sample(self) -> None:
+        while not self._halt.wait(0.1):
+            try:
+                committed = self.committed()  # first the commits, then the files: a violation is proof
+            except KafkaException:
+                continue
+            self.samples += 1
+            if lost := passed_over(committed, self.seen()):
+                self.violations.append(lost)
+
+
+def exactly(tps: Iterable[TP], each: int) -> dict[TP, int]:
+    """The committed offsets of a log that was read to its end."""
+    return dict.fromkeys(tps, each)

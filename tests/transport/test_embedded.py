@@ -1,0 +1,218 @@
+"""The transport in worker processes, on the embedded broker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, KafkaException, Producer
+
+from streams.embedded_broker import EmbeddedBroker, parse_topics
+from streams.transport.outbox import Outbox, OutboxClosed, OutboxFull
+from streams.transport.run import TP
+from streams.transport.settings import KafkaConnection, kafka_settings
+from tests.transport.bench import Bench, exactly, fill, passed_over
+from tests.transport.worker import Spec, Topic
+
+Start = Callable[[Mapping[str, int]], EmbeddedBroker]
+
+
+def bench(broker: EmbeddedBroker, out: Path, partitions: int = 2, **topics: Topic) -> Bench:
+    return Bench(Spec(broker.bootstrap, "g", str(out), topics), partitions)
+
+
+def test_the_checker_finds_a_planted_violation() -> None:
+    tp = TP("t", 0)
+    assert passed_over({tp: 3}, {tp: Counter([0, 2])}) == {tp: [1]}
+    assert passed_over({tp: 3}, {tp: Counter([0, 1, 2])}) == {}
+
+
+def test_a_stopped_worker_has_committed_what_it_finished_and_the_next_one_reads_from_its_state(
+    embedded_broker: Start, tmp_path: Path
+) -> None:
+    broker = embedded_broker({"t": 2, "sink": 1})
+    fill(broker.bootstrap, "t", 2, 3_000)
+    spec = Spec(broker.bootstrap, "g", str(tmp_path), {"t": Topic(sink="sink", sleep_s=0.02)}, back=30)
+    with Bench(spec, 2) as b:
+        first = b.start()
+        b.until(lambda: b.total() > 1_000, "the first worker at work")
+        assert b.stop(first) == 0
+        committed = b.committed()
+        assert committed == {tp: len(seen) for tp, seen in b.seen().items()}
+        second = b.start()
+        b.until(b.all_seen(3_000), "everything read")
+        assert b.stop(second) == 0
+        assert b.committed() == exactly(b.tps, 3_000)
+        assert [line["committed"] for line in b.told("start_at")] == [
+            [],
+            sorted([*tp, end] for tp, end in committed.items()),
+        ]
+        twice = {tp: sorted(offset for offset, times in seen.items() if times == 2) for tp, seen in b.seen().items()}
+        assert {tp: offsets for tp, offsets in twice.items() if offsets} == {
+            tp: list(range(max(0, end - 30), end)) for tp, end in committed.items()
+        }
+        kinds = [line["event"] for line in b.events() if line["event"] != "run"]
+        assert kinds == ["assigned", "start_at", "revoked", "end"] * 2
+
+
+def test_runs_that_finish_out_of_order_are_never_committed_past_a_hole(embedded_broker: Start, tmp_path: Path) -> None:
+    broker = embedded_broker({"t": 2})
+    fill(broker.bootstrap, "t", 2, 2_000)
+    spec = Spec(broker.bootstrap, "g", str(tmp_path), {"t": Topic(run_max=50, late_s=0.2)}, session_s=2)
+    with Bench(spec, 2) as b:
+        worker = b.start()
+        b.until(lambda: b.total() > 1_000, "at work")
+        worker.kill()
+        worker.wait()
+        again = b.start()
+        b.until(b.all_seen(2_000), "everything read")
+        assert b.stop(again) == 0
+        assert b.committed() == exactly(b.tps, 2_000)
+    assert b.samples > 10
+    assert b.violations == []
+
+
+def test_an_exception_ends_the_worker_with_1_and_loses_nothing(embedded_broker: Start, tmp_path: Path) -> None:
+    broker = embedded_broker({"t": 1})
+    fill(broker.bootstrap, "t", 1, 1_000)
+    with bench(broker, tmp_path, 1, t=Topic(run_max=100, fail_at=555)) as b:
+        assert b.start().wait(20) == 1
+        assert b.committed() == {TP("t", 0): 500}
+        assert "poison at 555" in b.errors()
+        assert b.violations == []
+
+
+def test_a_broker_that_goes_and_comes_back_costs_nothing(embedded_broker: Start, tmp_path: Path) -> None:
+    broker = embedded_broker({"t": 2})
+    fill(broker.bootstrap, "t", 2, 500)
+    with bench(broker, tmp_path, t=Topic(run_max=50, sleep_s=0.01)) as b:
+        worker = b.start()
+        b.until(lambda: b.total() > 100, "at work")
+        broker.down()
+        time.sleep(1)
+        broker.up()
+        fill(broker.bootstrap, "t", 2, 500)
+        b.until(b.all_seen(1_000), "everything read")
+        assert b.stop(worker) == 0
+        assert b.committed() == exactly(b.tps, 1_000)
+    assert b.violations == []
+
+
+def test_flooded_predictions_do_not_delay_reports(embedded_broker: Start, tmp_path: Path) -> None:
+    """A flood at its byte bound, a handler that blocks the loop 10 ms and then waits; 200 reports in two seconds."""
+    broker = embedded_broker({"predictions": 2, "reports": 1})
+    connection = KafkaConnection(bootstrap=broker.bootstrap)
+    ending = threading.Event()
+
+    def flood() -> None:
+        producer = Producer(kafka_settings(connection, "producer"))
+        while not ending.wait(0.01):
+            for number in range(400):
+                producer.produce("predictions", b"x" * 700, partition=number % 2)
+            producer.flush(5)
+
+    topics = {
+        "predictions": Topic(run_max=2_000, linger_s=0.05, max_bytes=4 << 20, cpu_s=0.01, sleep_s=0.1),
+        "reports": Topic(),
+    }
+    thread = threading.Thread(target=flood)
+    with Bench(Spec(broker.bootstrap, "g", str(tmp_path), topics), 1) as b:
+        thread.start()
+        try:
+            worker = b.start()
+            b.until(lambda: b.total() > 2_000, "flooded")
+            producer = Producer(kafka_settings(connection, "producer", overrides={"linger.ms": 0}))
+            for _ in range(201):
+                producer.produce("reports", b"r")
+                producer.flush(5)
+                time.sleep(0.01)
+            b.until(lambda: len(b.seen().get(TP("reports", 0), ())) == 201, "reports read")
+        finally:
+            ending.set()
+            thread.join()
+        assert b.stop(worker) == 0
+        delays = sorted(line["delay"] for line in b.told("run") if line["topic"] == "reports")[
+            :-1
+        ]  # a producer's first
+        assert delays[int(len(delays) * 0.99)] < 100
+
+
+@pytest.mark.slow
+def test_a_second_worker_takes_its_share_and_gives_it_back(embedded_broker: Start, tmp_path: Path) -> None:
+    broker = embedded_broker({"t": 4})
+    with bench(broker, tmp_path, 4, t=Topic(run_max=100, sleep_s=0.005)) as b:
+        first = b.start()
+        b.until(lambda: b.told("assigned"), "the first has joined")
+        second = b.start()
+        shares = lambda: [len(line["tps"]) for line in b.told("assigned")]  # noqa: E731
+        b.until(lambda: shares().count(2) == 2, "two partitions each")
+        fill(broker.bootstrap, "t", 4, 500)
+        b.until(b.all_seen(500), "everything read")
+        assert b.stop(second) == 0
+        b.until(lambda: shares()[-1] == 4 or shares().count(4) == 2, "the first has all again")
+        assert b.stop(first) == 0
+        assert b.committed() == exactly(b.tps, 500)
+        assert set().union(*(set(seen.values()) for seen in b.seen().values())) == {1}, "something was delivered twice"
+    assert b.violations == []
+
+
+@pytest.mark.anyio
+async def test_the_outbox_confirms_each_record_and_tells_each_failure(embedded_broker: Start) -> None:
+    broker = embedded_broker({"out": 3})
+    connection = KafkaConnection(bootstrap=broker.bootstrap)
+    outbox = Outbox(kafka_settings(connection, "producer"))
+    with pytest.raises(OutboxClosed):
+        outbox.send("out", b"k", b"v")
+    outbox.start()
+    sent = [outbox.send("out", b"k", b"v%d" % n, {"palisade-kind": b"x"}, 2, 1_700_000_000_000 + n) for n in range(50)]
+    confirmed = await asyncio.gather(*sent)
+    assert [(at.partition, at.offset) for at in confirmed] == [(2, n) for n in range(50)]
+    too_big = outbox.send("out", b"k", b"x" * 2_000_000)
+    with pytest.raises(KafkaException):
+        await too_big
+    assert outbox.pending == 0
+    late = outbox.send("out", None, None, [("h", None)])
+    await outbox.close()
+    assert (await late).topic == "out"
+    reader = Consumer(kafka_settings(connection, "consumer", group="r"))
+    reader.subscribe(["out"])
+    first = reader.consume(1, 10)[0]
+    assert (first.headers(), first.timestamp()[1]) == ([("palisade-kind", b"x")], 1_700_000_000_000)
+    reader.close()
+
+
+@pytest.mark.anyio
+async def test_a_full_outbox_says_so_instead_of_blocking() -> None:
+    overrides = {"queue.buffering.max.messages": 10, "message.timeout.ms": 200}
+    outbox = Outbox(kafka_settings(KafkaConnection(bootstrap="127.0.0.1:1"), "producer", overrides=overrides))
+    outbox.start()
+    outcomes = await asyncio.gather(*(outbox.send("t", None, b"v") for _ in range(12)), return_exceptions=True)
+    await outbox.close()
+    assert [type(outcome) for outcome in outcomes] == [KafkaException] * 10 + [OutboxFull] * 2
+
+
+def test_the_broker_process_prints_its_address_and_ends_on_sigterm() -> None:
+    command = [sys.executable, "-m", "streams.embedded_broker", "--topics", "a:1,b.c:3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        reader = Consumer(kafka_settings(KafkaConnection(bootstrap=said["bootstrap"]), "consumer", group="g"))
+        topics = {name: len(topic.partitions) for name, topic in reader.list_topics(timeout=10).topics.items()}
+        reader.close()
+        process.terminate()
+        assert process.wait(10) == 0
+    assert topics == said["topics"] == {"a": 1, "b.c": 3}
+
+
+@pytest.mark.parametrize("text", ["a", "a:", ":1", "a:0", "a:x", "a:1,b"])
+def test_topics_that_cannot_be_read_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="name:partitions"):
+        parse_topics(text)
