@@ -1,0 +1,18 @@
+"""What a serving process embeds to be watched and protected by Palisade: Guard, Emitter and an ASGI middleware."""
+
+from palisade_client._caller import Caller, current_caller
+from palisade_client._emitter import Emitter
+from palisade_client._errors import CallerLimited, PalisadeError, PredictTimeout
+from palisade_client._guard import Guard
+from palisade_client.asgi import PalisadeMiddleware
+
+__all__ = [
+    "Caller",
+    "CallerLimited",
+    "Emitter",
+    "Guard",
+    "PalisadeError",
+    "PalisadeMiddleware",
+    "PredictTimeout",
+    "current_caller",
+]

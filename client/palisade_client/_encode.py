@@ -1,0 +1,263 @@
+"""Predictions as bytes: values made plain as they come in, then JSON events, JSON arrays or an Arrow IPC stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from sys import getsizeof
+from typing import Any, NamedTuple
+
+from palisade_client._wire import (
+    ARROW_TYPE,
+    JSON_TYPE,
+    MAX_EVENT_BYTES,
+    MAX_RECORD_BYTES,
+    SCHEMA_VERSION,
+    to_json,
+)
+
+try:
+    import pyarrow as pa
+except ImportError:
+    pa = None
+
+MAX_FEATURES = 2_048
+MAX_TEXT = 4_096
+"""Characters kept of a text value: a category is short, and one value must not fill a record."""
+MAX_LIST = 4_096
+"""Numbers kept of a list."""
+MAX_ROWS = 2_000
+"""Rows of one record; far below the 10,000 that a decoder takes, so that a batch is soon on its way."""
+SINGLES = 3
+"""Up to so many waiting predictions travel as JSON events of their own."""
+_ROW_BYTES = 400
+"""What a waiting prediction weighs besides its feature values."""
+_TOO_LARGE = 1e308
+"""Stands for infinity, which JSON cannot say: above every bound of a decoder, so taken as missing and noted."""
+_PLAIN = frozenset({float, int, str, bool, type(None)})
+
+
+class Event(NamedTuple):
+    """One prediction on its way; field names are those of the contract. `features` and `prediction` are plain."""
+
+    endpoint: str
+    features: dict[str, Any] | list[Any]
+    producer: str
+    seq: int
+    request_id: str
+    model_version: str
+    artifact_digest: str | None
+    caller: str
+    caller_auth: str
+    ts: int
+    latency_ms: float
+    status: str
+    served_by: str
+    prediction: Any
+    weight: float
+
+
+class Encoded(NamedTuple):
+    """One record: its content type, its value and how many predictions it holds."""
+
+    content_type: str
+    value: bytes
+    rows: int
+
+
+def plain_features(features: Any) -> tuple[dict[str, Any] | list[Any], int]:
+    """A copy of `features` that its owner cannot change any more, in plain values; and its weight in bytes.
+
+    Takes a mapping, or a sequence or array in the order of the profile; numpy scalars become numbers, NaN stays,
+    anything that is no number, text, bool, None or list of numbers becomes its text.
+    """
+    if type(features) is dict:
+        kinds = set(map(type, features.values()))
+        if kinds <= _PLAIN and len(features) <= MAX_FEATURES:
+            heavy = str in kinds or int in kinds
+            size = sum(map(getsizeof, features.values())) if heavy else 24 * len(features)
+            if size <= MAX_TEXT + 24 * len(features):
+                return features.copy(), _ROW_BYTES + size
+    mapping = features if isinstance(features, Mapping) else _as_mapping(features)
+    if mapping is not None:
+        copied = {str(name)[:MAX_TEXT]: plain_value(mapping[name]) for name in list(mapping)[:MAX_FEATURES]}
+        return copied, _ROW_BYTES + sum(map(_size, copied.values())) + sum(map(len, copied))
+    items = features.tolist() if hasattr(features, "tolist") else features
+    if not isinstance(items, Sequence) or isinstance(items, str | bytes):
+        items = [items]
+    listed = [plain_value(item) for item in items[:MAX_FEATURES]]
+    return listed, _ROW_BYTES + sum(map(_size, listed))
+
+
+def plain_value(value: Any) -> Any:
+    """A number, text, bool, None or list of numbers and None."""
+    kind = type(value)
+    if kind in (float, bool, type(None)):
+        return value
+    if kind is str:
+        return value[:MAX_TEXT]
+    if kind is int:
+        return value if -(2**63) <= value < 2**63 else _large(value)
+    if hasattr(value, "tolist"):  # a numpy scalar or array
+        return plain_value(value.tolist())
+    if isinstance(value, list | tuple):
+        numbers = [plain_value(item) for item in value[:MAX_LIST]]
+        if all(type(number) in (float, int, type(None)) for number in numbers):
+            return numbers
+        return str(numbers)[:MAX_TEXT]
+    for base in (bool, int, float, str):
+        if isinstance(value, base):
+            return plain_value(base(value))
+    return str(value)[:MAX_TEXT]
+
+
+def plain_outcome(value: Any) -> Any:
+    """A prediction as the contract takes it: a plain value, a list of numbers, or an object of numbers."""
+    if type(value) in (float, bool):
+        return value
+    if isinstance(value, Mapping):
+        pairs = {str(name): plain_value(item) for name, item in list(value.items())[:MAX_LIST]}
+        return pairs if all(type(item) in (float, int) for item in pairs.values()) else str(pairs)[:MAX_TEXT]
+    plain = plain_value(value)
+    if isinstance(plain, list) and None in plain:
+        return str(plain)[:MAX_TEXT]
+    return plain
+
+
+def encode(events: Sequence[Event]) -> Iterator[Encoded | int]:
+    """Records of one endpoint's `events`, in order; an int tells of so many that fit into no record."""
+    if len(events) <= SINGLES:
+        for event in events:
+            value = _json(_fields(event))
+            yield Encoded(JSON_TYPE, value, 1) if len(value) <= MAX_EVENT_BYTES else 1
+        return
+    for at in range(0, len(events), MAX_ROWS):
+        yield from _fitting(events[at : at + MAX_ROWS])
+
+
+def _fitting(events: Sequence[Event]) -> Iterator[Encoded | int]:
+    value = to_arrow(events)
+    encoded = Encoded(ARROW_TYPE, value, len(events)) if value is not None else _array(events)
+    if len(encoded.value) <= MAX_RECORD_BYTES:
+        yield encoded
+    elif len(events) == 1:
+        yield 1
+    else:
+        half = len(events) // 2
+        yield from _fitting(events[:half])
+        yield from _fitting(events[half:])
+
+
+def _array(events: Sequence[Event]) -> Encoded:
+    return Encoded(JSON_TYPE, b"[" + b",".join(_json(_fields(event)) for event in events) + b"]", len(events))
+
+
+def to_arrow(events: Sequence[Event]) -> bytes | None:
+    """One Arrow IPC stream with one batch; None without pyarrow, or where a column would mix types.
+
+    `features` is a struct of float64, utf8, bool or list of float64; a feature that a row lacks is null.
+    """
+    if pa is None or not all(type(event.features) is dict for event in events):
+        return None
+    try:
+        features = _struct([event.features for event in events])
+        prediction = _column([event.prediction for event in events])
+        if features is None or prediction is None:
+            return None
+        columns = dict(zip(Event._fields, zip(*events, strict=True), strict=True))
+        arrays = {name: pa.array(columns[name], pa.string()) for name in _TEXTS}
+        arrays |= {name: pa.array(columns[name], pa.int64()) for name in ("seq", "ts")}
+        arrays |= {name: pa.array(columns[name], pa.float64()) for name in ("latency_ms", "weight")}
+    except (pa.ArrowException, UnicodeError, OverflowError):
+        return None  # what Arrow cannot say, JSON says in its lenient form
+    arrays |= {"features": features, "prediction": prediction}
+    batch = pa.record_batch([arrays[name] for name in Event._fields], names=list(Event._fields))
+    batch = batch.replace_schema_metadata({"schema_version": str(SCHEMA_VERSION)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+_TEXTS = (
+    "endpoint",
+    "producer",
+    "request_id",
+    "model_version",
+    "artifact_digest",
+    "caller",
+    "caller_auth",
+    "status",
+    "served_by",
+)
+
+
+def _struct(rows: list[Any]) -> Any:
+    names = list(dict.fromkeys(name for keys in dict.fromkeys(map(tuple, rows)) for name in keys))
+    if not names:
+        return None
+    columns = [_column([row.get(name) for row in rows]) for name in names]
+    return None if any(column is None for column in columns) else pa.StructArray.from_arrays(columns, names=names)
+
+
+def _column(values: list[Any]) -> Any:
+    kinds = set(map(type, values)) - {type(None)}
+    if kinds <= {float, int}:
+        return pa.array(values, pa.float64()) if int not in kinds else pa.array(_floats(values), pa.float64())
+    if kinds == {str}:
+        return pa.array(values, pa.string())
+    if kinds == {bool}:
+        return pa.array(values, pa.bool_())
+    if kinds == {list}:
+        return pa.array([value and _floats(value) for value in values], pa.list_(pa.float64()))
+    return None
+
+
+def _floats(values: Iterable[Any]) -> list[float | None]:
+    return [None if value is None else float(value) for value in values]
+
+
+def _fields(event: Event) -> dict[str, Any]:
+    fields = event._asdict()
+    for optional in ("artifact_digest", "prediction"):
+        if fields[optional] is None:
+            del fields[optional]
+    return {"schema_version": SCHEMA_VERSION} | fields
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    try:
+        return to_json(fields)
+    except ValueError:  # NaN, infinity, lone surrogates: rare, so they are sought only now
+        lenient: dict[str, Any] = _sayable(fields)
+        return to_json(lenient)
+
+
+def _sayable(value: Any) -> Any:
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return math.copysign(_TOO_LARGE, value) if math.isinf(value) else value
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_sayable(name): _sayable(item) for name, item in value.items()}
+    return [_sayable(item) for item in value] if isinstance(value, list) else value
+
+
+def _as_mapping(features: Any) -> Mapping[str, Any] | None:
+    if hasattr(features, "to_dict"):  # a pandas Series
+        found = features.to_dict()
+        return found if isinstance(found, Mapping) else None
+    return None
+
+
+def _large(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(_TOO_LARGE, value)
+
+
+def _size(value: Any) -> int:
+    return 32 * len(value) if type(value) is list else getsizeof(value)

@@ -1,0 +1,381 @@
+"""Guard: what a service wraps around its model, so that it is watched and can be acted for."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import inspect
+import os
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast
+
+from palisade_client._caller import CallerAuth, caller_var
+from palisade_client._clock import Clock, SystemClock
+from palisade_client._emitter import Emitter, connect
+from palisade_client._errors import PredictTimeout
+from palisade_client._fallback import NO_ANSWER, Fallback
+from palisade_client._forking import on_fork
+from palisade_client._keys import KeySpec, producer_key, public_keys
+from palisade_client._live import Call, Identity, Live
+from palisade_client._log import log_fault, logger
+from palisade_client._pool import Expired, Pool, PoolFull, Task
+from palisade_client._transport import KafkaTransport, Transport
+from palisade_client._wire import clean_id
+
+MAX_INFLIGHT = 32
+
+
+class Model(Protocol):
+    """Anything with `predict(features)`."""
+
+    def predict(self, features: Any, /) -> Any: ...
+
+
+class GuardOptions(TypedDict, total=False):
+    """Where a Guard connects and what it trusts; each has a default.
+
+    `bootstrap`: Kafka's address (env `PALISADE_BOOTSTRAP`). `directive_keys`: the public keys whose directives are
+    followed, base64 separated by commas or a file of them (env `PALISADE_DIRECTIVE_KEYS`); without any the Guard only
+    observes. `producer_key`: PEM file of the Ed25519 key that signs reports (env `PALISADE_PRODUCER_KEY`).
+    `kafka_settings`: librdkafka settings such as SASL. `kill_file`: while this file exists nothing is enforced (env
+    `PALISADE_KILL_FILE`). `artifact_digest`: of the model loaded. `sample`: share of predictions emitted, in (0, 1].
+    `client_errors`: exceptions of the model that are the caller's fault: raised as they are, no failure, no fallback.
+    `emitter`: shared between Guards. `clock`, `transport`: for tests, see `palisade_client.testing`.
+    """
+
+    max_inflight: int
+    bootstrap: str | None
+    directive_keys: KeySpec | None
+    producer_key: str | os.PathLike[str] | None
+    kafka_settings: Mapping[str, Any] | None
+    kill_file: str | os.PathLike[str] | None
+    artifact_digest: str | None
+    sample: float
+    client_errors: tuple[type[Exception], ...]
+    emitter: Emitter | None
+    clock: Clock
+    transport: Transport | None
+
+
+Predict = TypeVar("Predict", bound=Callable[..., Any])
+
+
+class Guard:
+    """Guards one endpoint in one serving process; thread-safe, and made for prefork servers.
+
+    As a decorator of `def predict(features, *, caller, ...)`, plain or async, or by `call` and `acall`. It reports,
+    emits each prediction, follows the endpoint's signed directive, and falls back by itself on exceptions, and on
+    timeouts when `timeout_s` is given: then a plain `predict` runs in a pool of `max_inflight` daemon threads, and a
+    full pool is answered with the fallback at once. `fallback` is a value, a function of the features, or a model.
+
+    Raises into the caller: `CallerLimited`, the model's own exception when no fallback answers, `PredictTimeout`
+    likewise; never a fault of its own. ValueError, TypeError or OSError at construction for wrong options or keys.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        fallback: Any = None,
+        version: str = "default",
+        timeout_s: float | None = None,
+        **options: Unpack[GuardOptions],
+    ) -> None:
+        unknown = set(options) - set(GuardOptions.__annotations__)
+        if unknown:
+            raise TypeError(f"Guard has no option {', '.join(sorted(unknown))}")
+        sample = options.get("sample", 1.0)
+        if not 0 < sample <= 1 or (timeout_s is not None and timeout_s <= 0) or options.get("max_inflight", 1) < 1:
+            raise ValueError("sample must be in (0, 1], timeout_s above 0, max_inflight at least 1")
+        kill_file = options.get("kill_file") or os.environ.get("PALISADE_KILL_FILE")
+        self._clock: Clock = options.get("clock") or SystemClock()
+        self._fallback_source = fallback
+        self._timeout_s = timeout_s
+        self._options = options
+        self._client_errors = options.get("client_errors", ())
+        self._identity = Identity(
+            endpoint=clean_id(endpoint),
+            version=clean_id(version),
+            artifact_digest=options.get("artifact_digest"),
+            keys=public_keys(options.get("directive_keys") or os.environ.get("PALISADE_DIRECTIVE_KEYS")),
+            signer=producer_key(options.get("producer_key") or os.environ.get("PALISADE_PRODUCER_KEY")),
+            kill_file=os.fspath(kill_file) if kill_file else None,
+            sample=sample,
+        )
+        if not self._identity.keys:
+            logger.warning("%s: NO DIRECTIVE KEYS: this Guard only observes, it will follow nothing", endpoint)
+        Fallback(fallback, self._clock)  # a fallback that cannot be used is an error here, not at the first failure
+        self._emitter = options.get("emitter") or Emitter(
+            options.get("bootstrap"),
+            kafka_settings=options.get("kafka_settings"),
+            transport=options.get("transport"),
+        )
+        self._live: Live | None = None
+        self._begin_process()
+        on_fork(self, Guard._begin_process)
+        atexit.register(_close_at_exit, weakref.ref(self))
+
+    def _begin_process(self) -> None:
+        old = self._live
+        if old is not None and isinstance(old.transport, KafkaTransport):
+            old.transport.abandon()
+        max_inflight = self._options.get("max_inflight", MAX_INFLIGHT)
+        self._lock = threading.Lock()
+        self._pool = Pool(max_inflight, f"palisade-predict-{self._identity.endpoint}")
+        self._places = threading.Semaphore(max_inflight)
+        self._live = None
+        self._closed = False
+
+    @property
+    def endpoint(self) -> str:
+        return self._identity.endpoint
+
+    @property
+    def emitter(self) -> Emitter:
+        return self._emitter
+
+    def start(self) -> Guard:
+        """Connects and starts reporting now instead of at the first call; after a fork, in the child."""
+        if self._live is None:
+            self._start()
+        return self
+
+    def _start(self) -> Live:
+        with self._lock:
+            if self._live is None:
+                options = self._options
+                transport = options.get("transport") or connect(
+                    options.get("bootstrap"), options.get("kafka_settings"), predictions=False
+                )
+                fallback = Fallback(self._fallback_source, self._clock)
+                live = Live(self._identity, fallback, self._emitter, transport, self._clock)
+                live.start()
+                self._live = live
+            return self._live
+
+    def flush(self, timeout_s: float = 2.0) -> None:
+        """Does what is due, writes a report and sends all waiting predictions; waits at most `timeout_s` twice."""
+        live = self._live or self._start()
+        live.step()
+        live.report()
+        live.transport.flush(timeout_s)
+        self._emitter.flush(timeout_s)
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Writes the last report and predictions and stops the threads. Later calls are answered but not watched."""
+        live = self._live
+        if live is None or self._closed:
+            return
+        self._closed = True
+        live.close(timeout_s)
+        if self._options.get("emitter") is None:
+            self._emitter.close(timeout_s)
+
+    def status(self) -> dict[str, Any]:
+        """For a health page: endpoint, guard_id, epoch, killed, fallback_ok, directives refused by reason, in_flight."""
+        live = self._live or self._start()
+        return {
+            "endpoint": self.endpoint,
+            "guard_id": live.guard_id,
+            "epoch": live.state.epoch,
+            "killed": live.killed,
+            "fallback_ok": live.fallback.ok,
+            "limited_callers": len(live.orders.limits),
+            "directives_refused": dict(live.state.refusals),
+            "in_flight": live.counts.in_flight,
+        }
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    def __call__(self, predict: Predict) -> Predict:
+        """Decorates `predict(features, ...)`; `caller` and `caller_auth` are passed on if it takes them."""
+        takes = _takes(predict)
+        method: Callable[..., Any] = self._acall if inspect.iscoroutinefunction(predict) else self._call
+
+        @functools.wraps(predict)
+        def guarded(
+            features: Any,
+            *args: Any,
+            caller: str | None = None,
+            caller_auth: CallerAuth | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            who = _who(caller, caller_auth)
+            _pass_on(takes, who, kwargs)
+            return method(predict, features, who, args, kwargs)
+
+        return cast(Predict, guarded)
+
+    def call(
+        self,
+        predict: Callable[..., Any],
+        features: Any,
+        *,
+        caller: str | None = None,
+        caller_auth: CallerAuth | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`predict(features, **kwargs)`, guarded; `caller` and `caller_auth` are passed on if it names them.
+
+        `caller` defaults to the middleware's `current_caller()`.
+        A caller named here is `claimed`, unless it is the middleware's own or `caller_auth` says `verified`.
+        """
+        who = _who(caller, caller_auth)
+        _pass_on(_takes(predict), who, kwargs)
+        return self._call(predict, features, who, (), kwargs)
+
+    def acall(
+        self,
+        predict: Callable[..., Any],
+        features: Any,
+        *,
+        caller: str | None = None,
+        caller_auth: CallerAuth | None = None,
+        **kwargs: Any,
+    ) -> Awaitable[Any]:
+        """Like `call` without blocking the event loop: awaits an async `predict`, runs a plain one in the pool."""
+        who = _who(caller, caller_auth)
+        _pass_on(_takes(predict), who, kwargs)
+        return self._acall(predict, features, who, (), kwargs)
+
+    def _call(
+        self,
+        predict: Callable[..., Any],
+        features: Any,
+        who: tuple[str, CallerAuth],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        call = Call(self._live or self._start(), features, who[0], who[1])
+        if call.route == "fallback":
+            value = call.fall_back("ok")
+            if value is not NO_ANSWER:
+                return value
+            call.route = "primary"
+            call.attempt()
+        try:
+            if self._timeout_s is None:
+                value = predict(features, *args, **kwargs)
+            else:
+                value = self._pool.call(lambda: predict(features, *args, **kwargs), self._timeout_s)
+        except (Expired, PoolFull) as late:
+            return call.recover("timeout", self._too_late(late))
+        except self._client_errors:
+            call.give_up()
+            raise
+        except Exception as error:  # noqa: BLE001 - raised again unless the fallback answers
+            return call.recover("error", error)
+        except BaseException:
+            call.give_up()
+            raise
+        return call.answer(value)
+
+    async def _acall(
+        self,
+        predict: Callable[..., Any],
+        features: Any,
+        who: tuple[str, CallerAuth],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        call = Call(self._live or self._start(), features, who[0], who[1])
+        if call.route == "fallback":
+            value = call.fall_back("ok")
+            if value is not NO_ANSWER:
+                return value
+            call.route = "primary"
+            call.attempt()
+        try:
+            value = await self._awaited(predict, lambda: predict(features, *args, **kwargs))
+        except (Expired, PoolFull) as late:
+            return call.recover("timeout", self._too_late(late))
+        except self._client_errors:
+            call.give_up()
+            raise
+        except Exception as error:  # noqa: BLE001 - raised again unless the fallback answers
+            return call.recover("error", error)
+        except BaseException:
+            call.give_up()
+            raise
+        return call.answer(value)
+
+    async def _awaited(self, predict: Callable[..., Any], run: Callable[[], Any]) -> Any:
+        """The answer of `predict`; Expired after `timeout_s` without waiting for its cancellation, PoolFull at once."""
+        if not inspect.iscoroutinefunction(predict):
+            future = self._in_pool(run)
+        elif self._timeout_s is None:
+            return await run()
+        else:
+            if not self._places.acquire(blocking=False):
+                raise PoolFull
+            future = asyncio.ensure_future(run())
+            future.add_done_callback(self._leave_place)
+        try:
+            done, _ = await asyncio.wait({future}, timeout=self._timeout_s)
+        finally:
+            if not future.done():
+                future.cancel()
+        if not done:
+            raise Expired
+        return future.result()
+
+    def _in_pool(self, run: Callable[[], Any]) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def settle(task: Task) -> None:
+            if future.cancelled():
+                return
+            if task.error is not None:
+                future.set_exception(task.error)
+            else:
+                future.set_result(task.value)
+
+        def then(task: Task) -> None:
+            try:
+                loop.call_soon_threadsafe(settle, task)
+            except RuntimeError:
+                log_fault("a model answered after its event loop was closed")
+
+        self._pool.submit(run, then)
+        return future
+
+    def _leave_place(self, future: asyncio.Future[Any]) -> None:
+        self._places.release()
+        if not future.cancelled():
+            future.exception()  # taken, so that asyncio does not complain about one that came too late
+
+    def _too_late(self, late: Exception) -> PredictTimeout:
+        return PredictTimeout(self.endpoint, self._timeout_s, pool_full=isinstance(late, PoolFull))
+
+
+def _who(caller: str | None, auth: CallerAuth | None) -> tuple[str, CallerAuth]:
+    known = caller_var.get()
+    if caller is None:
+        return known.id, auth or known.auth
+    return caller, auth or (known.auth if known.id == caller else "claimed")
+
+
+@functools.lru_cache(maxsize=256)
+def _takes(predict: Callable[..., Any]) -> frozenset[str]:
+    """Which of `caller` and `caller_auth` the function names as parameters of its own."""
+    try:
+        return frozenset(inspect.signature(predict).parameters) & {"caller", "caller_auth"}
+    except (TypeError, ValueError):  # a builtin without a signature
+        return frozenset()
+
+
+def _pass_on(takes: frozenset[str], who: tuple[str, CallerAuth], kwargs: dict[str, Any]) -> None:
+    if "caller" in takes:
+        kwargs["caller"] = who[0]
+    if "caller_auth" in takes:
+        kwargs["caller_auth"] = who[1]
+
+
+def _close_at_exit(reference: weakref.ref[Guard]) -> None:
+    guard = reference()
+    if guard is not None:
+        guard.close()

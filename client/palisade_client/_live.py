@@ -1,0 +1,371 @@
+"""What a Guard knows and does in one process: admits calls, counts them, reports, follows its directive."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections import deque
+from dataclasses import dataclass
+from itertools import count
+from random import Random
+from time import perf_counter
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from palisade_client._caller import CallerAuth
+from palisade_client._clock import Clock
+from palisade_client._counts import CallerKey, Counts, Failure, Route
+from palisade_client._directives import NOTHING, DirectiveState, Orders
+from palisade_client._emitter import Emitter, Waiting
+from palisade_client._errors import CallerLimited
+from palisade_client._fallback import NO_ANSWER, Fallback
+from palisade_client._keys import PublicKeys
+from palisade_client._limits import Limiter
+from palisade_client._log import log_fault, logger
+from palisade_client._transport import Delivery, Record, Transport
+from palisade_client._wire import (
+    CONTENT_TYPE_HEADER,
+    JSON_TYPE,
+    KIND_HEADER,
+    REPORTS,
+    SCHEMA_VERSION,
+    clean_id,
+    sign,
+    to_json,
+)
+
+REPORT_S = 1.0
+EARLY_REPORT_S = 0.25
+"""Reports come at most 4 a second."""
+KILL_CHECK_S = 0.5
+POLL_S = 0.1
+BROKER_TIME_WAIT_S = 2.0
+"""How long a directive found at the start waits for the broker's time of our first report."""
+MAX_HELD = 1_000
+"""Directives of this endpoint held while the partition is read for the first time; the oldest give way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a Guard is, in every process of the service."""
+
+    endpoint: str
+    version: str
+    artifact_digest: str | None
+    keys: PublicKeys
+    signer: Ed25519PrivateKey | None
+    kill_file: str | None
+    sample: float
+
+
+class Live:
+    """One process's half of a Guard. Its threads: reporter, follower (in the transport), emitter (in the Emitter)."""
+
+    def __init__(
+        self, identity: Identity, fallback: Fallback, emitter: Emitter, transport: Transport, clock: Clock
+    ) -> None:
+        self.identity, self.fallback, self.emitter, self.clock = identity, fallback, emitter, clock
+        self.transport = transport
+        self.counts = Counts(identity.version)
+        self.state = DirectiveState(identity.endpoint, identity.keys)
+        self.orders: Orders = NOTHING
+        self.killed = self._killed_here = False
+        self.guard_id = f"guard-{uuid.uuid4().hex[:16]}"
+        self._boot_id = uuid.uuid4().hex
+        self._limiter = Limiter()
+        self._routed = count(1)
+        self._random = Random()  # noqa: S311 - sampling, not secrecy
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._directive_lock, self._report_lock = threading.RLock(), threading.Lock()
+        self._held: deque[Record] = deque(maxlen=MAX_HELD)
+        self._read_to_end = False
+        self._broker_offset_ms: float | None = None
+        self._broker_known = threading.Event()
+        self._seq = 0
+        self._from_ms = clock.wall_ms()
+        self._last_report = self._last_kill_check = float("-inf")
+        self._directive_refused: str | None = None
+        self._reporter: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Starts following and reporting; the first report is written at once."""
+        self.emitter.start()
+        self._check_kill()
+        if self.transport.background:
+            self._reporter = threading.Thread(
+                target=self._run, name=f"palisade-report-{self.identity.endpoint}", daemon=True
+            )
+            self._reporter.start()
+        else:
+            self.report()
+        self.transport.follow(self.identity.endpoint, self)
+
+    def close(self, timeout_s: float) -> None:
+        """Stops the threads and writes a last report."""
+        self._stop.set()
+        self._wake.set()
+        if self._reporter is not None:
+            self._reporter.join(timeout_s)
+        self.report()
+        self.transport.close(timeout_s)
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    def admit(self, key: CallerKey, features: Any) -> Route:
+        """Counts a call that begins and says who is to answer it; CallerLimited if nobody is."""
+        if self.counts.ask(key):
+            self._wake.set()
+        if self.fallback.wants_features:
+            self.fallback.last_features = features
+        orders = self.orders
+        if orders is NOTHING:
+            return "primary"
+        now = self.clock.monotonic()
+        limit = orders.limits.get(key[0])
+        if limit is not None and now < limit.until:
+            refusal = self._limiter.admit(limit, key[0], key[1], now)
+            if refusal is not None:
+                self.counts.refuse(key)
+                if refusal.emit:
+                    self.emit(key, features, None, served_by="refused", status="unanswered")
+                raise CallerLimited(key[0], refusal.retry_after, limit.action_id)
+        if now < orders.route_until and self.fallback.ok:
+            if orders.probe_every and next(self._routed) % orders.probe_every == 0:
+                return "probe"
+            return "fallback"
+        return "primary"
+
+    def failed(self, route: Route, failure: Failure) -> None:
+        """Counts a failed attempt, and hurries the report if it is the first."""
+        if self.counts.fail(route, failure):
+            self._wake.set()
+
+    def emit(
+        self,
+        key: CallerKey,
+        features: Any,
+        prediction: Any,
+        *,
+        served_by: str,
+        status: str = "ok",
+        ts: int | None = None,
+        latency_ms: float = 0.0,
+    ) -> None:
+        """Queues the prediction, or by sampling does not."""
+        identity = self.identity
+        if identity.sample < 1.0 and self._random.random() >= identity.sample:
+            return
+        waiting = Waiting(
+            identity.endpoint,
+            identity.version,
+            identity.artifact_digest,
+            key[0],
+            key[1],
+            self.clock.wall_ms() if ts is None else ts,
+            latency_ms,
+            status,
+            served_by,
+            1.0 / identity.sample,
+        )
+        self.emitter.put(waiting, features, prediction)
+
+    # -- directives --------------------------------------------------------------------------------------------------
+
+    def on_record(self, record: Record) -> None:
+        """A record of our partition of `palisade.directives`. Directives wait until the partition is read to its end."""
+        with self._directive_lock:
+            if not self.state.concerns(record):
+                return
+            if record.headers.get(KIND_HEADER) == b"kill":
+                self._note_refusal(self.state.accept_kill(record))
+            elif self._read_to_end:
+                self._take(record)
+            else:
+                self._held.append(record)
+            self._refresh()
+
+    def on_end(self) -> None:
+        """All that the partition held at the start is read: from now on the directive is followed."""
+        if self._read_to_end:
+            return
+        if self._held and self.transport.background:
+            self._broker_known.wait(BROKER_TIME_WAIT_S)
+        with self._directive_lock:
+            while self._held:
+                self._take(self._held.popleft())
+            self._read_to_end = True
+            self._refresh()
+
+    def _take(self, record: Record) -> None:
+        now = self.clock.monotonic()
+        self._note_refusal(self.state.accept(record, now, self._age_s(record, now)))
+
+    def _age_s(self, record: Record, now: float) -> float:
+        """How long ago the record was written: on the broker's clock once a report of ours told it; before that, on
+        the wall clock for what was found at the start (a clock ahead ends an order early, never late), else 0.
+        """
+        if self._broker_offset_ms is not None:
+            return (now * 1000 + self._broker_offset_ms - record.timestamp_ms) / 1000
+        return 0.0 if self._read_to_end else (self.clock.wall_ms() - record.timestamp_ms) / 1000
+
+    def _note_refusal(self, refused: str | None) -> None:
+        if refused is not None:
+            self._directive_refused = refused
+            log_fault(f"{self.identity.endpoint}: a directive was refused:", refused)
+
+    def _refresh(self) -> None:
+        killed = self.state.killed or self._killed_here
+        if killed != self.killed:
+            logger.warning("%s: kill switch %s", self.identity.endpoint, "set" if killed else "cleared")
+        orders = NOTHING if killed else self.state.orders(may_fall_back=self.fallback.exists)
+        self._limiter.keep_only(orders.limits)
+        self.killed, self.orders = killed, orders
+
+    def _check_kill(self) -> None:
+        path = self.identity.kill_file
+        said = os.environ.get("PALISADE_KILL", "").strip().lower()
+        self._killed_here = said not in ("", "0", "false", "no", "off") or (path is not None and os.path.exists(path))
+        with self._directive_lock:
+            self._refresh()
+
+    # -- reports -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """One turn of the reporter: kill file, fallback, report, deliveries; each when it is due."""
+        now = self.clock.monotonic()
+        if now - self._last_kill_check >= KILL_CHECK_S:
+            self._last_kill_check = now
+            self._check_kill()
+        self.fallback.check(in_thread=self.transport.background)
+        since = now - self._last_report
+        if since >= REPORT_S or (since >= EARLY_REPORT_S and self._wake.is_set()):
+            self.report()
+        self.transport.poll()
+
+    def report(self) -> None:
+        """Closes the interval and writes its report."""
+        with self._report_lock:
+            now, to_ms = self.clock.monotonic(), self.clock.wall_ms()
+            self._wake.clear()
+            self._last_report = now
+            value = to_json(self._fields(now, to_ms))
+            self._from_ms = to_ms
+            headers = {KIND_HEADER: b"report", CONTENT_TYPE_HEADER: JSON_TYPE.encode()}
+            if self.identity.signer is not None:
+                headers |= sign(self.identity.signer, "report", value)
+
+            def done(delivery: Delivery) -> None:
+                self._learn_broker_time(delivery, now)
+
+            if not self.transport.send(REPORTS, self.identity.endpoint, value, headers, done):
+                log_fault("a report found no place in the queue: is Kafka away?")
+
+    def _fields(self, now: float, to_ms: int) -> dict[str, Any]:
+        identity = self.identity
+        self._seq += 1
+        loaded = {"version": identity.version, "digest": identity.artifact_digest}
+        fields = {
+            "schema_version": SCHEMA_VERSION,
+            "endpoint": identity.endpoint,
+            "guard_id": self.guard_id,
+            "boot_id": self._boot_id,
+            "seq": self._seq - 1,
+            "from_ms": self._from_ms,
+            "to_ms": to_ms,
+            "epoch_applied": self.state.epoch,
+            "killed": self.killed,
+            "live_version": identity.version,
+            "versions": [{name: value for name, value in loaded.items() if value is not None}],
+            "dropped": self.emitter.take_dropped(identity.endpoint),
+            "breaker": "none",
+            "fallback_ok": self.fallback.ok,
+            **self.counts.close(now),
+        }
+        refused, self._directive_refused = self._directive_refused, None
+        return fields if refused is None else fields | {"directive_refused": refused}
+
+    def _learn_broker_time(self, delivery: Delivery, sent_at: float) -> None:
+        """Keeps the tightest bound: a report that waited in the queue makes the broker's clock seem ahead."""
+        if delivery.broker_ms is not None:
+            offset = delivery.broker_ms - sent_at * 1000
+            known = self._broker_offset_ms
+            self._broker_offset_ms = offset if known is None else min(known, offset)
+        if delivery.delivered:
+            self._broker_known.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.step()
+                early_in = self._last_report + EARLY_REPORT_S - self.clock.monotonic()
+                if self._wake.is_set():
+                    self._stop.wait(max(0.0, min(POLL_S, early_in)))
+                else:
+                    self._wake.wait(POLL_S)
+            except Exception:  # noqa: BLE001 - a fault of ours must not end the reports
+                log_fault("a report could not be written")
+                self._stop.wait(POLL_S)
+
+
+class Call:
+    """One guarded call from admission to its end, which is counted exactly once."""
+
+    __slots__ = ("_attempt", "_begun", "_ts", "features", "key", "live", "route")
+
+    def __init__(self, live: Live, features: Any, caller: str, auth: CallerAuth) -> None:
+        self.live, self.features = live, features
+        self.key: CallerKey = (clean_id(caller), auth)
+        self._ts = live.clock.wall_ms()
+        self.route: Route = live.admit(self.key, features)
+        self._begun = self._attempt = perf_counter()
+
+    def attempt(self) -> None:
+        """The clock of the route starts anew: an earlier attempt failed."""
+        self._attempt = perf_counter()
+
+    def answer(self, value: Any, route: Route | None = None, status: str = "ok") -> Any:
+        """Ends the call with `value`, answered by `route` (default: the one it was admitted to)."""
+        route = route or self.route
+        now = perf_counter()
+        self.live.counts.answer(self.key, route, (now - self._attempt) * 1000)
+        self._emit(value, route, status, now)
+        return value
+
+    def fall_back(self, status: str) -> Any:
+        """Ends the call with the fallback's answer; NO_ANSWER, and the call goes on, if there is none."""
+        fallback = self.live.fallback
+        if not fallback.exists:
+            return NO_ANSWER
+        self.attempt()
+        value = fallback.answer(self.features)
+        if value is NO_ANSWER:
+            self.live.failed("fallback", "error")
+            return NO_ANSWER
+        return self.answer(value, "fallback", status)
+
+    def recover(self, failure: Failure, error: Exception) -> Any:
+        """The route failed: the fallback's answer, else `error` is raised."""
+        self.live.failed(self.route, failure)
+        value = self.fall_back(failure)
+        if value is not NO_ANSWER:
+            return value
+        self.live.counts.answer(self.key, None, 0.0)
+        self._emit(None, self.route, failure, perf_counter())
+        raise error
+
+    def give_up(self) -> None:
+        """Ends the call without an answer and without blame: cancelled, or an error of the client's own making."""
+        self.live.counts.answer(self.key, None, 0.0)
+
+    def _emit(self, value: Any, route: Route, status: str, now: float) -> None:
+        self.live.emit(
+            self.key,
+            self.features,
+            value,
+            served_by=route,
+            status=status,
+            ts=self._ts,
+            latency_ms=(now - self._begun) * 1000,
+        )

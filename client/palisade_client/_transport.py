@@ -1,0 +1,227 @@
+"""Kafka behind a small seam: send records, and follow one endpoint's partition of the directives."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from palisade_client._log import log_fault, logger
+from palisade_client._wire import DIRECTIVES, partition_of
+
+REPORT_QUEUE = 1_000
+"""Reports that may wait while Kafka is away; older ones than 10 s are worthless and expire."""
+PREDICTION_QUEUE_KB = 32_768
+"""Bytes of predictions that librdkafka may hold; beyond it they are dropped and counted."""
+LOOK_UP_S = 1.0
+"""Pause between attempts to find the directives topic."""
+
+
+class Record(NamedTuple):
+    """A record read. `timestamp_ms` is the broker's time of it (or its creator's, where the broker keeps none)."""
+
+    key: str | None
+    value: bytes | None
+    headers: Mapping[str, bytes]
+    timestamp_ms: int
+
+
+class Delivery(NamedTuple):
+    """What became of a record sent; `broker_ms` is the time that the broker gave it, None if it gave none."""
+
+    delivered: bool
+    broker_ms: int | None
+
+
+Done = Callable[[Delivery], None]
+
+
+class Follower(Protocol):
+    """Told of each record of the partition, and once when all that was in it at the start has been told."""
+
+    def on_record(self, record: Record) -> None: ...
+
+    def on_end(self) -> None: ...
+
+
+class Transport(Protocol):
+    """`background`: False makes Guard and Emitter start no threads, so that tests step them by `flush`."""
+
+    background: bool
+
+    def send(self, topic: str, key: str, value: bytes, headers: Mapping[str, bytes], done: Done) -> bool:
+        """Hands a record over without waiting; False if the queue is full. `done` is called from `poll` or `flush`."""
+        ...
+
+    def poll(self) -> None:
+        """Calls what is due of `done`; never waits."""
+        ...
+
+    def flush(self, timeout_s: float) -> None:
+        """Waits until everything sent is delivered or failed, at most `timeout_s`."""
+        ...
+
+    def follow(self, endpoint: str, follower: Follower) -> None:
+        """Starts telling `follower` of the endpoint's partition of `palisade.directives`."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Flushes and stops following."""
+        ...
+
+
+class NullTransport:
+    """No Kafka: nothing is reported, emitted or followed; timeouts and fallbacks of the Guard itself still work."""
+
+    background = True
+
+    def send(self, topic: str, key: str, value: bytes, headers: Mapping[str, bytes], done: Done) -> bool:
+        del topic, key, value, headers, done
+        return True
+
+    def poll(self) -> None: ...
+
+    def flush(self, timeout_s: float) -> None: ...
+
+    def follow(self, endpoint: str, follower: Follower) -> None: ...
+
+    def close(self, timeout_s: float) -> None: ...
+
+
+class KafkaTransport:
+    """One producer of its own, and where asked a consumer that assigns one partition and joins no group.
+
+    Reports and predictions have a producer each, so that a report never queues behind predictions.
+    """
+
+    background = True
+
+    def __init__(self, bootstrap: str, settings: Mapping[str, Any], *, predictions: bool = False) -> None:
+        from confluent_kafka import Producer  # here, so that importing the package stays cheap
+
+        self._base: dict[str, Any] = {
+            "bootstrap.servers": bootstrap,
+            "error_cb": _log_error,  # librdkafka's own log would write 20 lines a second while Kafka is away
+            "log_level": 2,
+            "reconnect.backoff.ms": 200,
+            "reconnect.backoff.max.ms": 2000,
+            "fetch.wait.max.ms": 50,  # a broker answers as soon as there is a directive; a mock broker only then
+        }
+        self._base |= settings
+        lane: dict[str, Any] = (
+            {"queue.buffering.max.kbytes": PREDICTION_QUEUE_KB, "message.timeout.ms": 30_000, "compression.type": "lz4"}
+            if predictions
+            else {"queue.buffering.max.messages": REPORT_QUEUE, "message.timeout.ms": 10_000}
+        )
+        common = {"partitioner": "murmur2_random", "linger.ms": 0, "enable.idempotence": True}
+        self._producer = Producer(self._base | common | lane)
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def send(self, topic: str, key: str, value: bytes, headers: Mapping[str, bytes], done: Done) -> bool:
+        def on_delivery(error: Any, message: Any) -> None:
+            done(Delivery(error is None, None if error is not None else _append_time(message)))
+
+        try:
+            self._producer.produce(topic, value, key, headers=dict(headers), on_delivery=on_delivery)
+        except BufferError:
+            return False
+        return True
+
+    def poll(self) -> None:
+        self._producer.poll(0)
+
+    def flush(self, timeout_s: float) -> None:
+        self._producer.flush(timeout_s)
+
+    def follow(self, endpoint: str, follower: Follower) -> None:
+        reader = threading.Thread(
+            target=self._follow, args=(endpoint, follower), name=f"palisade-follow-{endpoint}", daemon=True
+        )
+        self._threads.append(reader)
+        reader.start()
+
+    def close(self, timeout_s: float) -> None:
+        self._stop.set()
+        self._producer.flush(timeout_s)
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+    def abandon(self) -> None:
+        """Called in a forked child: the parent's librdkafka threads are not here, so its destructor would never end."""
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._producer))
+
+    def _follow(self, endpoint: str, follower: Follower) -> None:
+        from confluent_kafka import Consumer
+
+        settings = {
+            "group.id": f"palisade-guard-{os.getpid()}",  # demanded by librdkafka; `assign` joins no group
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_uncommitted",  # epochs fence, and a directive must not wait for a transaction
+            "check.crcs": True,
+        }
+        consumer = Consumer(self._base | settings)
+        try:
+            self._assign(consumer, endpoint)
+            while not self._stop.is_set():
+                self._step(consumer, follower)
+        finally:
+            consumer.close()
+
+    def _assign(self, consumer: Any, endpoint: str) -> None:
+        from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
+
+        while not self._stop.is_set():
+            try:
+                topic = consumer.list_topics(DIRECTIVES, timeout=5.0).topics[DIRECTIVES]
+                if topic.error is None and topic.partitions:
+                    partition = partition_of(endpoint, len(topic.partitions))
+                    consumer.assign([TopicPartition(DIRECTIVES, partition, OFFSET_BEGINNING)])
+                    return
+                log_fault("palisade.directives cannot be followed yet:", topic.error)
+            except KafkaException as error:
+                log_fault("palisade.directives cannot be followed yet:", error)
+            self._stop.wait(LOOK_UP_S)
+
+    @staticmethod
+    def _step(consumer: Any, follower: Follower) -> None:
+        from confluent_kafka import KafkaError
+
+        try:
+            message = consumer.poll(0.2)
+            if message is None:
+                return
+            error = message.error()
+            if error is None:
+                follower.on_record(_record(message))
+            elif error.code() == KafkaError._PARTITION_EOF:
+                follower.on_end()
+            else:
+                log_fault("following palisade.directives:", error)
+        except Exception:  # noqa: BLE001 - a fault of ours must not end the following
+            log_fault("a directive could not be handled")
+
+
+def _append_time(message: Any) -> int | None:
+    """The broker's append time; None where the broker keeps the creator's, or where it is no time (mock brokers)."""
+    from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME
+
+    kind, at_ms = message.timestamp()
+    return at_ms if kind == TIMESTAMP_LOG_APPEND_TIME and at_ms > 1_000_000_000_000 else None
+
+
+def _record(message: Any) -> Record:
+    headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
+    key = message.key()
+    text = key.decode("utf-8", "replace") if isinstance(key, bytes) else key
+    return Record(text, message.value(), headers, message.timestamp()[1])
+
+
+def _log_error(error: Any) -> None:
+    logger.debug("kafka: %s", error)
+    log_fault("Kafka is not well:", error.name() if hasattr(error, "name") else error)
