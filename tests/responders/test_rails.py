@@ -1,0 +1,223 @@
+"""Each rail: what it refuses, with its reason; and that none of them is an off-switch in an attacker's hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from responders.decide import BATCH_MS
+from schemas.config import EndpointConfig
+from schemas.ids import clean_id
+from tests.responders.given import (
+    ENDPOINTS,
+    T0,
+    Responder,
+    acts,
+    brief,
+    caller_signal,
+    drifted,
+    failing,
+    mandate,
+    view,
+)
+
+MINUTE = 60_000
+
+
+def refusal(kind: str, reason: str) -> list[tuple[str, str, str]]:
+    """A rail's refusal, and people who are told of it."""
+    return [(kind, reason, "refused"), ("notify", reason, "published")]
+
+
+@pytest.fixture
+def responder() -> Responder:
+    return Responder(mandate())
+
+
+def fleet(size: int, **changes: object) -> Responder:
+    return Responder(mandate(*(EndpointConfig(name=f"e{number}") for number in range(size)), **changes))
+
+
+def test_a_refusal_is_said_once_an_incident_until_it_changes(responder: Responder) -> None:
+    responder.take(view(fallback_ok=False))
+
+    assert brief(responder.take(failing())) == refusal("fallback", "fallback_not_healthy")
+    assert responder.take(failing(state="updated", seq=1)) == []
+    responder.take(view())
+    assert acts(responder.take(failing(state="updated", seq=2))) == [("fallback", "endpoint_failing", "published")]
+
+
+def test_a_fallback_that_live_guards_do_not_vouch_for_is_not_used() -> None:
+    for seen in (None, view(fallback_ok=False), view(guards_live=0), view(at_ms=T0 - 10_001)):
+        responder = Responder(mandate(), healthy=False)
+        if seen is not None:
+            responder.take(seen)
+        assert brief(responder.take(failing())) == refusal("fallback", "fallback_not_healthy")
+
+
+def test_a_claimed_caller_is_never_limited(responder: Responder) -> None:
+    for auth in ("claimed", None):
+        told = responder.take(caller_signal(f"victim-{auth}", caller_auth=auth))
+        told += responder.later(BATCH_MS)
+        assert brief(told) == refusal("limit", "caller_not_verified")
+
+
+def test_an_allowlisted_caller_is_never_limited() -> None:
+    responder = Responder(mandate(EndpointConfig(name="a", allowlist=("probe",))))
+
+    assert brief(responder.take(caller_signal("probe"))) == refusal("limit", "caller_allowlisted")
+
+
+@pytest.mark.parametrize("nobody", ["", "*", clean_id(""), clean_id("*"), "@all", "@other"])
+def test_a_selector_that_names_nobody_or_everybody_is_refused(responder: Responder, nobody: str) -> None:
+    assert brief(responder.take(caller_signal(nobody))) == refusal("limit", "empty_selector")
+
+
+def test_a_limit_for_a_whole_endpoint_is_refused(responder: Responder) -> None:
+    assert brief(responder.take(caller_signal("a", subject_kind="endpoint"))) == refusal("limit", "empty_selector")
+
+
+def test_an_unknown_endpoint_is_refused(responder: Responder) -> None:
+    assert brief(responder.take(failing("zz"))) == refusal("fallback", "unknown_endpoint")
+    assert brief(responder.take(caller_signal(endpoint="zz"))) == refusal("limit", "unknown_endpoint")
+
+
+def test_evidence_below_the_threshold_begins_nothing(responder: Responder) -> None:
+    assert brief(responder.take(failing(score=1.9))) == refusal("fallback", "too_little_evidence")
+    assert brief(responder.take(caller_signal(score=float("nan")))) == refusal("limit", "too_little_evidence")
+
+
+def test_one_callers_evidence_moves_no_whole_endpoint(responder: Responder) -> None:
+    assert brief(responder.take(failing(subject_kind="caller", subject="bob"))) == refusal(
+        "fallback", "too_little_evidence"
+    )
+
+
+def test_an_adaptive_alarm_alone_moves_no_whole_endpoint() -> None:
+    rules = [{"name": "eager", "when": {"kinds": ["adaptive_drift"]}, "then": "fallback"}]
+    responder = Responder(mandate(rules=rules))
+
+    assert brief(responder.take(drifted(kind="adaptive_drift"))) == refusal("fallback", "too_little_evidence")
+
+
+def test_stale_evidence_begins_no_fallback_but_a_caller_is_limited_all_the_same(responder: Responder) -> None:
+    stale = T0 - 61_000
+
+    assert brief(responder.take(failing(at_ms=stale))) == refusal("fallback", "too_little_evidence")
+    assert acts(responder.take(caller_signal(at_ms=stale))) == [("limit", "caller_out_of_pattern", "published")]
+
+
+def test_at_most_a_fifth_of_the_endpoints_is_on_fallback() -> None:
+    responder = fleet(10)
+    responder.take(failing("e0"))
+    responder.take(failing("e1"))
+    responder.later(301_000)  # out of the window of a mass trip, still on fallback
+
+    assert brief(responder.take(failing("e2", at_ms=responder.now_ms))) == refusal("fallback", "endpoint_cap")
+
+
+def test_a_small_fleet_may_have_one_endpoint_on_fallback(responder: Responder) -> None:
+    assert acts(responder.take(failing("a"))) == [("fallback", "endpoint_failing", "published")]
+    assert brief(responder.take(failing("b"))) == refusal("fallback", "endpoint_cap")
+
+
+def test_at_most_six_endpoints_a_minute_are_put_on_fallback() -> None:
+    responder = fleet(100)
+    taken = [brief(responder.take(failing(f"e{number}"))) for number in range(7)]
+
+    assert taken[:6] == [[("fallback", "endpoint_failing", "published")]] * 6
+    assert taken[6] == refusal("fallback", "endpoint_pace")
+    responder.later(MINUTE)
+    assert acts(responder.take(failing("e6", state="updated", seq=1, at_ms=responder.now_ms))) == [
+        ("fallback", "endpoint_failing", "published")
+    ]
+
+
+def test_when_many_endpoints_trip_at_once_the_monitor_is_doubted() -> None:
+    responder = fleet(9)
+    taken = [brief(responder.take(failing(f"e{number}"))) for number in range(3)]
+
+    assert taken[:2] == [[("fallback", "endpoint_failing", "published")], refusal("fallback", "endpoint_cap")]
+    assert taken[2] == refusal("fallback", "mass_trip")
+
+
+def test_a_mass_trip_ends_no_fallback_and_stops_no_limit_of_a_caller(responder: Responder) -> None:
+    for endpoint in ENDPOINTS:
+        responder.take(failing(endpoint))
+
+    assert responder.state.record("a").route is not None
+    assert acts(responder.take(caller_signal())) == [("limit", "caller_out_of_pattern", "published")]
+
+
+def test_limits_stop_at_the_cap_of_callers_and_people_hear_of_it_once_a_minute(responder: Responder) -> None:
+    for number in range(6):
+        responder.take(caller_signal(f"c{number}", score=100.0 - number))
+    together = responder.later(BATCH_MS)
+
+    limited = [
+        decision.caller for entry in responder.journal for decision in entry.decisions if decision.kind == "limit"
+    ]
+    assert limited == [f"c{number}" for number in range(6)]
+    assert brief(together)[:2] == [("limit", "caller_out_of_pattern", "published")] * 2
+    assert brief(together)[2:] == [*refusal("limit", "caller_cap"), *[("limit", "caller_cap", "refused")] * 2]
+    assert len(responder.state.record("a").limits) == 3
+
+
+def test_the_cap_of_callers_grows_with_the_active_ones(responder: Responder) -> None:
+    responder.take(view(active_callers=100))
+    for number in range(6):
+        responder.take(caller_signal(f"c{number}"))
+    responder.later(BATCH_MS, active_callers=100)
+
+    assert len(responder.state.record("a").limits) == 5
+
+
+def test_a_released_target_is_left_alone_twice_as_long_each_time(responder: Responder) -> None:
+    def trip(seq: int) -> list[tuple[str, str, str]]:
+        return acts(responder.take(caller_signal(state="opened", seq=seq)))
+
+    assert trip(0) == [("limit", "caller_out_of_pattern", "published")]
+    responder.take(caller_signal(state="recovered", seq=1))
+    responder.later(59_000)
+    assert trip(2) == [("limit", "cooling_down", "refused")]
+    responder.later(1_000)
+    assert trip(3) == [("limit", "caller_out_of_pattern", "published")]
+    responder.take(caller_signal(state="recovered", seq=4))
+    responder.later(119_000)
+    assert trip(5) == [("limit", "cooling_down", "refused")]
+    responder.later(1_000)
+    assert trip(6) == [("limit", "caller_out_of_pattern", "published")]
+
+
+def test_the_third_fallback_of_a_day_is_a_persons_to_decide(responder: Responder) -> None:
+    for _ in range(2):
+        assert acts(responder.take(drifted(at_ms=responder.now_ms)))[0][2] == "published"
+        responder.take(drifted(state="recovered", seq=1))
+        responder.later(10 * MINUTE)
+
+    assert brief(responder.take(drifted(at_ms=responder.now_ms))) == refusal("fallback", "held_for_person")
+    responder.later(24 * 60 * MINUTE)
+    assert acts(responder.take(drifted(state="updated", seq=2, at_ms=responder.now_ms)))[0][2] == "published"
+
+
+def test_the_third_trip_of_a_caller_protects_until_a_person_or_its_expiry(responder: Responder) -> None:
+    for _ in range(3):
+        responder.later(10 * MINUTE)
+        assert acts(responder.take(caller_signal())) == [("limit", "caller_out_of_pattern", "published")]
+        recovered = responder.take(caller_signal(state="recovered", seq=1))
+
+    assert brief(recovered) == [("notify", "signal_recovered", "published"), *refusal("unlimit", "held_for_person")]
+    assert responder.later(MINUTE) == []
+    assert brief(responder.later(9 * MINUTE)) == [("unlimit", "expired", "published")]
+
+
+def test_a_hold_for_a_person_ends_no_protection_that_is_active(responder: Responder) -> None:
+    for _ in range(2):
+        responder.take(drifted(at_ms=responder.now_ms))
+        recovered = responder.take(drifted(state="recovered", seq=1))
+        responder.later(10 * MINUTE)
+    assert acts(recovered) == [("restore", "signal_recovered", "published")]
+    responder.take(caller_signal())
+
+    responder.take(drifted(at_ms=responder.now_ms))
+
+    assert responder.state.record("a").limits["bob"].expires_ms == responder.now_ms + 10 * MINUTE
