@@ -1,0 +1,80 @@
+"""river's ADWIN on block means, with a state that is saved as raw numbers.
+
+ADWIN (Bifet & Gavalda 2007) keeps a window as long as its mean holds, and cuts it where the mean changed. It assumes
+independent values; means of real rows in real order are not, so a cut alone is no alarm: it must jump further than the
+cuts that the training table's own order brings (`AdaptiveTail`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+
+from river.drift import ADWIN
+
+from schemas.errors import StateRefused
+
+DELTA = 0.002
+FEED_ROWS = 256
+"""Rows gathered into one mean: blocks are of 32 to 256 rows, and the calibration is of means of 256."""
+MAX_STANDARD = 10.0
+"""Standardised values are clipped here: one wild value moves no mean."""
+MAX_STATE_BYTES = 8192
+"""A window of 2^40 means takes less."""
+CLOCK = 1
+"""ADWIN looks for a change at every value."""
+_FRAME = struct.Struct("<4sBI")
+_MAGIC = b"adw1"
+_DIGEST = 16
+
+
+def new_adwin() -> ADWIN:
+    """An empty ADWIN of our parameters."""
+    return ADWIN(delta=DELTA, clock=CLOCK)  # type: ignore[no-untyped-call]
+
+
+def save_adwin(adwin: ADWIN) -> bytes:
+    """The state of an ADWIN of our parameters: magic, whether it detected at its last value, raw numbers, digest."""
+    raw: bytes = adwin._helper.__getstate__()
+    body = _FRAME.pack(_MAGIC, bool(adwin.drift_detected), len(raw)) + raw
+    return body + hashlib.sha256(body).digest()[:_DIGEST]
+
+
+def load_adwin(state: bytes) -> ADWIN:
+    """Takes back what `save_adwin` gave; raises StateRefused on anything else, before the helper sees a byte of it."""
+    body, digest = state[:-_DIGEST], state[-_DIGEST:]
+    if len(state) > MAX_STATE_BYTES or hashlib.sha256(body).digest()[:_DIGEST] != digest or len(body) < _FRAME.size:
+        raise StateRefused("the state of an adaptive window is not what was saved")
+    magic, detected, size = _FRAME.unpack_from(body)
+    raw = body[_FRAME.size :]
+    if magic != _MAGIC or size != len(raw) or detected > 1:
+        raise StateRefused("the state of an adaptive window has another layout")
+    adwin = new_adwin()
+    expected = adwin._helper.__getstate__()[: struct.calcsize("<dII")]
+    if not raw.startswith(expected):
+        raise StateRefused("the state of an adaptive window has other parameters")
+    try:
+        adwin._helper.__setstate__(raw)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise StateRefused(f"the adaptive window refuses its state: {error}") from error
+    adwin._drift_detected = bool(detected)
+    return adwin
+
+
+class JumpWatch:
+    """One ADWIN and the size of the jumps at its cuts."""
+
+    __slots__ = ("adwin",)
+
+    def __init__(self, adwin: ADWIN | None = None) -> None:
+        self.adwin = adwin or new_adwin()
+
+    def update(self, value: float) -> float:
+        """|mean after - mean before| if the window was cut at this finite `value`, else 0."""
+        if not math.isfinite(value):
+            return 0.0
+        adwin = self.adwin
+        before = adwin.estimation
+        adwin.update(value)  # type: ignore[no-untyped-call]
+        return abs(adwin.estimation - before) if adwin.drift_detected else 0.0

@@ -1,0 +1,106 @@
+"""What a person reads of a drift: which features, how they look now, and which callers brought it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detectors.base import top_shares
+from detectors.caller_weights import row_weights
+from detectors.cells import CELLS, categorical_cells, numeric_cells
+from detectors.drift_shelf import Part, Shelf
+from schemas.blocks import Block, Floats
+from schemas.events import CallerAuth
+from schemas.signals import Evidence
+
+TOP_FEATURES = 5
+
+
+def shares_of(
+    block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature: Floats
+) -> tuple[tuple[str, CallerAuth, float], ...]:
+    """Who brought the mass that moved in this block: callers' shares, heaviest first, at most 20.
+
+    In a cell that holds more than the profile's share, each row counts as far as the cell is over it; over the
+    features that moved at least half as far as the first. `seen` [features, CELLS] are the block's cell weights.
+    """
+    weight = row_weights(block)
+    excess = np.zeros(len(block))
+    total = max(float(weight.sum()), 1e-300)
+    for feature in _leading(by_feature).tolist():
+        shares = seen[feature] / total
+        over = np.maximum(shares - shelf.expected[part.slot, feature], 0.0)
+        fraction = np.divide(over, shares, out=np.zeros(CELLS), where=shares > 0)
+        excess += fraction[_cells(block, shelf, part, feature)]
+    by_caller = np.bincount(block.caller, excess * weight, minlength=len(block.callers)).tolist()
+    auth: dict[str, CallerAuth] = {
+        name: "verified" if verified else "claimed"
+        for name, verified in zip(block.callers, block.verified.tolist(), strict=True)
+    }
+    return top_shares(dict(zip(block.callers, by_caller, strict=True)), auth)
+
+
+def evidence_of(block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature: Floats) -> Evidence:
+    """The five features that moved most, as columns: observed in this block beside expected by the profile."""
+    profile, numeric = part.profile, shelf.numeric
+    weight = row_weights(block)
+    total = max(float(weight.sum()), 1e-300)
+    top = np.argsort(-by_feature, kind="stable")[:TOP_FEATURES].tolist()
+    names: list[float | int | str | None] = []
+    means: list[float | int | str | None] = []
+    expected_means: list[float | int | str | None] = []
+    rates: dict[str, list[float | int | str | None]] = {
+        key: [] for key in ("missing", "expected_missing", "unseen", "expected_unseen")
+    }
+    for feature in top:
+        alien = float((seen[feature] * shelf.alien[part.slot, feature]).sum() / total)
+        missing = float((seen[feature] * shelf.missing[part.slot, feature]).sum() / total)
+        if feature < numeric:
+            of_number = profile.numeric[feature]
+            names.append(of_number.name)
+            values = block.numeric[:, feature]
+            here = np.isfinite(values) & (weight > 0)
+            some = float(weight[here].sum())
+            means.append(float((values[here] * weight[here]).sum() / some) if some > 0 else None)
+            expected_means.append(of_number.mean)
+            expected_unseen, expected_missing = 0.0, of_number.missing_rate
+        else:
+            of_category = profile.categorical[feature - numeric]
+            names.append(of_category.name)
+            means.append(None)
+            expected_means.append(None)
+            expected_unseen, expected_missing = of_category.unseen_rate, of_category.missing_rate
+        for key, value in zip(rates, (missing, expected_missing, alien, expected_unseen), strict=True):
+            rates[key].append(value)
+    return {
+        "features": names,
+        "statistics": [float(by_feature[feature]) for feature in top],
+        "observed_mean": means,
+        "expected_mean": expected_means,
+        "observed_missing": rates["missing"],
+        "expected_missing": rates["expected_missing"],
+        "observed_unseen": rates["unseen"],
+        "expected_unseen": rates["expected_unseen"],
+    }
+
+
+def jump_evidence(shelf: Shelf, part: Part, jumps: list[float]) -> Evidence:
+    """The features whose mean jumped, by how many standard deviations of the profile, and how far counts as chance."""
+    watched = shelf.watched[part.slot].tolist()
+    ranked = sorted(range(len(jumps)), key=lambda k: -jumps[k] / part.jump_thresholds[k])[:TOP_FEATURES]
+    return {
+        "features": [part.profile.numeric[watched[k]].name for k in ranked],
+        "jumps": [jumps[k] for k in ranked],
+        "jumps_by_chance": [part.jump_thresholds[k] for k in ranked],
+    }
+
+
+def _leading(by_feature: Floats) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    return np.flatnonzero(by_feature >= 0.5 * by_feature.max())[:TOP_FEATURES]
+
+
+def _cells(block: Block, shelf: Shelf, part: Part, feature: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """The cell of each row [n] of one feature."""
+    if feature >= shelf.numeric:
+        return categorical_cells(block.categorical[:, feature - shelf.numeric]).ravel()
+    values = block.numeric[:, feature][None, None]
+    return numeric_cells(values, shelf.edges[part.slot, feature][None, None]).ravel()

@@ -1,0 +1,220 @@
+"""The state of feature drift: arrays over parts, all of one number of features, and a part's state as bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from detectors.adwin import JumpWatch, load_adwin, save_adwin
+from detectors.base import Budget
+from detectors.cells import CELLS, EDGES, alien_cells, missing_cells, padded_edges
+from detectors.drift_thresholds import ADAPTIVE_FEATURES
+from detectors.drift_windows import WINDOW_ROWS, Spreads
+from detectors.profile import LOOK_ROWS, SPAN_ROWS, Profile
+from schemas.blocks import Floats, Longs
+from schemas.errors import StateRefused
+
+ADAPTIVE_SHARE = 0.1
+"""Part of the budget given to ADWIN; the anchored test has the rest."""
+STATE_MAGIC = b"pfd1"
+_HEAD = struct.Struct("<4s32s32s4H?")
+_SLOT = struct.Struct("<?qqd")
+_DIGEST = 32
+_WINDOWS = len(WINDOW_ROWS)
+
+
+@dataclass(slots=True)
+class Part:
+    """What a part has beside its arrays."""
+
+    slot: int
+    profile: Profile
+    profile_hash: str
+    budget: Budget
+    watches: list[JumpWatch] = field(default_factory=list)
+    jump_thresholds: list[float] = field(default_factory=list)
+
+    def set_budget(self, budget: Budget) -> None:
+        """Thresholds of ADWIN's jumps for `budget`, an equal share a feature."""
+        self.budget = budget
+        tails = self.profile.calibration.adaptive
+        rate = budget.alarms_per_row * ADAPTIVE_SHARE / max(len(tails), 1)
+        self.jump_thresholds = [tail.jump + tail.scale * max(math.log(tail.rate / rate), 0.0) for tail in tails]
+
+
+class Shelf:
+    """Arrays over the slots of parts with `numeric` and `categorical` features; the first axis is the slot.
+
+    Of the profile: edges [numeric, EDGES]; expected, alien, missing [features, CELLS] (the latter two 0 or 1); table
+    and profile_rows as in `Spreads`; alien_most, missing_most [features]; watched [ADAPTIVE_FEATURES] numeric features
+    that ADWIN watches (-1 = none), their mean and sd; threshold, calm [LOOK_ROWS].
+    Of the stream: seen, capped [windows, features, CELLS]; weight, squares [windows] and feed_sum, feed_weight
+    [ADAPTIVE_FEATURES], feed_rows; fired, calm_blocks, first_ms.
+    """
+
+    edges: Floats
+    expected: Floats
+    alien: Floats
+    missing: Floats
+    table: Floats
+    profile_rows: Floats
+    alien_most: Floats
+    missing_most: Floats
+    watched: Longs
+    mean: Floats
+    sd: Floats
+    threshold: Floats
+    calm: Floats
+    seen: Floats
+    capped: Floats
+    weight: Floats
+    squares: Floats
+    feed_sum: Floats
+    feed_weight: Floats
+    feed_rows: Floats
+    fired: Longs
+    calm_blocks: Longs
+    first_ms: Longs
+
+    def __init__(self, numeric: int, categorical: int) -> None:
+        self.numeric, self.categorical = numeric, categorical
+        f, a = numeric + categorical, ADAPTIVE_FEATURES
+        floats: dict[str, tuple[int, ...]] = {
+            "edges": (numeric, EDGES),
+            **dict.fromkeys(("expected", "alien", "missing"), (f, CELLS)),
+            "table": (4, f, len(SPAN_ROWS)),
+            **dict.fromkeys(("profile_rows", "feed_rows"), ()),
+            **dict.fromkeys(("alien_most", "missing_most"), (f,)),
+            **dict.fromkeys(("mean", "sd", "feed_sum", "feed_weight"), (a,)),
+            **dict.fromkeys(("threshold", "calm"), (len(LOOK_ROWS),)),
+            **dict.fromkeys(("seen", "capped"), (_WINDOWS, f, CELLS)),
+            **dict.fromkeys(("weight", "squares"), (_WINDOWS,)),
+        }
+        self._names = (*floats, "watched", "fired", "calm_blocks", "first_ms")
+        for name, shape in floats.items():
+            setattr(self, name, np.zeros((0, *shape)))
+        self.watched = np.zeros((0, a), np.int64)
+        self.fired, self.calm_blocks, self.first_ms = (np.zeros(0, np.int64) for _ in range(3))
+        self._free: list[int] = []
+
+    def take(self, profile: Profile, budget: Budget) -> int:
+        """A slot of its own for `profile`, with empty windows."""
+        if not self._free:
+            held = len(self.fired)
+            for name in self._names:
+                array = getattr(self, name)
+                # Doubled, so that a thousand endpoints are copied ten times, not a thousand.
+                setattr(self, name, np.concatenate([array, np.zeros((max(held, 1), *array.shape[1:]), array.dtype)]))
+            self._free = list(range(len(self.fired) - 1, held - 1, -1))
+        slot = self._free.pop()
+        for name in self._names:
+            getattr(self, name)[slot] = 0
+        for k, feature in enumerate(profile.numeric):
+            self.edges[slot, k] = padded_edges(np.array(feature.edges))
+        self.expected[slot] = profile.probabilities()
+        self.alien[slot] = alien_cells([len(feature.edges) for feature in profile.numeric], self.categorical)
+        self.missing[slot] = missing_cells(self.numeric, self.categorical)
+        spreads = profile.calibration.spreads
+        self.table[slot] = Spreads.of(spreads, profile.rows).table[0]
+        self.profile_rows[slot] = profile.rows
+        self.alien_most[slot] = [spread.alien_largest for spread in spreads]
+        self.missing_most[slot] = [spread.missing_largest for spread in spreads]
+        self.watched[slot], self.sd[slot] = -1, 1.0
+        for k, tail in enumerate(profile.calibration.adaptive[:ADAPTIVE_FEATURES]):
+            watched = profile.numeric[tail.feature]
+            self.watched[slot, k], self.mean[slot, k], self.sd[slot, k] = tail.feature, watched.mean, watched.sd or 1.0
+        self.set_budget(slot, profile, budget)
+        return slot
+
+    def set_budget(self, slot: int, profile: Profile, budget: Budget) -> None:
+        """Thresholds of the anchored test for `budget`."""
+        rate = budget.alarms_per_row * (1.0 - ADAPTIVE_SHARE)
+        for k, tail in enumerate(profile.calibration.tails):
+            threshold = tail.threshold(rate)
+            self.threshold[slot, k], self.calm[slot, k] = threshold, min(tail.calm, 0.9 * threshold)
+
+    def give_back(self, slot: int) -> None:
+        """Frees a slot."""
+        self._free.append(slot)
+
+    def restart_feed(self, slot: int) -> None:
+        """Begins a new mean for ADWIN."""
+        self.feed_sum[slot] = self.feed_weight[slot] = self.feed_rows[slot] = 0.0
+
+    def spreads(self, slots: Longs) -> Spreads:
+        """The spread tables of `slots`."""
+        return Spreads(self.table[slots], self.profile_rows[slots])
+
+
+_STREAM = ("seen", "capped", "weight", "squares", "feed_sum", "feed_weight")
+
+
+def pack(shelf: Shelf, part: Part, parameters: bytes) -> bytes:
+    """A part's state: magic, parameters, profile, shape, numbers (little-endian), ADWIN windows, sha256.
+
+    `capped` is left out while it equals `seen` (no caller over the cap lately), so that 20 features stay within 32 kB.
+    """
+    slot = part.slot
+    same = bool(np.array_equal(shelf.seen[slot], shelf.capped[slot]))
+    shape = (_WINDOWS, shelf.numeric, shelf.categorical, len(part.watches))
+    pieces = [
+        _HEAD.pack(STATE_MAGIC, parameters, bytes.fromhex(part.profile_hash), *shape, same),
+        _SLOT.pack(
+            bool(shelf.fired[slot]),
+            int(shelf.calm_blocks[slot]),
+            int(shelf.first_ms[slot]),
+            float(shelf.feed_rows[slot]),
+        ),
+    ]
+    names = [name for name in _STREAM if not (same and name == "capped")]
+    pieces += [getattr(shelf, name)[slot].astype("<f8").tobytes() for name in names]
+    for watch in part.watches:
+        state = save_adwin(watch.adwin)
+        pieces += [len(state).to_bytes(4, "little"), state]
+    body = b"".join(pieces)
+    return body + hashlib.sha256(body).digest()
+
+
+def unpack(shelf: Shelf, part: Part, parameters: bytes, state: bytes) -> None:
+    """Takes back what `pack` gave; raises StateRefused on anything else and then leaves the part as it was."""
+    body, digest = state[:-_DIGEST], state[-_DIGEST:]
+    if len(body) < _HEAD.size + _SLOT.size or hashlib.sha256(body).digest() != digest:
+        raise StateRefused("the drift state is not what was saved")
+    magic, saved_parameters, profile, windows, numeric, categorical, watches, same = _HEAD.unpack_from(body)
+    if magic != STATE_MAGIC or saved_parameters != parameters:
+        raise StateRefused("the drift state is of another version or of other parameters")
+    if profile.hex() != part.profile_hash:
+        raise StateRefused("the drift state is of another profile")
+    if (windows, numeric, categorical, watches) != (_WINDOWS, shelf.numeric, shelf.categorical, len(part.watches)):
+        raise StateRefused("the drift state has another shape")
+    slot, at = part.slot, _HEAD.size
+    fired, calm_blocks, first_ms, feed_rows = _SLOT.unpack_from(body, at)
+    at += _SLOT.size
+    numbers: dict[str, Floats] = {}
+    for name in _STREAM:
+        if same and name == "capped":
+            continue
+        shape = getattr(shelf, name).shape[1:]
+        size = 8 * math.prod(shape)
+        if at + size > len(body):
+            raise StateRefused("the drift state is cut short")
+        numbers[name] = np.frombuffer(body, "<f8", math.prod(shape), at).reshape(shape)
+        at += size
+    if not all(bool(np.isfinite(array).all()) for array in numbers.values()):
+        raise StateRefused("the drift state holds a number that is not finite")
+    adwins = []
+    for _ in part.watches:
+        size = int.from_bytes(body[at : at + 4], "little")
+        adwins.append(load_adwin(body[at + 4 : at + 4 + size]))
+        at += 4 + size
+    if at != len(body):
+        raise StateRefused("the drift state is longer than it should be")
+    for name in _STREAM:
+        getattr(shelf, name)[slot] = numbers["seen" if same and name == "capped" else name]
+    shelf.fired[slot], shelf.calm_blocks[slot], shelf.first_ms[slot] = fired, calm_blocks, first_ms
+    shelf.feed_rows[slot] = feed_rows
+    part.watches = [JumpWatch(adwin) for adwin in adwins]

@@ -1,0 +1,258 @@
+"""Calibration: how far the training table's own rows, in their order, lie from the whole of the table.
+
+Moving-block bootstrap (Kuensch 1989; Liu & Singh 1992): real rows in real order are no independent draws, so spreads
+come from contiguous stretches, and the rate of chance alarms from running the sequential test over long stretches
+drawn at random. Above what was seen the tail is taken as exponential, never lighter than the score's own unit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from detectors.adwin import FEED_ROWS, JumpWatch
+from detectors.drift_windows import WINDOW_ROWS, Spreads, divergence, faded, scores
+from detectors.profile import LOOK_ROWS, SPAN_ROWS, AdaptiveTail, AlarmTail, FeatureSpread
+from schemas.blocks import BLOCK_ROWS, Floats, Longs
+
+UNIT_ROWS = SPAN_ROWS[0]
+MAX_STARTS = 8192
+SIMULATED_ROWS = {32: 1_500_000, 256: 6_000_000}
+STREAMS = 32
+STRETCHES = 8
+"""A stretch is this part of the table: seven weeks of a year, so that slow moves stay whole. Windows start empty with
+each: where two stretches meet, weekdays and hours jump as no stream of real rows does."""
+FILL_STEPS, FILL_STARTS = 40, 512
+TAIL_ALARMS = (60, 12)
+ADAPTIVE_FEATURES = 8
+"""ADWIN watches the 8 steadiest features: 0.5 us and about 1.5 kB of state each, so that a part stays within 32 kB.
+The anchored test watches all."""
+ADAPTIVE_STREAMS = 8
+MIN_LEVEL, MIN_SCALE, MIN_LARGEST = 2.0, 1.0, 12.0
+"""Least divergence times rows: features that never move in the table (one category) still have a row's noise."""
+MIN_DECAY = 0.5
+"""The score counts in -ln of chance, so beyond what was simulated alarms fall by exp(-1) a unit if every feature's tail
+were right; half of it is trusted. (One event of the table, met again in each pass, makes the slope itself flat.)"""
+MIN_SCALE_SHARE = 0.1
+"""Least scale over level: a feature that is always as far out as it can be (the month) has next to no spread."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderedTable:
+    """A table in order, summed up by units of 32 rows.
+
+    counts [units + 1, features, CELLS] are running cell counts; sums, present [units + 1, numeric features] running
+    sums of standardised values and their number. alien, missing [features, CELLS] mark cells.
+    """
+
+    counts: Longs
+    sums: Floats
+    present: Floats
+    expected: Floats
+    rows: int
+    alien: np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+    missing: np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+
+    @property
+    def units(self) -> int:
+        return len(self.counts) - 1
+
+    def shares(self, starts: Longs, units: int) -> Floats:
+        """Cell shares [starts, features, CELLS] of stretches of `units` units."""
+        return (self.counts[starts + units] - self.counts[starts]) / float(units * UNIT_ROWS)
+
+
+def feature_spreads(table: OrderedTable) -> tuple[FeatureSpread, ...]:
+    """The spread of each of `SPAN_ROWS` rows: up to a block as contiguous stretches, above it as the long window that
+    has filled up to so many effective rows (a fading window over a week is no week: its weekdays differ).
+
+    Sizes that fit less than four times into the table repeat the one before.
+    """
+    columns: list[list[Floats]] = [[], [], [], []]
+    alien = missing = np.zeros(len(table.expected))
+    filled = _filled_divergences(table)
+    for size in SPAN_ROWS:
+        if size <= BLOCK_ROWS:
+            far, moved = _stretch_divergences(table, size)
+            if size == BLOCK_ROWS:
+                alien, missing = moved
+        elif size in filled:
+            far = filled[size]
+        else:
+            for column in columns:
+                column.append(column[-1])
+            continue
+        upper = np.maximum(np.quantile(far, 0.9, axis=0), MIN_LEVEL / size)
+        scale, shape = pareto_tail(np.maximum(far - upper, 0.0))
+        # A table of few independent stretches knows little of their tail: sqrt(1 / stretches) of the level at least.
+        share = max(MIN_SCALE_SHARE, math.sqrt(size / table.rows))
+        scale = np.maximum(scale, np.maximum(MIN_SCALE / size, share * upper))
+        largest = np.maximum(far.max(axis=0), MIN_LARGEST / size)
+        for column, measured in zip(columns, (upper, scale, shape, largest), strict=True):
+            column.append(measured)
+    level, scale_, shape_, largest_ = (np.stack(column, axis=1).tolist() for column in columns)
+    return tuple(
+        FeatureSpread(
+            level=level[f],
+            scale=scale_[f],
+            shape=shape_[f],
+            largest=largest_[f],
+            alien_largest=float(min(alien[f], 1.0)),
+            missing_largest=float(min(missing[f], 1.0)),
+        )
+        for f in range(len(table.expected))
+    )
+
+
+def _stretch_divergences(table: OrderedTable, size: int) -> tuple[Floats, tuple[Floats, Floats]]:
+    """Divergences [stretches, features] of contiguous `size` rows; the largest alien and missing excess [features]."""
+    units = size // UNIT_ROWS
+    last = table.units - units
+    starts = np.unique(np.linspace(0, last, min(MAX_STARTS, last + 1)).astype(np.int64))
+    far = np.empty((len(starts), len(table.expected)))
+    largest = np.zeros((2, len(table.expected)))
+    for at in range(0, len(starts), 1024):
+        shares = table.shares(starts[at : at + 1024], units)
+        far[at : at + 1024], moved = divergence(shares, shares, table.expected, np.full(len(shares), float(size)))
+        moved = np.maximum(moved, 0.0)
+        groups = [(moved * cells).sum(axis=-1).max(axis=0) for cells in (table.alien, table.missing)]
+        largest = np.maximum(largest, groups)
+    return far, (largest[0], largest[1])
+
+
+def _filled_divergences(table: OrderedTable) -> dict[int, Floats]:
+    """Divergences [starts, features] of the long window when it holds each of the `SPAN_ROWS` above a block."""
+    units, size = BLOCK_ROWS // UNIT_ROWS, float(BLOCK_ROWS)
+    left = float(faded(np.array(size))[-1])
+    steps = min(FILL_STEPS, table.units // units // 2)
+    last = table.units - steps * units
+    starts = np.unique(np.linspace(0, last, min(FILL_STARTS, last + 1)).astype(np.int64))
+    window = np.zeros((len(starts), *table.expected.shape))
+    weight = squares = 0.0
+    found: dict[int, Floats] = {}
+    wanted = [rows for rows in SPAN_ROWS if BLOCK_ROWS < rows <= table.units * UNIT_ROWS // 4]
+    for step in range(steps):
+        window *= left
+        window += table.shares(starts + step * units, units) * size
+        weight, squares = weight * left + size, squares * left * left + size
+        rows = weight * weight / squares
+        # A window of 2,048 rows tends to 4,100 effective ones and is measured as 4,096 once 98 % full.
+        if wanted and rows >= 0.98 * wanted[0]:
+            shares = window / weight
+            found[wanted.pop(0)], _ = divergence(shares, shares, table.expected, np.full(len(starts), rows))
+    return found
+
+
+def pareto_tail(excess: Floats) -> tuple[Floats, Floats]:
+    """Scale and shape of a generalised Pareto tail from `excess` [n, features] (0 = none), by moments (Hosking &
+    Wallis 1987); the shape is held in 0 to 0.4: never lighter than exponential."""
+    many = np.maximum((excess > 0).sum(axis=0), 1)
+    mean = excess.sum(axis=0) / many
+    variance = np.maximum((excess * excess).sum(axis=0) / many - mean * mean, 1e-300)
+    shape = np.clip(0.5 * (1.0 - mean * mean / variance), 0.0, 0.4)
+    return mean * (1.0 - shape), shape
+
+
+def drawn_starts(table: OrderedTable, units: int, streams: int, rows: int, rng: np.random.Generator) -> Longs:
+    """Where each block of `units` units begins [stretches, steps, streams]: drawn at random, in order within."""
+    steps = max(min(max(table.units // STRETCHES, 64), table.units // 2) // units, 1)
+    stretches = max(rows // (streams * steps * units * UNIT_ROWS), 1)
+    draws = rng.integers(0, table.units - steps * units + 1, (stretches, 1, streams))
+    return np.asarray(draws + np.arange(steps)[:, None] * units)
+
+
+def simulated_scores(table: OrderedTable, spreads: tuple[FeatureSpread, ...], starts: Longs, units: int) -> Floats:
+    """The score of the sequential test after each block [stretches, steps, streams]."""
+    streams, size = starts.shape[2], float(units * UNIT_ROWS)
+    one = Spreads.of(spreads, table.rows)
+    windows = np.zeros((streams, len(WINDOW_ROWS), *table.expected.shape))
+    left = faded(np.array(size))
+    result = np.empty(starts.shape)
+    for stretch, step in np.ndindex(starts.shape[:2]):
+        if step == 0:
+            windows[:] = 0.0
+            weight = squares = np.zeros(len(WINDOW_ROWS))
+        windows *= left[:, None, None]
+        windows += table.shares(starts[stretch, step], units)[:, None] * size
+        weight, squares = weight * left + size, squares * left * left + size
+        rows = weight * weight / squares
+        shares = windows / weight[:, None, None]
+        far, _ = divergence(shares, shares, table.expected, rows)
+        level, scale, shape, _ = one.at(rows[None])
+        result[stretch, step] = scores(far, level, scale, shape).max(axis=(1, 2))
+    return result
+
+
+def alarms_at(series: Floats, levels: Floats, calm: float) -> Longs:
+    """Alarms [levels] in `series` [steps, streams]: a score above the level, the first since one at or below `calm`."""
+    armed = np.ones((len(levels), series.shape[1]), np.bool_)
+    count = np.zeros(len(levels), np.int64)
+    quiet = np.minimum(calm, 0.9 * levels)[:, None]
+    for row in series:
+        fired = armed & (row > levels[:, None])
+        count += fired.sum(axis=1)
+        armed = (armed & ~fired) | (row <= quiet)
+    return count
+
+
+def alarm_tail(series: Floats, rows: int) -> AlarmTail:
+    """The exponential tail of alarms a row over the score, from `series` [steps, streams] of `rows` rows in all."""
+    calm = float(np.quantile(series, 0.95))
+    levels = np.linspace(calm, float(series.max()), 200)[:-1]
+    count = alarms_at(series, levels, calm)
+    many, few = (int(np.flatnonzero(count >= min(wanted, count.max()))[-1]) for wanted in TAIL_ALARMS)
+    width = float(levels[few] - levels[many])
+    decay = math.log(count[many] / count[few]) / width if width > 0 else 1.0
+    return AlarmTail(
+        score=float(levels[many]),
+        rate=float(count[many] / rows),
+        far_score=float(levels[few]),
+        far_rate=float(count[few] / rows),
+        decay=min(max(decay, MIN_DECAY), 1.0),
+        calm=calm,
+    )
+
+
+def alarm_tails(table: OrderedTable, spreads: tuple[FeatureSpread, ...], seed: int) -> tuple[AlarmTail, ...]:
+    """The tail at each of `LOOK_ROWS`."""
+    tails = []
+    for size in LOOK_ROWS:
+        units = size // UNIT_ROWS
+        starts = drawn_starts(table, units, STREAMS, SIMULATED_ROWS[size], np.random.default_rng([seed, size]))
+        series = simulated_scores(table, spreads, starts, units).reshape(-1, STREAMS)
+        tails.append(alarm_tail(series, starts.size * size))
+    return tuple(tails)
+
+
+def adaptive_tails(table: OrderedTable, seed: int) -> tuple[AdaptiveTail, ...]:
+    """The jumps that ADWIN finds by chance in the block means of the steadiest numeric features."""
+    units = FEED_ROWS // UNIT_ROWS
+    rng = np.random.default_rng([seed, FEED_ROWS])
+    starts = drawn_starts(table, units, ADAPTIVE_STREAMS, SIMULATED_ROWS[32], rng).reshape(-1, ADAPTIVE_STREAMS)
+    rows = starts.size * FEED_ROWS
+    present = table.present[starts + units] - table.present[starts]
+    means = (table.sums[starts + units] - table.sums[starts]) / np.maximum(present, 1.0)
+    tails = []
+    for feature in range(means.shape[2]):
+        if not np.ptp(means[:, :, feature]):
+            continue
+        jumps: list[float] = []
+        for stream in range(starts.shape[1]):
+            watch = JumpWatch()
+            seen = present[:, stream, feature] > 0
+            jumps += [jump for jump in map(watch.update, means[seen, stream, feature].tolist()) if jump > 0]
+        tails.append(_jump_tail(feature, np.sort(jumps), rows, float(means[:, :, feature].std())))
+    steady = sorted(tails, key=lambda tail: (tail.jump + tail.scale * math.log(tail.rate / 1e-9), tail.feature))
+    return tuple(sorted(steady[:ADAPTIVE_FEATURES], key=lambda tail: tail.feature))
+
+
+def _jump_tail(feature: int, jumps: Floats, rows: int, spread: float) -> AdaptiveTail:
+    if len(jumps) == 0:
+        return AdaptiveTail(feature=feature, jump=0.0, rate=1.0 / rows, scale=spread)
+    upper = jumps[len(jumps) // 2 :]
+    mean_excess = float((upper - upper[0]).mean())
+    return AdaptiveTail(
+        feature=feature, jump=float(upper[0]), rate=len(upper) / rows, scale=max(mean_excess, spread / 4)
+    )

@@ -1,0 +1,331 @@
+"""Did the inputs leave the training profile?
+
+An anchored test, cell histograms over a short and a long window against the profile, sequential over blocks; and
+river's ADWIN on block means, which knows only the stream itself. Thresholds come from the profile's calibration in
+the order of its table, and from the endpoint's false-alarm budget.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from detectors.adwin import DELTA, FEED_ROWS, JumpWatch
+from detectors.base import Budget, LogPoint, Reading, part_of
+from detectors.caller_weights import MIN_CAP
+from detectors.cells import CELLS
+from detectors.drift_blocks import Sums, feed_ready, sums
+from detectors.drift_evidence import evidence_of, jump_evidence, shares_of
+from detectors.drift_shelf import ADAPTIVE_SHARE, Part, Shelf, pack, unpack
+from detectors.drift_windows import WINDOW_ROWS, critical_ratio, divergence, faded, scores
+from detectors.profile import LOOK_ROWS, Profile
+from schemas.blocks import Block, Floats, Longs
+from schemas.errors import StateRefused
+
+VERSION = 1
+CALM_BLOCKS = 2
+"""Blocks within the profile's range after which what came before them leaves the long window."""
+UNKNOWN_EVERY_MS = 1000
+MAX_UNKNOWN_PARTS = 4096
+"""Parts without a profile whose last `unknown` is remembered; above it the longest silent one is forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdicts:
+    """Of blocks that were stepped together: score, threshold, calm level and block statistic [m], each feature's
+    score [m, features], and the deviations of the short window by cell [m, features, CELLS]."""
+
+    score: list[float]
+    threshold: list[float]
+    calm: list[bool]
+    firing: list[bool]
+    statistic: list[float]
+    by_feature: Floats
+    rows: list[float]
+
+
+class FeatureDrift:
+    """Feature drift of many endpoints; `Detector[Block]`, state a part (`endpoint@version`).
+
+    A block fires when its score, -ln of the chance of so far a stretch in the training table's own order, passes the
+    threshold of the part's budget, or its statistic is above `critical_factor` times the largest in the profile
+    (severity `critical`, else `warning`). It is calm when both windows are as usual as 95 % of the profile's blocks.
+    20 features take about 27 kB a part, up to 45 kB while callers are over the weight cap.
+    """
+
+    name = "feature_drift"
+    log: Literal["predictions", "reports"] = "predictions"
+
+    def __init__(self, critical_factor: float = 5.0) -> None:
+        self.critical_factor = critical_factor
+        words = (self.name, VERSION, critical_factor, WINDOW_ROWS, CALM_BLOCKS, MIN_CAP, CELLS, DELTA, FEED_ROWS)
+        self._digest = hashlib.sha256(repr((*words, ADAPTIVE_SHARE)).encode()).digest()
+        self.hash = self._digest.hex()
+        self._shelves: dict[tuple[int, int], Shelf] = {}
+        self._parts: dict[str, Part] = {}
+        self._unknown_at: dict[str, int] = {}
+
+    def fit(self, part: str, profile: Profile, budget: Budget) -> None:
+        """Puts `profile` in force for `part`. With the same profile the state stays and only the budget is taken."""
+        profile_hash = profile.hash
+        held = self._parts.get(part)
+        if held is not None and held.profile_hash == profile_hash:
+            held.set_budget(budget)
+            self._shelf(held).set_budget(held.slot, profile, budget)
+            return
+        self.forget(part)
+        shape = (len(profile.numeric), len(profile.categorical))
+        shelf = self._shelves.setdefault(shape, Shelf(*shape))
+        fitted = Part(shelf.take(profile, budget), profile, profile_hash, budget)
+        fitted.watches = [JumpWatch() for tail in shelf.watched[fitted.slot] if tail >= 0]
+        fitted.set_budget(budget)
+        self._parts[part] = fitted
+
+    def update(self, batch: Sequence[Block]) -> list[Reading]:
+        """Readings of `batch`, blocks in log order: one `feature_drift` a block, one `adaptive_drift` whenever ADWIN
+        was fed (about each 256 rows); for a part without its profile one that is not `known` a second."""
+        found: list[list[Reading]] = [[] for _ in batch]
+        shelved: dict[tuple[int, int], list[int]] = {}
+        for at, block in enumerate(batch):
+            part = self._parts.get(part_of(block.endpoint, block.version))
+            if part is None or not _fits(part, block):
+                found[at] = self._unknown(block)
+            else:
+                shelved.setdefault((len(part.profile.numeric), len(part.profile.categorical)), []).append(at)
+        for shape, places in shelved.items():
+            self._update_shelf(self._shelves[shape], batch, places, found)
+        return [reading for readings in found for reading in readings]
+
+    def snapshot(self, part: str) -> bytes:
+        """The part's state (see `pack`), or b"" for a part without a profile."""
+        held = self._parts.get(part)
+        return b"" if held is None else pack(self._shelf(held), held, self._digest)
+
+    def restore(self, part: str, state: bytes) -> None:
+        """Takes back a snapshot of `part`, which must have been fitted with the same profile; else StateRefused."""
+        if not state:
+            return
+        held = self._parts.get(part)
+        if held is None:
+            raise StateRefused(f"{part} has no profile here: the state of its drift detector means nothing")
+        unpack(self._shelf(held), held, self._digest, state)
+
+    def forget(self, part: str) -> None:
+        """Drops the part's state and profile."""
+        held = self._parts.pop(part, None)
+        if held is not None:
+            self._shelf(held).give_back(held.slot)
+
+    def _shelf(self, part: Part) -> Shelf:
+        return self._shelves[len(part.profile.numeric), len(part.profile.categorical)]
+
+    def _update_shelf(
+        self, shelf: Shelf, batch: Sequence[Block], places: Sequence[int], found: list[list[Reading]]
+    ) -> None:
+        blocks = [batch[at] for at in places]
+        parts = [self._parts[part_of(block.endpoint, block.version)] for block in blocks]
+        slots = np.array([part.slot for part in parts])
+        measured = sums(blocks, shelf, slots)
+        for turn in _turns(slots, measured.rows):
+            verdicts = self._step(shelf, slots[turn], measured, turn)
+            fed = self._feed(shelf, slots[turn], measured, turn)
+            for k, at in enumerate(turn.tolist()):
+                readings = found[places[at]]
+                readings.append(self._reading(blocks[at], parts[at], shelf, measured, at, verdicts, k))
+                if fed[k]:
+                    readings += self._adapt(blocks[at], parts[at], shelf)
+        for at in np.flatnonzero(measured.rows == 0).tolist():
+            found[places[at]] = self._unknown(blocks[at])
+
+    def _step(self, shelf: Shelf, slots: Longs, measured: Sums, turn: Longs) -> _Verdicts:
+        """One block for each of `slots` (all different): into the windows, and what they then say."""
+        rows = measured.rows[turn]
+        left = faded(rows)
+        weight = shelf.weight[slots] * left + measured.weight[turn, None]
+        squares = shelf.squares[slots] * left * left + measured.squares[turn, None]
+        fade = left[:, :, None, None]
+        seen = shelf.seen[slots] * fade + measured.seen[turn, None]
+        capped = shelf.capped[slots] * fade + measured.capped[turn, None]
+        shelf.seen[slots], shelf.capped[slots] = seen, capped
+        shelf.weight[slots], shelf.squares[slots] = weight, squares
+        effective = weight * weight / squares
+        by_weight = weight[:, :, None, None]
+        far, moved = divergence(seen / by_weight, capped / by_weight, shelf.expected[slots][:, None], effective)
+        level, scale, shape, largest = shelf.spreads(slots).at(effective)
+        by_window = scores(far, level, scale, shape)
+        statistic = critical_ratio(
+            far[:, 0],
+            largest[:, 0],
+            moved[:, 0],
+            (shelf.alien[slots], shelf.missing[slots]),
+            (shelf.alien_most[slots], shelf.missing_most[slots]),
+            effective[:, 0],
+        ).max(axis=1)
+        return self._judge(shelf, slots, rows, by_window, statistic)
+
+    def _judge(self, shelf: Shelf, slots: Longs, rows: Floats, by_window: Floats, statistic: Floats) -> _Verdicts:
+        """Entry and exit: `by_window` [m, windows, features] are scores."""
+        threshold, quiet = _at_size(shelf.threshold[slots], rows), _at_size(shelf.calm[slots], rows)
+        top = by_window.max(axis=2)
+        recent_calm = top[:, 0] <= quiet
+        shelf.calm_blocks[slots] = np.where(recent_calm, shelf.calm_blocks[slots] + 1, 0)
+        # After an alarm the long window would stay far out for 2,048 rows: two usual blocks, and it begins anew.
+        renewed = (shelf.fired[slots] > 0) & (shelf.calm_blocks[slots] >= CALM_BLOCKS) & (top.max(axis=1) > quiet)
+        for name in ("seen", "capped", "weight", "squares"):
+            state = getattr(shelf, name)
+            state[slots[renewed], 1:] = state[slots[renewed], :1]
+        by_feature = np.where(renewed[:, None], by_window[:, 0], by_window.max(axis=1))
+        # So far out that no training block came near is an alarm at any budget.
+        score = np.maximum(by_feature.max(axis=1), threshold * statistic / self.critical_factor)
+        firing = score > threshold
+        calm = (by_feature.max(axis=1) <= quiet) & ~firing
+        shelf.fired[slots] = (shelf.fired[slots] | firing) & ~calm
+        return _Verdicts(
+            score.tolist(),
+            threshold.tolist(),
+            calm.tolist(),
+            firing.tolist(),
+            statistic.tolist(),
+            by_feature,
+            rows.tolist(),
+        )
+
+    def _reading(
+        self, block: Block, part: Part, shelf: Shelf, measured: Sums, at: int, verdicts: _Verdicts, k: int
+    ) -> Reading:
+        calm, firing, statistic = verdicts.calm[k], verdicts.firing[k], verdicts.statistic[k]
+        begun = int(shelf.first_ms[part.slot])
+        first_ms = begun if begun and not calm else int(block.broker_ts[0])
+        shelf.first_ms[part.slot] = 0 if calm else first_ms
+        own = measured.seen[at]
+        return Reading(
+            detector=self.name,
+            detector_hash=self.hash,
+            kind="feature_drift",
+            endpoint=block.endpoint,
+            subject_kind="endpoint",
+            subject=block.endpoint,
+            score=verdicts.score[k],
+            threshold=verdicts.threshold[k],
+            firing=firing,
+            calm=calm,
+            severity="critical" if firing and statistic > self.critical_factor else "warning",
+            at=_log_point(block),
+            first_ms=first_ms,
+            version=block.version,
+            shares=shares_of(block, shelf, part, own, verdicts.by_feature[k]) if firing else (),
+            evidence={}
+            if calm
+            else evidence_of(block, shelf, part, own, verdicts.by_feature[k])
+            | {"block_statistic": statistic, "critical_at": self.critical_factor, "rows": int(verdicts.rows[k])},
+        )
+
+    def _feed(self, shelf: Shelf, slots: Longs, measured: Sums, turn: Longs) -> list[bool]:
+        """Gathers rows for ADWIN's means; whether each slot's mean is ready."""
+        some = measured.value_weight[turn].any(axis=1)
+        shelf.feed_sum[slots] += measured.value_sum[turn]
+        shelf.feed_weight[slots] += measured.value_weight[turn]
+        shelf.feed_rows[slots] += np.where(some, measured.rows[turn], 0.0)
+        ready: list[bool] = (some & feed_ready(shelf.feed_rows[slots])).tolist()
+        return ready
+
+    def _adapt(self, block: Block, part: Part, shelf: Shelf) -> list[Reading]:
+        """Feeds the gathered means to ADWIN. Never more than a warning: it forgets the training data by design."""
+        slot = part.slot
+        weight, total = shelf.feed_weight[slot].tolist(), shelf.feed_sum[slot].tolist()
+        shelf.restart_feed(slot)
+        jumps = [watch.update(total[k] / weight[k]) if weight[k] > 0 else 0.0 for k, watch in enumerate(part.watches)]
+        score = max(jump / most for jump, most in zip(jumps, part.jump_thresholds, strict=True))
+        firing = score > 1.0
+        return [
+            Reading(
+                detector=self.name,
+                detector_hash=self.hash,
+                kind="adaptive_drift",
+                endpoint=block.endpoint,
+                subject_kind="endpoint",
+                subject=block.endpoint,
+                score=score,
+                threshold=1.0,
+                firing=firing,
+                calm=not firing,
+                severity="warning",
+                at=_log_point(block),
+                first_ms=int(block.broker_ts[0]),
+                version=block.version,
+                evidence=jump_evidence(shelf, part, jumps) if firing else {},
+            )
+        ]
+
+    def _unknown(self, block: Block) -> list[Reading]:
+        """`unknown` for a block that cannot be judged, at most one a second of log time a part."""
+        part = part_of(block.endpoint, block.version)
+        last = self._unknown_at.pop(part, None)
+        if last is not None and last <= block.closed_ms < last + UNKNOWN_EVERY_MS:
+            self._unknown_at[part] = last
+            return []
+        self._unknown_at[part] = block.closed_ms
+        if len(self._unknown_at) > MAX_UNKNOWN_PARTS:
+            del self._unknown_at[next(iter(self._unknown_at))]
+        return [
+            Reading(
+                detector=self.name,
+                detector_hash=self.hash,
+                kind="feature_drift",
+                endpoint=block.endpoint,
+                subject_kind="endpoint",
+                subject=block.endpoint,
+                score=0.0,
+                threshold=0.0,
+                firing=False,
+                calm=False,
+                severity="info",
+                at=_log_point(block),
+                first_ms=int(block.broker_ts[0]),
+                version=block.version,
+                known=False,
+            )
+        ]
+
+
+def _fits(part: Part, block: Block) -> bool:
+    """Whether the block was decoded by the profile that is in force."""
+    return (
+        block.profile_hash == part.profile_hash
+        and block.numeric.shape[1] == len(part.profile.numeric)
+        and block.categorical.shape[1] == len(part.profile.categorical)
+    )
+
+
+def _log_point(block: Block) -> LogPoint:
+    at = block.closed_at
+    return LogPoint(block.topic, block.partition, at.offset, at.row, block.closed_ms)
+
+
+def _turns(slots: Longs, rows: Floats) -> list[Longs]:
+    """Blocks that may step together: no two of one slot, each slot's blocks in order; empty ones left out."""
+    turns: list[list[int]] = []
+    seen: dict[int, int] = {}
+    for at, (slot, some) in enumerate(zip(slots.tolist(), rows.tolist(), strict=True)):
+        if some == 0:
+            continue
+        turn = seen.get(slot, 0)
+        seen[slot] = turn + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(at)
+    return [np.array(turn) for turn in turns]
+
+
+def _at_size(table: Floats, rows: Floats) -> Floats:
+    """A score of `table` [m, LOOK_ROWS] for blocks of `rows` [m]: on a line over ln rows. Smaller blocks look more
+    often: below the first size each look has the chance of one of that size, and the score that makes up for it."""
+    part = np.log(np.maximum(rows, 1.0) / LOOK_ROWS[0]) / math.log(LOOK_ROWS[1] / LOOK_ROWS[0])
+    inside = np.clip(part, 0.0, 1.0)
+    more = np.maximum(np.log(LOOK_ROWS[0] / np.maximum(rows, 1.0)), 0.0)
+    return np.asarray(table[:, 0] + inside * (table[:, 1] - table[:, 0]) + more)

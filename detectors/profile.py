@@ -1,0 +1,214 @@
+"""The profile of the training data: what a model's inputs looked like, and how much they moved by themselves.
+
+Numbers and strings only, so that it can lie on a Kafka topic by its hash and be read by any version of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from detectors.cells import CELLS, EDGES
+from schemas.blocks import FeatureSchema
+from schemas.errors import ConfigError
+
+MAX_FEATURES = 512
+MAX_CATEGORIES = 200
+MAX_NAME = 256
+MAX_PROFILE_BYTES = 8 << 20
+"""512 features of 200 categories of 40 bytes, with their calibration; 20 numeric features take about 40 kB."""
+MIN_ROWS = 512
+"""Fewer rows say nothing about how blocks of 256 rows differ."""
+QUANTILE_LEVELS = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+SPAN_ROWS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Row counts at which the spread of contiguous stretches of the table was measured."""
+LOOK_ROWS = (32, 256)
+"""Block sizes at which the rate of chance alarms was measured."""
+
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class NumericFeature(_Part):
+    """One numeric feature. `probabilities` [CELLS] are of the cells of `edges`; moments are of present values."""
+
+    name: Name
+    edges: tuple[float, ...] = Field(min_length=2, max_length=EDGES)
+    probabilities: tuple[Share, ...] = Field(min_length=CELLS, max_length=CELLS)
+    mean: float
+    sd: float = Field(ge=0)
+    quantiles: tuple[float, ...] = Field(min_length=len(QUANTILE_LEVELS), max_length=len(QUANTILE_LEVELS))
+    missing_rate: Share
+
+    @model_validator(mode="after")
+    def _edges_rise(self) -> Self:
+        if any(left >= right for left, right in zip(self.edges, self.edges[1:], strict=False)):
+            raise ValueError(f"the edges of {self.name!r} do not rise")
+        return self
+
+
+class CategoricalFeature(_Part):
+    """One categorical feature: its categories, most frequent first, at most 200.
+
+    `unseen_rate` is the share of rows whose value is not among them (a column of thousands of values).
+    """
+
+    name: Name
+    categories: tuple[str, ...] = Field(max_length=MAX_CATEGORIES)
+    category_rates: tuple[Share, ...] = Field(max_length=MAX_CATEGORIES)
+    probabilities: tuple[Share, ...] = Field(min_length=CELLS, max_length=CELLS)
+    missing_rate: Share
+    unseen_rate: Share
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if len(self.categories) != len(self.category_rates) or len(set(self.categories)) != len(self.categories):
+            raise ValueError(f"the categories of {self.name!r} are not distinct, or have no rate each")
+        return self
+
+
+class FeatureSpread(_Part):
+    """How far contiguous stretches of the table lie from the whole, one number for each of `SPAN_ROWS`.
+
+    Of the divergence: `level` is exceeded by 1 stretch in 10; what exceeds it has a generalised Pareto tail of `scale`
+    and `shape` (>= 0: never lighter than exponential); `largest` is the most seen. `alien_largest` and `missing_largest` are the largest shares of alien and missing values in 256 rows.
+    """
+
+    level: tuple[float, ...] = Field(min_length=len(SPAN_ROWS), max_length=len(SPAN_ROWS))
+    scale: tuple[float, ...] = Field(min_length=len(SPAN_ROWS), max_length=len(SPAN_ROWS))
+    shape: tuple[Annotated[float, Field(ge=0, le=0.5)], ...] = Field(
+        min_length=len(SPAN_ROWS), max_length=len(SPAN_ROWS)
+    )
+    largest: tuple[float, ...] = Field(min_length=len(SPAN_ROWS), max_length=len(SPAN_ROWS))
+    alien_largest: Share
+    missing_largest: Share
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        if min(min(self.level), min(self.scale), min(self.largest)) <= 0:
+            raise ValueError("a spread is not above 0")
+        return self
+
+
+class AlarmTail(_Part):
+    """Chance alarms of the sequential test in blocks of one size: `rate` a row above `score`, `far_rate` above
+    `far_score`, and beyond it fewer by exp(-`decay`) for each unit of the score. `calm`: 95 % of blocks are below."""
+
+    score: float
+    rate: float = Field(gt=0, le=1)
+    far_score: float
+    far_rate: float = Field(gt=0, le=1)
+    decay: float = Field(gt=0, le=1)
+    calm: float
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.far_score < self.score or self.far_rate > self.rate:
+            raise ValueError("chance alarms do not fall with the score")
+        return self
+
+    def threshold(self, alarms_per_row: float) -> float:
+        """The score above which chance alarms are at most `alarms_per_row`; never below `score`."""
+        if alarms_per_row >= self.rate:
+            return self.score
+        if alarms_per_row > self.far_rate:
+            part = math.log(self.rate / alarms_per_row) / math.log(self.rate / self.far_rate)
+            return self.score + part * (self.far_score - self.score)
+        return self.far_score + math.log(self.far_rate / alarms_per_row) / self.decay
+
+
+class AdaptiveTail(_Part):
+    """Chance detections of ADWIN on one feature's block means: jumps of at least x standard deviations come
+    `rate` * exp(-(x - `jump`) / `scale`) times a row, for x >= `jump`."""
+
+    feature: int = Field(ge=0, lt=MAX_FEATURES)
+    jump: float = Field(ge=0)
+    rate: float = Field(gt=0, le=1)
+    scale: float = Field(gt=0)
+
+
+class Calibration(_Part):
+    """What is needed to set thresholds for any budget: from stretches of the table, in its order."""
+
+    spreads: tuple[FeatureSpread, ...] = Field(max_length=MAX_FEATURES)
+    tails: tuple[AlarmTail, ...] = Field(min_length=len(LOOK_ROWS), max_length=len(LOOK_ROWS))
+    adaptive: tuple[AdaptiveTail, ...] = Field(max_length=MAX_FEATURES)
+
+
+def cell_probabilities(
+    numeric: Sequence[NumericFeature], categorical: Sequence[CategoricalFeature]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Cell probabilities [features, CELLS], numeric features first."""
+    return np.array([*(of.probabilities for of in numeric), *(of.probabilities for of in categorical)])
+
+
+class Profile(_Part):
+    """The profile of a training table.
+
+    `order_by` names the column that ordered the rows; None means that the rows' own order in the table was taken.
+    Spreads are in the order of `numeric`, then `categorical`.
+    """
+
+    format: Literal[1] = 1
+    rows: int = Field(ge=MIN_ROWS)
+    order_by: Name | None
+    seed: int
+    order: tuple[Name, ...] = Field(max_length=MAX_FEATURES)
+    numeric: tuple[NumericFeature, ...] = Field(max_length=MAX_FEATURES)
+    categorical: tuple[CategoricalFeature, ...] = Field(max_length=MAX_FEATURES)
+    calibration: Calibration
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [*(feature.name for feature in self.numeric), *(feature.name for feature in self.categorical)]
+        if not names or sorted(names) != sorted(self.order) or len(set(names)) != len(names):
+            raise ValueError("the features and their order do not match")
+        if len(self.calibration.spreads) != len(names):
+            raise ValueError("the calibration is of other features")
+        if any(tail.feature >= len(self.numeric) for tail in self.calibration.adaptive):
+            raise ValueError("the adaptive calibration is of a feature that is not numeric")
+        return self
+
+    @property
+    def features(self) -> FeatureSchema:
+        """What the decoder needs: names, categories and order of the features."""
+        return FeatureSchema(
+            numeric=tuple(feature.name for feature in self.numeric),
+            categorical=tuple(feature.name for feature in self.categorical),
+            categories=tuple(feature.categories for feature in self.categorical),
+            order=self.order,
+        )
+
+    @property
+    def hash(self) -> str:
+        """sha256 (hex) of `to_bytes()`: the profile's name everywhere."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The profile as JSON: equal profiles give equal bytes, and `from_bytes` gives back every bit."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Profile:
+        """Takes back what `to_bytes` gave; raises ConfigError on anything else."""
+        if len(data) > MAX_PROFILE_BYTES:
+            raise ConfigError(f"a profile of {len(data)} bytes: at most {MAX_PROFILE_BYTES} are read")
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(step) for step in first["loc"]) or "profile"
+            raise ConfigError(f"not a profile of this version: {where}: {first['msg']}; build it again") from error
+
+    def probabilities(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        """Cell probabilities [features, CELLS], numeric features first."""
+        return cell_probabilities(self.numeric, self.categorical)
