@@ -61,7 +61,9 @@ class ApacheKafka:
         properties = self._folder / "server.properties"
         if not properties.exists():
             properties.write_text(self._properties())
-            identity = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            identity = (
+                "P" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
+            )  # "-" in front: an option
             form = [java, "-cp", classpath, "kafka.tools.StorageTool", "format", "-t", identity, "-c", str(properties)]
             subprocess.run(form, check=True, capture_output=True, timeout=READY_S)
         with (self._folder / "broker.log").open("ab") as log:
@@ -155,7 +157,9 @@ class ApacheKafka:
 def find_java() -> str:
     java = shutil.which("java")
     if java is None:
-        raise KafkaUnavailable("Apache Kafka needs Java 17 or newer: install a JRE, or set PALISADE_TEST_KAFKA=host:port")
+        raise KafkaUnavailable(
+            "Apache Kafka needs Java 17 or newer: install a JRE, or set PALISADE_TEST_KAFKA=host:port"
+        )
     return java
 
 

@@ -1,0 +1,161 @@
+"""The transport in worker processes, on Apache Kafka: kills, rebalances, outage, transactions."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+
+from streams.transport.run import TP
+from streams.transport.settings import KafkaConnection, kafka_settings
+from tests.support.kafka import RealKafka
+from tests.transport.bench import Bench, exactly, fill
+from tests.transport.worker import Spec, Topic
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def topic(kafka: RealKafka) -> str:
+    """A topic of four partitions that no other test uses."""
+    name = kafka.unique("t")
+    kafka.create_topics({name: 4})
+    return name
+
+
+def bench(kafka: RealKafka, out: Path, name: str, topic: Topic, partitions: int = 4) -> Bench:
+    return Bench(Spec(kafka.bootstrap, kafka.unique("g"), str(out), {name: topic}, fetch_wait_ms=100), partitions)
+
+
+def test_three_kills_lose_nothing_and_no_commit_passes_an_unfinished_offset(
+    kafka: RealKafka, topic: str, tmp_path: Path
+) -> None:
+    moments = random.Random(7)
+    fill(kafka.bootstrap, topic, 4, 6_000)
+    with bench(kafka, tmp_path, topic, Topic(run_max=100, sleep_s=0.003, late_s=0.05)) as b:
+        for _ in range(3):
+            before, worker = b.total(), b.start()
+            goal = before + moments.randint(2_000, 5_000)
+            b.until(lambda goal=goal: b.total() > goal, "at work")
+            worker.kill()
+            worker.wait()
+        last = b.start()
+        b.until(b.all_seen(6_000), "everything read")
+        assert b.stop(last) == 0
+        assert b.committed() == exactly(b.tps, 6_000)
+    assert b.samples > 50
+    assert b.violations == []
+
+
+def test_a_worker_that_joins_and_leaves_costs_no_record_twice(kafka: RealKafka, topic: str, tmp_path: Path) -> None:
+    fill(kafka.bootstrap, topic, 4, 8_000)
+    with bench(kafka, tmp_path, topic, Topic(run_max=100, sleep_s=0.02)) as b:
+        first = b.start()
+        b.until(lambda: b.total() > 1_000, "the first at work")
+        second = b.start()
+        b.until(lambda: sum(len(line["tps"]) == 2 for line in b.told("assigned")) == 2, "two partitions each")
+        done = b.total()
+        b.until(lambda: b.total() > done + 2_000, "both at work")
+        assert b.stop(first) == 0
+        b.until(b.all_seen(8_000), "everything read")
+        assert b.stop(second) == 0
+        assert b.committed() == exactly(b.tps, 8_000)
+        assert set().union(*(set(seen.values()) for seen in b.seen().values())) == {1}, "something was delivered twice"
+    assert b.violations == []
+
+
+def test_an_exception_ends_the_worker_with_1_and_its_run_is_read_again(
+    kafka: RealKafka, topic: str, tmp_path: Path
+) -> None:
+    fill(kafka.bootstrap, topic, 4, 1_000)
+    with bench(kafka, tmp_path, topic, Topic(run_max=100, fail_at=777)) as b:
+        began = time.monotonic()
+        assert b.start().wait(20) == 1
+        assert time.monotonic() - began < 15
+        assert all(end in range(0, 701, 100) for end in b.committed().values())
+        b.spec.topics[topic] = Topic(run_max=100)
+        healed = b.start()
+        b.until(b.all_seen(1_000), "everything read")
+        assert b.stop(healed) == 0
+        assert b.committed() == exactly(b.tps, 1_000)
+    assert b.violations == []
+
+
+def test_a_broker_that_restarts_costs_nothing(kafka: RealKafka, topic: str, tmp_path: Path) -> None:
+    if kafka.broker is None:
+        pytest.skip("the broker is not ours to restart")
+    fill(kafka.bootstrap, topic, 4, 3_000)
+    with bench(kafka, tmp_path, topic, Topic(run_max=100, sleep_s=0.02)) as b:
+        workers = [b.start(), b.start()]
+        b.until(lambda: b.total() > 1_000, "at work")
+        kafka.broker.stop()
+        time.sleep(3)
+        kafka.broker.start()
+        fill(kafka.bootstrap, topic, 4, 1_000)
+        b.until(b.all_seen(4_000), "everything read")
+        assert [b.stop(worker) for worker in workers] == [0, 0]
+        assert b.committed() == exactly(b.tps, 4_000)
+    assert b.violations == []
+
+
+def test_a_stop_waits_for_the_run_that_is_being_worked_on(kafka: RealKafka, topic: str, tmp_path: Path) -> None:
+    fill(kafka.bootstrap, topic, 1, 10)
+    with bench(kafka, tmp_path, topic, Topic(sleep_s=2.0), 1) as b:
+        worker = b.start()
+        b.until(lambda: b.told("begin"), "in the body")
+        assert b.stop(worker) == 0
+        assert b.committed() == {TP(topic, 0): 10}
+
+
+def test_a_body_longer_than_the_drain_bound_is_left_uncommitted(kafka: RealKafka, topic: str, tmp_path: Path) -> None:
+    fill(kafka.bootstrap, topic, 1, 10)
+    spec = Spec(kafka.bootstrap, kafka.unique("g"), str(tmp_path), {topic: Topic(sleep_s=60.0)}, drain_s=1.0)
+    with Bench(spec, 1) as b:
+        worker = b.start()
+        b.until(lambda: b.told("begin"), "in the body")
+        assert b.stop(worker, 15) == 0
+        assert b.committed() == {}
+
+
+def test_aborted_records_are_skipped_and_a_marker_at_the_end_is_no_hole(
+    kafka: RealKafka, topic: str, tmp_path: Path
+) -> None:
+    settings = kafka_settings(KafkaConnection(bootstrap=kafka.bootstrap), "producer")
+    producer = Producer(settings | {"transactional.id": kafka.unique("tx"), "message.timeout.ms": 20_000})
+    producer.init_transactions(30)
+    kept: list[int] = []
+    for number in range(12):
+        producer.begin_transaction()
+        for _ in range(5):
+            producer.produce(topic, b"%d" % number, partition=0)
+        if number % 3 == 2:
+            producer.flush(10)
+            producer.abort_transaction(10)
+        else:
+            kept += range(number * 6, number * 6 + 5)  # five records and one marker
+            producer.commit_transaction(10)
+    with bench(kafka, tmp_path, topic, Topic(), 1) as b:
+        worker = b.start()
+        b.until(lambda: sorted(b.seen().get(TP(topic, 0), ())) == kept, "all committed records")
+        assert b.stop(worker) == 0
+        assert b.committed() == {TP(topic, 0): kept[-1] + 1}
+
+
+def test_keys_headers_tombstones_and_every_codec_arrive(kafka: RealKafka, topic: str, tmp_path: Path) -> None:
+    for codec in ("none", "gzip", "snappy", "lz4", "zstd"):
+        settings = kafka_settings(
+            KafkaConnection(bootstrap=kafka.bootstrap), "producer", overrides={"compression.type": codec}
+        )
+        producer = Producer(settings)
+        for _ in range(50):
+            producer.produce(topic, b"x" * 500, key=b"k", headers=[("h", None), ("h", b"1")], partition=0)
+        producer.produce(topic, None, key=b"k", partition=0)
+        assert producer.flush(20) == 0
+    with bench(kafka, tmp_path, topic, Topic(), 1) as b:
+        worker = b.start()
+        b.until(b.all_seen(255), "everything read")
+        assert b.stop(worker) == 0
+        assert b.committed() == {TP(topic, 0): 255}
