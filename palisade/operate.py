@@ -44,9 +44,10 @@ def send(connection: KafkaConnection, records: list[Outgoing]) -> None:
             failures.append(error.str())
 
     for record in records:
-        where = {} if record.partition is None else {"partition": record.partition}
+        partition = -1 if record.partition is None else record.partition  # -1: by the key
+        headers: list[tuple[str, str | bytes | None]] = list(record.headers)
         producer.produce(
-            record.topic, record.value, record.key, headers=list(record.headers), on_delivery=delivered, **where
+            record.topic, record.value, record.key, partition=partition, on_delivery=delivered, headers=headers
         )
     left = producer.flush(CONFIRM_S)
     if left or failures:

@@ -19,7 +19,7 @@ from schemas.errors import PalisadeError
 from schemas.events import ProfileActivated
 from schemas.topics import PROFILES
 from schemas.wire import KEY_ID_HEADER, KIND_HEADER, SIGNATURE_HEADER
-from streams.records import Outgoing, RawHeaders, header_of
+from streams.records import Outgoing, RawHeaders, header_of, listed
 from streams.transport.settings import KafkaConnection, kafka_settings
 
 log = logging.getLogger(__name__)
@@ -102,6 +102,10 @@ class ProfileTopic:
             )
         return content
 
+    def peek(self, profile_hash: str) -> bytes | None:
+        """A profile's bytes if they are here already."""
+        return self._profiles.get(profile_hash)
+
     def active(self, partition: int) -> list[Active]:
         """Activations on that partition of the predictions log, oldest first."""
         with self._changed:
@@ -125,7 +129,7 @@ class ProfileTopic:
                     continue
                 error = message.error()
                 if error is None:
-                    self._take(message.key() or b"", message.value(), message.headers())
+                    self._take(message.key() or b"", message.value(), listed(message.headers()))
                 elif error.name() == "_PARTITION_EOF":
                     self._tell_caught_up()
                 else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,3 +44,9 @@ def header_of(headers: RawHeaders, name: str) -> bytes | None:
         if key == name:
             return value
     return None
+
+
+def listed(headers: Mapping[str, str | bytes | None] | Sequence[tuple[str, str | bytes | None]] | None) -> RawHeaders:
+    """Headers as confluent-kafka types them, as (name, bytes) pairs."""
+    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+    return [(name, value.encode() if isinstance(value, str) else value) for name, value in pairs]

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -86,7 +86,7 @@ class DirectoryStore:
 class TopicStore:
     """The compacted topic `palisade.snapshots`, which has the input's partition numbers."""
 
-    def __init__(self, connection: KafkaConnection, outbox: Outbox) -> None:
+    def __init__(self, connection: KafkaConnection, outbox: Callable[[], Outbox]) -> None:
         self._connection = connection
         self._outbox = outbox
 
@@ -102,12 +102,12 @@ class TopicStore:
         if too_large:
             raise StateRefused(f"state of {too_large[0]} is larger than {MAX_BLOB_BYTES} bytes and was not saved")
         sent = [
-            self._outbox.send(SNAPSHOTS, f"{log}|{name}".encode(), state, headers, partition)
+            self._outbox().send(SNAPSHOTS, f"{log}|{name}".encode(), state, headers, partition)
             for name, state in parts.items()
         ]
         await asyncio.gather(*sent)
         manifest = json.dumps({"start": start}).encode()
-        await self._outbox.send(SNAPSHOTS, f"{log}|{_MANIFEST}".encode(), manifest, headers, partition)
+        await self._outbox().send(SNAPSHOTS, f"{log}|{_MANIFEST}".encode(), manifest, headers, partition)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,0 +1,38 @@
+"""The explicit list of detectors. To add one: a file, a line here, a scenario in the conformance suite, a row in the docs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from detectors.base import Budget, Detector, ReportEvent
+from detectors.endpoint_state import EndpointStates
+from detectors.feature_drift import FeatureDrift
+from detectors.health import Health
+from detectors.profile import Profile
+from detectors.traffic import Traffic
+from schemas.blocks import Block
+from schemas.config import EndpointConfig, PolicyConfig
+
+DETECTORS_OF_PREDICTIONS = ("feature_drift",)
+DETECTORS_OF_REPORTS = ("traffic", "health")
+
+
+def block_detectors(policy: PolicyConfig) -> list[Detector[Block]]:
+    """The default bank of the predictions log."""
+    return [FeatureDrift(critical_factor=policy.drift_critical_factor)]
+
+
+def report_detectors(endpoints: Mapping[str, EndpointConfig]) -> tuple[list[Detector[ReportEvent]], EndpointStates]:
+    """The default bank of the reports log, and what the responder must know of those endpoints."""
+    return [Traffic(endpoints), Health(endpoints)], EndpointStates(endpoints)
+
+
+def fit(detectors: Iterable[Detector[Block]], part: str, profile: Profile, budget: Budget) -> None:
+    """Tells the detectors that are judged against a profile which one holds for a part, and its budget."""
+    for detector in detectors:
+        if isinstance(detector, FeatureDrift):
+            detector.fit(part, profile, budget)
+
+
+def names(detectors: Sequence[Detector[Block] | Detector[ReportEvent]]) -> tuple[str, ...]:
+    return tuple(detector.name for detector in detectors)

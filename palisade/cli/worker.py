@@ -1,0 +1,29 @@
+"""`palisade worker ROLE`: one role as one process."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from palisade.cli.options import ConfigOption, settings_of
+from palisade.workers import ROLES, set_up_logging
+from schemas.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    app.command("worker")(worker)
+
+
+def worker(
+    role: Annotated[str, typer.Argument(help="detect, respond or audit")],
+    name: Annotated[str | None, typer.Option(help="of this worker, in logs and ticks")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="serve Prometheus metrics on this port of loopback")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Runs one role until SIGTERM; start several of the same role to share or to stand by."""
+    run = ROLES.get(role)
+    if run is None:
+        raise ConfigError(f"there is no role {role!r}; there are {', '.join(ROLES)}")
+    set_up_logging()
+    raise typer.Exit(run(settings_of(config), name or role, metrics_port))

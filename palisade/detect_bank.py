@@ -1,0 +1,54 @@
+"""Which detectors run, with which parameters: the bank of each partition, put together from the configuration."""
+
+from __future__ import annotations
+
+from detectors.bank import Bank, place_of_block, place_of_report
+from detectors.base import Budget
+from detectors.registry import block_detectors, fit, report_detectors
+from palisade.settings import Settings
+from responders.signing import Keyring
+from schemas.topics import PREDICTIONS
+from streams.detect import PartitionLog
+from streams.prediction_log import PredictionLog, ProfileSource
+from streams.profiles import ProfileTopic
+from streams.report_log import EndpointReports, ReportLog
+from streams.transport.run import TP
+
+DEFAULT_EVENTS_PER_DAY = 1_000_000.0
+"""Stands in where an endpoint's configuration gives none: about 12 a second."""
+
+
+class PartitionLogs:
+    """Opens the log of a partition, cold: `DetectRole` restores its state."""
+
+    def __init__(self, settings: Settings, profiles: ProfileTopic, partitions: int) -> None:
+        self._policy = settings.policy
+        self._endpoints = {endpoint.name: endpoint for endpoint in settings.config.endpoints}
+        self._operators = Keyring(settings.config.operator_keys)
+        self._profiles = profiles
+        self._partitions = partitions
+        self._recover_for_ms = int(settings.policy.durations.recover_for_s * 1000)
+
+    async def open(self, tp: TP) -> PartitionLog:
+        """The log of a partition of predictions or reports."""
+        return self._predictions(tp.partition) if tp.topic == PREDICTIONS else self._reports(tp.partition)
+
+    def _predictions(self, partition: int) -> PredictionLog:
+        detectors = block_detectors(self._policy)
+        return PredictionLog(
+            partition,
+            self._partitions,
+            Bank(detectors, place_of_block, self._recover_for_ms),
+            lambda part, profile, budget: fit(detectors, part, profile, budget),
+            lambda endpoint: Budget.of(self._endpoints.get(endpoint), DEFAULT_EVENTS_PER_DAY),
+            self._endpoints.__contains__,
+            ProfileSource(self._profiles.get, self._profiles.peek, lambda: self._profiles.active(partition)),
+            self._operators,
+        )
+
+    def _reports(self, partition: int) -> ReportLog:
+        def make(endpoint: str) -> EndpointReports:
+            detectors, states = report_detectors({endpoint: self._endpoints[endpoint]})
+            return EndpointReports(Bank(detectors, place_of_report, self._recover_for_ms), states)
+
+        return ReportLog(partition, self._endpoints, make)

@@ -1,0 +1,93 @@
+"""Named queries: what an investigator asks of the audit, as parameterised SQL over the views."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from palisade.settings import Settings
+from schemas.errors import PalisadeError
+from streams.audit.engine import ClickHouse, Parameter, ServerClickHouse
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query and what it answers."""
+
+    name: str
+    answers: str
+    sql: str
+
+
+TIMELINE = Query(
+    "timeline",
+    "signals, decisions, commands and kill switches in the order in which they happened",
+    """
+SELECT broker_time AS at, 'signal' AS what, endpoint, if(subject_kind = 'caller', subject, '') AS caller,
+       concat(kind, ' ', state, ' (', severity, ')') AS happened,
+       concat('score ', toString(round(score, 2)), ' over ', toString(round(threshold, 2))) AS why
+FROM palisade.signals
+WHERE (endpoint = {endpoint:String} OR {endpoint:String} = '') AND state != 'updated'
+UNION ALL
+SELECT broker_time, 'decision', endpoint, ifNull(caller, ''), concat(kind, ' ', outcome, ' (', mode, ')'), reason
+FROM palisade.decisions
+WHERE (endpoint = {endpoint:String} OR {endpoint:String} = '') AND reason != 'evidence_renewed'
+UNION ALL
+SELECT broker_time, 'command', ifNull(endpoint, ''), ifNull(caller, ''), concat(kind, ' by ', actor), reason
+FROM palisade.commands
+WHERE endpoint = {endpoint:String} OR {endpoint:String} = ''
+UNION ALL
+SELECT broker_time, 'kill switch', '', '', concat(if(kill, 'thrown by ', 'reset by '), actor), reason FROM palisade.kills
+ORDER BY at
+""",
+)
+CALLER_SUMMARY = Query(
+    "caller",
+    "what a caller asked and was answered, by endpoint and who answered",
+    """
+SELECT endpoint, served_by, status, count() AS predictions, min(broker_time) AS first, max(broker_time) AS last,
+       round(avg(latency_ms), 3) AS mean_latency_ms, any(caller_auth) AS identity
+FROM palisade.predictions WHERE caller = {caller:String}
+GROUP BY endpoint, served_by, status ORDER BY endpoint, predictions DESC
+""",
+)
+CALLER_EVENTS = Query(
+    "caller_events",
+    "which detectors fired about a caller, and when it was limited",
+    """
+SELECT broker_time AS at, 'signal' AS what, endpoint, concat(kind, ' ', state) AS happened, severity AS more
+FROM palisade.signals WHERE subject = {caller:String} AND state != 'updated'
+UNION ALL
+SELECT broker_time, 'decision', endpoint, concat(kind, ' ', outcome),
+       concat(reason, if(isNull(rate_per_s), '', concat(' to ', toString(round(assumeNotNull(rate_per_s), 2)), '/s')))
+FROM palisade.decisions WHERE caller = {caller:String} AND reason != 'evidence_renewed'
+ORDER BY at
+""",
+)
+
+
+def reader(settings: Settings) -> ClickHouse:
+    """The audit as its reader: the server of the configuration, or the embedded port. Raises PalisadeError."""
+    config = settings.config.clickhouse
+    if config.url is not None:
+        return ServerClickHouse(config.url, config.user, _password(settings))
+    address = settings.data_dir / "clickhouse.json"
+    if not address.exists():
+        raise PalisadeError(
+            f"no audit is running here ({address} is missing): start `palisade dev` or `palisade worker audit`"
+        )
+    found = json.loads(address.read_text())
+    return ServerClickHouse(found["url"], found["user"], settings.data_dir / found["token_file"])
+
+
+def ask(engine: ClickHouse, query: Query, parameters: dict[str, Parameter]) -> pa.Table:
+    """The rows that answer a query. Raises ClickHouseError."""
+    return engine.query_arrow(query.sql, parameters)
+
+
+def _password(settings: Settings) -> Path | None:
+    file = settings.config.clickhouse.password_file
+    return settings.home / file if file is not None else None

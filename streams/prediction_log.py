@@ -1,0 +1,274 @@
+"""One partition of the predictions log: records in; verdicts, signals, dead letters out. The role sends what it gives."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from detectors.bank import Bank
+from detectors.base import Budget, Reading, part_of
+from detectors.profile import Profile
+from responders.signing import Keyring
+from schemas.blocks import Block, FeatureSchema, RowId
+from schemas.deadletter import DeadLetter, DeadReason
+from schemas.errors import ConfigError, SignatureRefused, StateRefused
+from schemas.events import ProfileActivated
+from schemas.signals import Signal
+from schemas.topics import PREDICTIONS
+from schemas.wire import KIND_HEADER
+from streams.blocks import BlockBuilder
+from streams.deadletters import Place, dead_letter
+from streams.decode import Columns, Control, Decoder, Segment
+from streams.outgoing import dead, said
+from streams.profiles import Active, ProfileMissing, active_record
+from streams.records import Outgoing, Records, header_of
+from streams.verdicts import block_verdicts, row_verdicts
+
+log = logging.getLogger(__name__)
+
+Fit = Callable[[str, Profile, Budget], None]
+"""Tells the detectors that need one the profile of a part, and its budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSource:
+    """Where a partition finds profiles. `get` waits for one; `peek` does not; `active` are those on from before."""
+
+    get: Callable[[str], Awaitable[bytes]]
+    peek: Callable[[str], bytes | None]
+    active: Callable[[], list[Active]]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one run has led to so far."""
+
+    columns: list[Columns] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    closed: list[Block] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
+    signals: list[Signal] = field(default_factory=list)
+    more: list[Outgoing] = field(default_factory=list)
+
+
+class PredictionLog:
+    """Decodes, cuts blocks, runs the bank. State is one part an endpoint@version, with the last row it has applied."""
+
+    def __init__(
+        self,
+        partition: int,
+        partitions: int,
+        bank: Bank[Block],
+        fit: Fit,
+        budget_of: Callable[[str], Budget],
+        registered: Callable[[str], bool],
+        profiles: ProfileSource,
+        operators: Keyring,
+    ) -> None:
+        self._partition = partition
+        self._bank = bank
+        self._fit = fit
+        self._budget_of = budget_of
+        self._profiles = profiles
+        self._operators = operators
+        self._fitted: dict[tuple[str, str], tuple[str, FeatureSchema]] = {}
+        self._applied: dict[str, RowId] = {}
+        self._dirty: dict[str, None] = {}
+        self._decoder = Decoder(PREDICTIONS, partition, partitions, self._schema_of, registered)
+        self._builder: BlockBuilder | None = None
+        self._next = 0
+
+    @property
+    def pending(self) -> bool:
+        """Rows of open blocks wait for a tick to close them."""
+        return self._builder is not None and self._builder.open_rows > 0
+
+    @property
+    def restart(self) -> int:
+        """The oldest row of an open block, else the end of what was read."""
+        oldest = self._builder.oldest_open() if self._builder is not None else None
+        return self._next if oldest is None else oldest
+
+    async def take(self, records: Records, quiet_below: int) -> list[Outgoing]:
+        """What `records` lead to; nothing is given for rows below `quiet_below` (a replay)."""
+        if self._builder is None:
+            self._builder = self._begin(records.offsets[0])
+        batch = _Batch()
+        for chunk in _up_to_activations(records):
+            for segment in self._segments(chunk, batch):
+                await self._take_segment(segment, batch)
+        self._conclude(batch)
+        self._next = records.offsets[-1] + 1
+        return self._outgoing(batch, quiet_below)
+
+    def dirty(self) -> list[str]:
+        """Parts that changed since they were saved, longest unsaved first."""
+        return list(self._dirty)
+
+    def snapshot(self, part: str) -> bytes:
+        """The part's state, the last row that it has applied, and its profile."""
+        self._dirty.pop(part, None)
+        endpoint, _, version = part.rpartition("@")
+        fitted = self._fitted.get((endpoint, version))
+        header = json.dumps({"applied": self._applied[part], "profile": fitted[0] if fitted else ""}).encode()
+        return struct.pack("<I", len(header)) + header + self._bank.snapshot(part)
+
+    def unsaved(self, part: str) -> None:
+        """The snapshot that was taken last did not reach the store."""
+        self._dirty = {part: None} | self._dirty
+
+    def restore(self, part: str, state: bytes) -> None:
+        """Takes a part back; raises StateRefused and leaves it cold if it cannot."""
+        try:
+            (size,) = struct.unpack_from("<I", state)
+            header = json.loads(state[4 : 4 + size])
+            offset, row = header["applied"]
+            applied, profile_hash = RowId(int(offset), int(row)), str(header["profile"])
+        except (struct.error, ValueError, KeyError, TypeError) as error:
+            raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
+        endpoint, _, version = part.rpartition("@")
+        if profile_hash:
+            content = self._profiles.peek(profile_hash)
+            if content is None:
+                raise StateRefused(f"its profile {profile_hash[:12]} is gone")
+            self._fit_profile(endpoint, version, profile_hash, content)
+        self._bank.restore(part, state[4 + size :])
+        self._applied[part] = applied
+
+    def _begin(self, first: int) -> BlockBuilder:
+        """Profiles that were switched on before the first record that is read, and a builder that skips what is applied."""
+        for active in self._profiles.active():
+            activation = active.activation
+            if active.offset >= first or (activation.endpoint, activation.version) in self._fitted:
+                continue
+            content = self._profiles.peek(activation.profile_hash)
+            if content is not None and self._verified(active.value, active.headers) is None:
+                self._fit_profile(activation.endpoint, activation.version, activation.profile_hash, content)
+        return BlockBuilder(PREDICTIONS, self._partition, self._hash_of, dict(self._applied))
+
+    def _segments(self, records: Records, batch: _Batch) -> Iterator[Segment]:
+        """Decoded segments; a record on which decoding raises is found by bisection and dead-lettered."""
+        try:
+            segments = list(
+                self._decoder.segments(
+                    records.values, records.keys, records.headers, records.offsets, records.timestamps
+                )
+            )
+        except Exception as error:
+            if len(records) > 1:
+                half = len(records) // 2
+                yield from self._segments(records.part(0, half), batch)
+                yield from self._segments(records.part(half, len(records)), batch)
+                return
+            log.exception("decoding failed at %s[%d] %d", PREDICTIONS, self._partition, records.offsets[0])
+            place = Place(PREDICTIONS, self._partition, records.offsets[0], records.timestamps[0])
+            detail = f"{type(error).__name__}: {error}"
+            batch.letters.append(dead_letter(place, "handler_failed", detail, records.values[0], records.headers[0]))
+            return
+        yield from segments
+
+    async def _take_segment(self, segment: Segment, batch: _Batch) -> None:
+        assert self._builder is not None
+        batch.columns.append(segment.columns)
+        batch.letters += segment.dead_letters
+        batch.blocks += self._builder.add(segment.columns)
+        control = segment.control
+        if control is None:
+            return
+        if control.kind == "tick":
+            batch.blocks += self._builder.tick(control.offset, control.broker_ms)
+        elif control.kind == ProfileActivated.KIND:
+            await self._activate(control, batch)
+
+    async def _activate(self, control: Control, batch: _Batch) -> None:
+        """Switches a profile on from this record. Refusals are dead letters; the old profile then goes on."""
+        assert self._builder is not None
+        place = Place(PREDICTIONS, self._partition, control.offset, control.broker_ms)
+        value = control.value or b""
+        refused = self._verified(value, control.headers)
+        if refused is not None:
+            batch.letters.append(dead_letter(place, refused, "", value, control.headers))
+            return
+        try:
+            activation: ProfileActivated = ProfileActivated.from_bytes(value)
+            content = await self._profiles.get(activation.profile_hash)
+            profile = Profile.from_bytes(content)
+        except (ValidationError, ProfileMissing, ConfigError, ValueError) as error:
+            batch.letters.append(dead_letter(place, "wrong_shape", str(error), value, control.headers))
+            return
+        batch.blocks += self._builder.activate(
+            activation.endpoint, activation.version, control.offset, control.broker_ms
+        )
+        self._conclude(batch)
+        self._switch_on(activation.endpoint, activation.version, activation.profile_hash, profile)
+        active = Active(activation, self._partition, control.offset, value, control.headers)
+        batch.more.append(active_record(active))
+
+    def _conclude(self, batch: _Batch) -> None:
+        """Hands the bank all blocks closed so far in one call."""
+        if not batch.blocks:
+            return
+        concluded = self._bank.update(batch.blocks)
+        for block in batch.blocks:
+            part = part_of(block.endpoint, block.version)
+            self._applied[part] = block.last
+            self._dirty.setdefault(part)
+        batch.readings += concluded.readings
+        batch.signals += concluded.signals
+        batch.closed += batch.blocks
+        batch.blocks = []
+
+    def _outgoing(self, batch: _Batch, quiet_below: int) -> list[Outgoing]:
+        loud = [letter for letter in batch.letters if letter.log_offset >= quiet_below]
+        rows = row_verdicts(PREDICTIONS, self._partition, batch.columns, loud, quiet_below, self._bank.hash)
+        blocks = block_verdicts(
+            PREDICTIONS, self._partition, batch.closed, batch.readings, quiet_below, self._bank.hash
+        )
+        signals = [said(signal) for signal in batch.signals if signal.log_offset >= quiet_below]
+        verdicts = [record for record in (rows, blocks) if record is not None]
+        return signals + verdicts + [dead(letter) for letter in loud] + batch.more
+
+    def _verified(self, value: bytes, headers: Sequence[tuple[str, bytes | None]] | None) -> DeadReason | None:
+        try:
+            self._operators.verify(ProfileActivated.KIND, value, headers)
+        except SignatureRefused as refused:
+            return "unsigned_control" if refused.reason == "unsigned" else "bad_signature"
+        return None
+
+    def _fit_profile(self, endpoint: str, version: str, profile_hash: str, content: bytes) -> None:
+        try:
+            profile = Profile.from_bytes(content)
+        except (ConfigError, ValueError) as error:
+            raise StateRefused(f"profile {profile_hash[:12]} cannot be read: {error}") from error
+        self._switch_on(endpoint, version, profile_hash, profile)
+
+    def _switch_on(self, endpoint: str, version: str, profile_hash: str, profile: Profile) -> None:
+        self._fitted[endpoint, version] = (profile_hash, profile.features)
+        self._fit(part_of(endpoint, version), profile, self._budget_of(endpoint))
+        self._decoder.forget()
+
+    def _schema_of(self, endpoint: str, version: str) -> FeatureSchema | None:
+        fitted = self._fitted.get((endpoint, version))
+        return fitted[1] if fitted is not None else None
+
+    def _hash_of(self, endpoint: str, version: str) -> str:
+        fitted = self._fitted.get((endpoint, version))
+        return fitted[0] if fitted is not None else ""
+
+
+def _up_to_activations(records: Records) -> Iterator[Records]:
+    """The records in pieces that end with an activation: what follows it is decoded by the new profile."""
+    start = 0
+    wanted = ProfileActivated.KIND.encode()
+    for index, headers in enumerate(records.headers):
+        if headers and header_of(headers, KIND_HEADER) == wanted:
+            yield records.part(start, index + 1)
+            start = index + 1
+    if start < len(records):
+        yield records.part(start, len(records))

@@ -1,0 +1,109 @@
+"""Verdict records: the outcome of each row of a run, and the readings of its closed blocks, as Arrow streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from detectors.base import Reading, part_of
+from schemas.blocks import Block, RowId
+from schemas.deadletter import DeadLetter
+from schemas.topics import VERDICTS
+from schemas.verdicts import VERDICT_BLOCKS, VERDICT_BLOCKS_KIND, VERDICT_ROWS, VERDICT_ROWS_KIND
+from schemas.wire import ARROW_TYPE, CONTENT_TYPE_HEADER, KIND_HEADER
+from streams.decode import Columns
+from streams.records import Outgoing
+
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+
+
+def row_verdicts(
+    topic: str, partition: int, columns: Iterable[Columns], dead: Iterable[DeadLetter], quiet_below: int, bank: str
+) -> Outgoing | None:
+    """One record with the outcome of every row at or above `quiet_below`; None if there is no such row."""
+    parts = [_scored(rows, quiet_below) for rows in columns if len(rows) and rows.offset[-1] >= quiet_below]
+    letters = [letter for letter in dead if letter.log_offset >= quiet_below]
+    if letters:
+        parts.append(_dead(letters))
+    if not parts:
+        return None
+    table = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+    meta = {"topic": topic, "partition": str(partition), "bank": bank}
+    return _record(table, VERDICT_ROWS_KIND, meta, partition)
+
+
+def block_verdicts(
+    topic: str, partition: int, blocks: Iterable[Block], readings: Sequence[Reading], quiet_below: int, bank: str
+) -> Outgoing | None:
+    """One record with a row for each reading of a block closed at or above `quiet_below`; None if there is none."""
+    closed = {(part_of(block.endpoint, block.version), block.closed_at): block for block in blocks}
+    rows = []
+    for reading in readings:
+        block = closed.get((part_of(reading.endpoint, reading.version or ""), RowId(reading.at.offset, reading.at.row)))
+        if block is not None and reading.at.offset >= quiet_below:
+            rows.append(_reading_row(block, reading))
+    if not rows:
+        return None
+    meta = {"topic": topic, "partition": str(partition), "bank": bank}
+    return _record(pa.Table.from_pylist(rows, schema=VERDICT_BLOCKS), VERDICT_BLOCKS_KIND, meta, partition)
+
+
+def _scored(rows: Columns, quiet_below: int) -> pa.Table:
+    start = int(np.searchsorted(rows.offset, quiet_below))
+    endpoints = pa.DictionaryArray.from_arrays(pa.array(rows.endpoint[start:]), pa.array(rows.endpoints, pa.string()))
+    outcome = np.zeros(len(rows) - start, dtype=np.uint8)
+    arrays = [
+        pa.array(rows.offset[start:]),
+        pa.array(rows.row[start:]),
+        pa.array(outcome),
+        pa.array(rows.flags[start:]),
+    ]
+    return pa.Table.from_arrays([*arrays, endpoints], schema=VERDICT_ROWS)
+
+
+def _dead(letters: Sequence[DeadLetter]) -> pa.Table:
+    endpoints = pa.array([letter.endpoint or "" for letter in letters], pa.string()).dictionary_encode()
+    return pa.Table.from_arrays(
+        [
+            pa.array([letter.log_offset for letter in letters], pa.int64()),
+            pa.array([letter.log_row for letter in letters], pa.int32()),
+            pa.array([1] * len(letters), pa.uint8()),
+            pa.array([0] * len(letters), pa.uint32()),
+            endpoints,
+        ],
+        schema=VERDICT_ROWS,
+    )
+
+
+def _reading_row(block: Block, reading: Reading) -> dict[str, object]:
+    state = "unknown" if not reading.known else "firing" if reading.firing else "calm" if reading.calm else "raised"
+    return {
+        "endpoint": block.endpoint,
+        "version": block.version,
+        "profile_hash": block.profile_hash,
+        "first_offset": block.first.offset,
+        "first_row": block.first.row,
+        "last_offset": block.last.offset,
+        "last_row": block.last.row,
+        "rows": len(block),
+        "closed_by": block.closed_by,
+        "closed_ms": block.closed_ms,
+        "detector": f"{reading.detector}:{reading.kind}",
+        "score": reading.score,
+        "threshold": reading.threshold,
+        "state": state,
+        # a calm block's evidence says nothing that its score does not
+        "evidence": "{}" if reading.calm or not reading.known else json.dumps(reading.evidence),
+    }
+
+
+def _record(table: pa.Table, kind: str, meta: Mapping[str, str], partition: int) -> Outgoing:
+    sink = pa.BufferOutputStream()
+    schema = table.schema.with_metadata(dict(meta))
+    with pa.ipc.new_stream(sink, schema, options=_OPTIONS) as writer:
+        writer.write_table(table.cast(schema))
+    headers = ((KIND_HEADER, kind.encode()), (CONTENT_TYPE_HEADER, ARROW_TYPE.encode()))
+    return Outgoing(VERDICTS, None, sink.getvalue().to_pybytes(), headers, partition)
