@@ -1,0 +1,373 @@
+"""Callers of one endpoint over their pattern: thresholds, offenders, readings of kind `caller_rate`.
+
+Evidence is sequential: the count of the last second is a lower bound of what that second will hold, so an early report may
+cross the limit as soon as the count does. Within a report shorter than a second, a count is also compared with the limit
+times the square root of the time it covers: between one burst (the whole limit) and an even flow (its share).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from detectors.base import LogPoint, Reading, ReportAt
+from detectors.caller_table import BUCKET_MS, CallerTable, Floats, Slots, caller_key
+from detectors.guards import WINDOW_MS, interval_of
+from detectors.rate_pattern import (
+    MIN_CALLERS,
+    MIN_COUNT,
+    OWN_PATTERN_AFTER_S,
+    WARM_UP_S,
+    PatternFactors,
+    callers_to_come,
+    hard_limit,
+    own_floors,
+    own_limits,
+    predictive_peak,
+)
+from schemas.config import EndpointConfig
+from schemas.events import CallerAuth
+from schemas.signals import Severity
+
+MAX_OFFENDERS = 64
+"""Callers followed until they have been calm for long; beyond, the one calm longest makes room (200 bytes each)."""
+MAX_WINDOWS = 4_096
+"""Counts of callers by guard that are kept, over all guards (6 bytes each in a snapshot)."""
+SAY_EVERY_MS = 1_000
+SHORTEST_MS = 250
+CRITICAL_FACTOR = 3.0
+ATLAS = ("AML.T0029",)
+
+ReadingOf = Callable[..., Reading]
+
+
+@dataclass(slots=True)
+class Offender:
+    """A caller that passed its limit, followed by name until it has been calm for long."""
+
+    caller: str
+    auth: CallerAuth
+    threshold: float
+    exit: float
+    reason: str
+    first_ms: int
+    firing: bool = True
+    calm_since_ms: int | None = None
+    said_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One report's callers: rows of the table, what each asked, its statistic and limits."""
+
+    names: Sequence[tuple[str, CallerAuth]]
+    rows: Slots
+    asked: Floats
+    interval_ms: int
+    score: Floats
+    limit: Floats
+    firing: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class CallerRates:
+    """State of one endpoint's callers. `alarms`: the budget of false alarms in 30 days."""
+
+    def __init__(
+        self,
+        config: EndpointConfig | None,
+        alarms: float,
+        max_callers: int,
+        linger_ms: int,
+        factors: PatternFactors,
+        reading_of: ReadingOf,
+    ) -> None:
+        self.table = CallerTable(max_callers)
+        self.hard_limit = hard_limit(config.caller_rate_max if config is not None else None)
+        self.crowd_limit = math.inf
+        self._alarms = alarms
+        self._linger_ms = linger_ms
+        self._factors = factors
+        self._reading_of = reading_of
+        self._windows: dict[str, tuple[Slots, Floats]] = {}
+        self._total = np.zeros(self.table.capacity)
+        self._offenders: dict[int, Offender] = {}
+        self._first_ms = 0
+        self._first_hour = [0, 0]
+        self._refreshed_s = 0
+
+    @property
+    def known(self) -> bool:
+        """True once anything can be said of a caller without an own pattern."""
+        return math.isfinite(self.crowd_limit) or math.isfinite(self.hard_limit)
+
+    def report(self, event: ReportAt, guard: str) -> list[Reading]:
+        """Judges the callers of a report at its arrival."""
+        now_ms = event.at.ms
+        self._first_ms = self._first_ms or now_ms
+        self._refresh(now_ms)
+        judged = self._judge(event, guard)
+        self._follow(event.at, judged)
+        return self._say(event.at, judged)
+
+    def tick(self, at: LogPoint, guards_live: bool) -> list[Reading]:
+        """Time has passed: offenders that no report names any more."""
+        self._refresh(at.ms)
+        return self._say(at, None, known=guards_live)
+
+    def drop_guard(self, guard: str) -> None:
+        """A guard is no longer live: what it counted counts no longer."""
+        rows, counts = self._windows.pop(guard, (np.zeros(0, np.int64), np.zeros(0)))
+        self._total[rows] -= counts
+
+    def weights(self, event: ReportAt) -> dict[tuple[str, CallerAuth], float]:
+        """Counts of the last second, over all guards, of the callers that `event` names."""
+        found = {}
+        for caller, auth in {(caller.caller, auth_in(event, caller.caller_auth)) for caller in event.report.callers}:
+            slot = self.table.slot_of(caller_key(caller, auth))
+            if slot is not None and self._total[slot] > 0:
+                found[caller, auth] = float(self._total[slot])
+        return found
+
+    def _refresh(self, now_ms: int) -> None:
+        """Each second of the log: closes buckets, and reads the crowd's limit off the table again."""
+        second = now_ms // 1000
+        if second <= self._refreshed_s:
+            return
+        if second * 1000 // BUCKET_MS > self._refreshed_s * 1000 // BUCKET_MS:
+            self.table.roll(self.table.occupied, now_ms)
+        self._refreshed_s = second
+        age_s = (now_ms - self._first_ms) / 1000.0
+        if age_s <= OWN_PATTERN_AFTER_S:
+            self._first_hour = [self.table.created[False], self.table.created[True]]
+        self.crowd_limit = self._crowd_limit(age_s)
+
+    def _crowd_limit(self, age_s: float) -> float:
+        columns, rows = self.table.columns, self.table.occupied
+        rows = rows[(columns["firing"][rows] == 0) & (columns["peak"][rows] > 0)]
+        verified = rows[columns["verified"][rows] == 1]
+        only_verified = len(verified) >= MIN_CALLERS
+        rows = verified if only_verified else rows
+        if len(rows) < MIN_CALLERS or age_s < WARM_UP_S:
+            return math.inf
+        counted = [True] if only_verified else [True, False]
+        known = sum(self.table.created[kind] for kind in counted)
+        first_hour = sum(self._first_hour[kind] for kind in counted)
+        alpha = min(max(self._alarms / callers_to_come(known, first_hour, age_s), 1e-6), 0.05)
+        return max(MIN_COUNT, predictive_peak(columns["peak"][rows].astype(np.float64), alpha, self._factors))
+
+    def _judge(self, event: ReportAt, guard: str) -> _Judged:
+        asked_by: dict[int, tuple[str, CallerAuth, int]] = {}
+        for caller in event.report.callers:
+            auth = auth_in(event, caller.caller_auth)
+            key = caller_key(caller.caller, auth)
+            before = asked_by.get(key)
+            asked_by[key] = (caller.caller, auth, caller.asked + (before[2] if before else 0))
+        now_ms, interval_ms = event.at.ms, interval_of(event)
+        placed = self._place(asked_by, now_ms)
+        rows = np.array([slot for slot, _ in placed], np.int64)
+        asked = np.array([asked_by[key][2] for _, key in placed], np.float64)
+        self.table.roll(rows, now_ms)
+        window = self._count(guard, rows, asked, interval_ms)
+        total = self._total[rows]
+        short = np.where((asked >= MIN_COUNT) & (interval_ms < WINDOW_MS), asked, 0.0)
+        short = short / math.sqrt(max(interval_ms, SHORTEST_MS) / WINDOW_MS)
+        score = total - window + np.maximum(window, short)
+        limit = self._limits(rows, now_ms)
+        firing = ((score > limit) & (total >= MIN_COUNT)) | (total > self.hard_limit)
+        names = [asked_by[key][:2] for _, key in placed]
+        self.table.note(rows[~firing], asked[~firing], total[~firing], now_ms)
+        self.table.columns["seen_s"][rows] = now_ms // 1000
+        return _Judged(names, rows, asked, interval_ms, score, np.minimum(limit, self.hard_limit), firing)
+
+    def _limits(self, rows: Slots, now_ms: int) -> Floats:
+        limit = np.minimum(own_limits(self.table, rows, now_ms, self._factors), self.crowd_limit)
+        floor = np.maximum(own_floors(self.table, rows, now_ms, self._factors), MIN_COUNT)
+        return np.maximum(limit, floor)
+
+    def _place(self, asked_by: Mapping[int, tuple[str, CallerAuth, int]], now_ms: int) -> list[tuple[int, int]]:
+        """A row for each caller, (row, key); the least interesting others make room."""
+        slots = {key: self.table.slot_of(key) for key in asked_by}
+        new = [key for key, slot in slots.items() if slot is None]
+        kept = np.array([slot for slot in slots.values() if slot is not None], np.int64)
+        for key in new:
+            slot = self.table.add(key, asked_by[key][1], now_ms)
+            if slot is None:
+                self._forget(self.table.make_room(now_ms, kept))
+                slot = self.table.add(key, asked_by[key][1], now_ms)
+            if slot is not None:
+                slots[key] = slot
+                kept = np.append(kept, slot)
+        if len(self._total) < self.table.capacity:
+            self._total = np.append(self._total, np.zeros(self.table.capacity - len(self._total)))
+        return [(slot, key) for key, slot in slots.items() if slot is not None]
+
+    def _forget(self, rows: Slots) -> None:
+        """Rows that now belong to nobody: no guard's counts may point at them."""
+        for guard, (held, counts) in self._windows.items():
+            stays = ~np.isin(held, rows)
+            self._windows[guard] = (held[stays], counts[stays])
+        self._total[rows] = 0.0
+
+    def _count(self, guard: str, rows: Slots, asked: Floats, interval_ms: int) -> Floats:
+        """Puts a guard's counts of the last second in place of its earlier ones."""
+        held, counts = self._windows.get(guard, (np.zeros(0, np.int64), np.zeros(0)))
+        self._total[held] -= counts
+        before = np.zeros(self.table.capacity)
+        before[held] = counts
+        window = asked * min(1.0, WINDOW_MS / interval_ms) + before[rows] * max(0.0, 1.0 - interval_ms / WINDOW_MS)
+        window = np.round(window * 256.0) / 256.0
+        most = MAX_WINDOWS // (len(self._windows) + 1)
+        kept = slice(None) if len(rows) <= most else np.sort(np.argsort(-window, kind="stable")[:most])
+        self._total[rows[kept]] += window[kept]
+        self._windows[guard] = (rows[kept], window[kept])
+        return window
+
+    def _follow(self, at: LogPoint, judged: _Judged) -> None:
+        """Takes up new offenders."""
+        columns = self.table.columns
+        for index in map(int, np.flatnonzero(judged.firing)):
+            slot = int(judged.rows[index])
+            key = int(columns["key"][slot])
+            limit, peak = float(judged.limit[index]), float(columns["peak"][slot])
+            offender = self._offenders.get(key)
+            if offender is not None and offender.calm_since_ms is None:
+                continue
+            if offender is None and len(self._offenders) >= MAX_OFFENDERS and not self._dropped_calm():
+                continue
+            caller, auth = judged.names[index]
+            exit_at = min(max(limit / 2.0, peak), 0.9 * limit)
+            said_ms = 0 if offender is None else offender.said_ms
+            first_ms = at.ms - judged.interval_ms
+            self._offenders[key] = Offender(
+                caller, auth, limit, exit_at, self._reason(limit), first_ms, said_ms=said_ms
+            )
+            columns["firing"][slot] = 1
+            columns["newest"][slot] = min(float(columns["newest"][slot]), exit_at)
+
+    def _reason(self, limit: float) -> str:
+        if limit >= self.hard_limit:
+            return "hard_bound"
+        return "endpoint_pattern" if limit >= self.crowd_limit else "own_pattern"
+
+    def _dropped_calm(self) -> bool:
+        calm = {key: one.calm_since_ms for key, one in self._offenders.items() if one.calm_since_ms is not None}
+        if not calm:
+            return False
+        del self._offenders[min(calm, key=lambda key: (calm[key], key))]
+        return True
+
+    def _say(self, at: LogPoint, judged: _Judged | None, *, known: bool = True) -> list[Reading]:
+        """Readings of offenders: at each change, else once a second."""
+        readings = []
+        index_of = {} if judged is None else {int(row): index for index, row in enumerate(judged.rows)}
+        for key, offender in list(self._offenders.items()):
+            slot = self.table.slot_of(key)
+            index = None if slot is None else index_of.get(slot)
+            count = 0.0 if slot is None else float(self._total[slot])
+            score = count if judged is None or index is None else float(judged.score[index])
+            changed = self._calmed(offender, slot, score, at.ms) if known else False
+            if offender.calm_since_ms is not None and at.ms - offender.calm_since_ms > self._linger_ms:
+                del self._offenders[key]
+                continue
+            if not changed and offender.said_ms and at.ms - offender.said_ms < SAY_EVERY_MS:
+                continue
+            offender.said_ms = at.ms
+            rate = count
+            if judged is not None and index is not None:
+                rate = max(count, float(judged.asked[index]) * 1000.0 / max(judged.interval_ms, SHORTEST_MS))
+            readings.append(self._reading(at, offender, slot, score, rate, known))
+        return readings
+
+    def _calmed(self, offender: Offender, slot: int | None, score: float, now_ms: int) -> bool:
+        """Follows an offender through its exit threshold; True if that changed anything or nothing was said yet."""
+        before = (offender.firing, offender.calm_since_ms is not None) if offender.said_ms else None
+        if score > offender.threshold:
+            offender.firing, offender.calm_since_ms = True, None
+        else:
+            offender.firing = False
+            if score >= offender.exit:
+                offender.calm_since_ms = None
+            elif offender.calm_since_ms is None:
+                offender.calm_since_ms = now_ms
+        if slot is not None:
+            self.table.columns["firing"][slot] = offender.calm_since_ms is None
+        return before != (offender.firing, offender.calm_since_ms is not None)
+
+    def _reading(
+        self, at: LogPoint, offender: Offender, slot: int | None, score: float, rate: float, known: bool
+    ) -> Reading:
+        usual: float | None = None
+        evidence: dict[str, Any] = {"reason": offender.reason, "count_of_a_second": round(score, 3)}
+        if slot is not None:
+            rows = np.array([slot])
+            found = float(self.table.usual_rates(rows, at.ms)[0])
+            usual = None if math.isnan(found) else found
+            evidence["own_peak"] = float(self.table.columns["peak"][slot])
+            evidence["history_s"] = float(self.table.age_s(rows, at.ms)[0])
+        if math.isfinite(self.crowd_limit):
+            evidence["endpoint_limit"] = self.crowd_limit
+        severity: Severity = "critical" if score > CRITICAL_FACTOR * offender.threshold else "warning"
+        return self._reading_of(
+            kind="caller_rate",
+            subject_kind="caller",
+            subject=offender.caller,
+            caller_auth=offender.auth,
+            score=score,
+            threshold=offender.threshold,
+            firing=known and offender.firing,
+            calm=known and offender.calm_since_ms is not None,
+            known=known,
+            severity=severity,
+            at=at,
+            first_ms=offender.first_ms,
+            rate=rate,
+            usual_rate=usual,
+            shares=((offender.caller, offender.auth, 1.0),),
+            evidence=evidence,
+            atlas=ATLAS,
+        )
+
+    def saved(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Values and columns for a snapshot."""
+        order = {int(slot): index for index, slot in enumerate(self.table.occupied)}
+        held = [np.array([order[int(row)] for row in rows], "<u2") for rows, _ in self._windows.values()]
+        counts = [(counts * 256.0).astype("<u4") for _, counts in self._windows.values()]
+        values = {
+            "crowd_limit": self.crowd_limit if math.isfinite(self.crowd_limit) else None,
+            "first_ms": self._first_ms,
+            "first_hour": self._first_hour,
+            "refreshed_s": self._refreshed_s,
+            "created": [self.table.created[False], self.table.created[True]],
+            "windows": [[guard, len(rows)] for guard, (rows, _) in self._windows.items()],
+            "offenders": [[str(key), *asdict(offender).values()] for key, offender in self._offenders.items()],
+        }
+        columns = dict(self.table.saved())
+        columns["window_row"] = np.concatenate([*held, np.zeros(0, "<u2")]).astype("<u2")
+        columns["window_count"] = np.concatenate([*counts, np.zeros(0, "<u4")]).astype("<u4")
+        return values, columns
+
+    def take_back(self, values: Mapping[str, Any], columns: dict[str, Any]) -> None:
+        """What `saved` gave; KeyError, TypeError, ValueError or IndexError on anything else."""
+        rows, counts = columns.pop("window_row").astype(np.int64), columns.pop("window_count") / 256.0
+        self.table.take_back(columns)
+        self.table.created = {False: int(values["created"][0]), True: int(values["created"][1])}
+        self._total = np.zeros(self.table.capacity)
+        position = 0
+        for guard, size in values["windows"]:
+            cut = slice(position, position + size)
+            self._windows[guard] = (rows[cut], counts[cut])
+            self._total[rows[cut]] += counts[cut]
+            position += size
+        self.crowd_limit = math.inf if values["crowd_limit"] is None else float(values["crowd_limit"])
+        self._first_ms, self._refreshed_s = int(values["first_ms"]), int(values["refreshed_s"])
+        self._first_hour = list(values["first_hour"])
+        self._offenders = {int(key): Offender(*rest) for key, *rest in values["offenders"]}
+
+
+def auth_in(event: ReportAt, auth: CallerAuth) -> CallerAuth:
+    """What a caller's identity is worth: nothing that an unsigned report says is verified."""
+    return auth if event.trusted else "claimed"
