@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
+import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -18,7 +18,42 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection, kafka_settings
-from tests.transport.worker import Spec
+from tests.transport.worker import Spec, main
+
+# A server that has imported everything forks the workers: a second of CPU less for each of them.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.transport.worker"])
+
+
+class Worker:
+    """A worker process; what it says goes to a file."""
+
+    def __init__(self, spec: Spec, said: Path) -> None:
+        self._process = PROCESSES.Process(target=_work, args=(spec, str(said)))
+        self._process.start()
+
+    def kill(self) -> None:
+        """kill -9, and wait."""
+        self._process.kill()
+        self._process.join()
+
+    def stop(self, timeout: float = 30) -> int:
+        """SIGTERM, and the exit code."""
+        self._process.terminate()
+        return self.wait(timeout)
+
+    def wait(self, timeout: float) -> int:
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, f"did not end within {timeout} s"
+        return self._process.exitcode
+
+
+def _work(spec: Spec, said: str) -> None:
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.exit(main(spec))
+
 
 Seen = Mapping[TP, Counter[int]]
 
@@ -50,7 +85,7 @@ class Bench:
     def __init__(self, spec: Spec, partitions: int) -> None:
         self.spec = spec
         self.tps = [TP(topic, partition) for topic in spec.topics for partition in range(partitions)]
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[Worker] = []
         self.violations: list[dict[TP, list[int]]] = []
         self.samples = 0
         self._halt = threading.Event()
@@ -59,15 +94,9 @@ class Bench:
         self._probing = threading.Lock()
         self._read: dict[Path, tuple[int, list[dict[str, Any]]]] = {}
 
-    def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.transport.worker", self.spec.dumps()]
-        errors = (Path(self.spec.out) / f"stderr-{len(self.workers)}").open("wb")
-        self.workers.append(subprocess.Popen(command, stdout=errors, stderr=errors))
+    def start(self) -> Worker:
+        self.workers.append(Worker(self.spec, Path(self.spec.out) / f"said-{len(self.workers)}"))
         return self.workers[-1]
-
-    def stop(self, worker: subprocess.Popen[bytes], timeout: float = 30) -> int:
-        worker.send_signal(signal.SIGTERM)
-        return worker.wait(timeout)
 
     def events(self) -> list[dict[str, Any]]:
         """Every complete line so far. Read incrementally, so that a sampler may look often."""
@@ -111,7 +140,7 @@ class Bench:
         return lambda: self.total() >= each * len(self.tps)
 
     def errors(self) -> str:
-        return "\n".join(path.read_text(errors="replace")[-3000:] for path in Path(self.spec.out).glob("stderr-*"))
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in Path(self.spec.out).glob("said-*"))
 
     def __enter__(self) -> Self:
         self._sampler.start()
@@ -119,9 +148,7 @@ class Bench:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         for worker in self.workers:
-            if worker.poll() is None:
-                worker.kill()
-            worker.wait()
+            worker.kill()
         self._halt.set()
         self._sampler.join()
         self._probe.close()

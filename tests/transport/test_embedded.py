@@ -44,12 +44,12 @@ def test_a_stopped_worker_has_committed_what_it_finished_and_the_next_one_reads_
     with Bench(spec, 2) as b:
         first = b.start()
         b.until(lambda: b.total() > 1_000, "the first worker at work")
-        assert b.stop(first) == 0
+        assert first.stop() == 0
         committed = b.committed()
         assert committed == {tp: len(seen) for tp, seen in b.seen().items()}
         second = b.start()
         b.until(b.all_seen(3_000), "everything read")
-        assert b.stop(second) == 0
+        assert second.stop() == 0
         assert b.committed() == exactly(b.tps, 3_000)
         assert [line["committed"] for line in b.told("start_at")] == [
             [],
@@ -71,10 +71,9 @@ def test_runs_that_finish_out_of_order_are_never_committed_past_a_hole(embedded_
         worker = b.start()
         b.until(lambda: b.total() > 1_000, "at work")
         worker.kill()
-        worker.wait()
         again = b.start()
         b.until(b.all_seen(2_000), "everything read")
-        assert b.stop(again) == 0
+        assert again.stop() == 0
         assert b.committed() == exactly(b.tps, 2_000)
     assert b.samples > 10
     assert b.violations == []
@@ -101,7 +100,7 @@ def test_a_broker_that_goes_and_comes_back_costs_nothing(embedded_broker: Start,
         broker.up()
         fill(broker.bootstrap, "t", 2, 500)
         b.until(b.all_seen(1_000), "everything read")
-        assert b.stop(worker) == 0
+        assert worker.stop() == 0
         assert b.committed() == exactly(b.tps, 1_000)
     assert b.violations == []
 
@@ -138,7 +137,7 @@ def test_flooded_predictions_do_not_delay_reports(embedded_broker: Start, tmp_pa
         finally:
             ending.set()
             thread.join()
-        assert b.stop(worker) == 0
+        assert worker.stop() == 0
         delays = sorted(line["delay"] for line in b.told("run") if line["topic"] == "reports")[
             :-1
         ]  # a producer's first
@@ -157,9 +156,9 @@ def test_a_second_worker_takes_its_share_and_gives_it_back(embedded_broker: Star
         b.until(lambda: shares().count(2) == 2, "two partitions each")
         fill(broker.bootstrap, "t", 4, 500)
         b.until(b.all_seen(500), "everything read")
-        assert b.stop(second) == 0
+        assert second.stop() == 0
         b.until(lambda: shares()[-1] == 4 or shares().count(4) == 2, "the first has all again")
-        assert b.stop(first) == 0
+        assert first.stop() == 0
     assert b.violations == []
 
 

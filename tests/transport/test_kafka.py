@@ -41,10 +41,9 @@ def test_three_kills_lose_nothing_and_no_commit_passes_an_unfinished_offset(
             goal = before + moments.randint(2_000, 5_000)
             b.until(lambda goal=goal: b.total() > goal, "at work")
             worker.kill()
-            worker.wait()
         last = b.start()
         b.until(b.all_seen(6_000), "everything read")
-        assert b.stop(last) == 0
+        assert last.stop() == 0
         assert b.committed() == exactly(b.tps, 6_000)
     assert b.samples > 50
     assert b.violations == []
@@ -59,9 +58,9 @@ def test_a_worker_that_joins_and_leaves_costs_no_record_twice(kafka: RealKafka, 
         b.until(lambda: sum(len(line["tps"]) == 2 for line in b.told("assigned")) == 2, "two partitions each")
         done = b.total()
         b.until(lambda: b.total() > done + 2_000, "both at work")
-        assert b.stop(first) == 0
+        assert first.stop() == 0
         b.until(b.all_seen(8_000), "everything read")
-        assert b.stop(second) == 0
+        assert second.stop() == 0
         assert b.committed() == exactly(b.tps, 8_000)
         assert set().union(*(set(seen.values()) for seen in b.seen().values())) == {1}, "something was delivered twice"
     assert b.violations == []
@@ -79,7 +78,7 @@ def test_an_exception_ends_the_worker_with_1_and_its_run_is_read_again(
         b.spec.topics[topic] = Topic(run_max=100)
         healed = b.start()
         b.until(b.all_seen(1_000), "everything read")
-        assert b.stop(healed) == 0
+        assert healed.stop() == 0
         assert b.committed() == exactly(b.tps, 1_000)
     assert b.violations == []
 
@@ -96,7 +95,7 @@ def test_a_broker_that_restarts_costs_nothing(kafka: RealKafka, topic: str, tmp_
         kafka.broker.start()
         fill(kafka.bootstrap, topic, 4, 1_000)
         b.until(b.all_seen(4_000), "everything read")
-        assert [b.stop(worker) for worker in workers] == [0, 0]
+        assert [worker.stop() for worker in workers] == [0, 0]
         assert b.committed() == exactly(b.tps, 4_000)
     assert b.violations == []
 
@@ -106,7 +105,7 @@ def test_a_stop_waits_for_the_run_that_is_being_worked_on(kafka: RealKafka, topi
     with bench(kafka, tmp_path, topic, Topic(sleep_s=2.0), 1) as b:
         worker = b.start()
         b.until(lambda: b.told("begin"), "in the body")
-        assert b.stop(worker) == 0
+        assert worker.stop() == 0
         assert b.committed() == {TP(topic, 0): 10}
 
 
@@ -116,7 +115,7 @@ def test_a_body_longer_than_the_drain_bound_is_left_uncommitted(kafka: RealKafka
     with Bench(spec, 1) as b:
         worker = b.start()
         b.until(lambda: b.told("begin"), "in the body")
-        assert b.stop(worker, 15) == 0
+        assert worker.stop(15) == 0
         assert b.committed() == {}
 
 
@@ -140,7 +139,7 @@ def test_aborted_records_are_skipped_and_a_marker_at_the_end_is_no_hole(
     with bench(kafka, tmp_path, topic, Topic(), 1) as b:
         worker = b.start()
         b.until(lambda: sorted(b.seen().get(TP(topic, 0), ())) == kept, "all committed records")
-        assert b.stop(worker) == 0
+        assert worker.stop() == 0
         assert b.committed() == {TP(topic, 0): kept[-1] + 1}
 
 
@@ -157,5 +156,5 @@ def test_keys_headers_tombstones_and_every_codec_arrive(kafka: RealKafka, topic:
     with bench(kafka, tmp_path, topic, Topic(), 1) as b:
         worker = b.start()
         b.until(b.all_seen(255), "everything read")
-        assert b.stop(worker) == 0
+        assert worker.stop() == 0
         assert b.committed() == {TP(topic, 0): 255}

@@ -1,4 +1,4 @@
-"""A worker process for tests: `python -m tests.transport.worker '<json>'`.
+"""A worker process for tests.
 
 It appends what it did to `<out>/<pid>.jsonl` before it leaves a run, so that a commit without a line is proof of a loss.
 """
@@ -6,12 +6,10 @@ It appends what it did to `<out>/<pid>.jsonl` before it leaves a run, so that a 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import logging
 import os
 import random
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,14 +44,6 @@ class Spec:
     commit_every_s: float = 0.3
     fetch_wait_ms: int = 10
     back: int | None = None  # start_at: this many offsets before the committed one
-
-    def dumps(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def loads(cls, text: str) -> Spec:
-        given = json.loads(text)
-        return cls(**{**given, "topics": {name: Topic(**topic) for name, topic in given["topics"].items()}})
 
 
 @dataclass
@@ -140,7 +130,3 @@ def main(spec: Spec) -> int:
     code = run_worker(app)
     recorder.write(event="end", code=code)
     return code
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(Spec.loads(sys.argv[1])))
