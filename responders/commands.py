@@ -14,6 +14,8 @@ from responders.state import ALL_ENDPOINTS, MACHINE, NO_ENDPOINT
 from schemas.actions import MAX_TTL_MS, ActionKind, Command, KillSwitch
 from schemas.ids import stable_id
 
+MAX_HOLD_MS: Final = 86_400_000
+"""A person's word that a target be left alone holds a day at most; then it must be given again."""
 _ON_CALLERS: Final = frozenset({"limit", "unlimit"})
 
 
@@ -39,7 +41,7 @@ def obey(desk: Desk, command: Command) -> None:
         return
     target = Target(command.endpoint, command.caller)
     if command.kind in ("restore", "unlimit"):
-        terms = Terms(expires_ms=command.expires_ms)
+        terms = Terms(expires_ms=min(command.expires_ms, desk.now_ms + MAX_HOLD_MS))
         desk.issue(command.kind, "person_commanded", target, cause, terms=terms, detail=command.reason)
         return
     expires = min(command.expires_ms, desk.now_ms + MAX_TTL_MS)
@@ -108,6 +110,6 @@ def _detail(command: Command, terms: Terms) -> str:
     notes = [command.reason] if command.reason else []
     if terms.expires_ms is not None and terms.expires_ms < command.expires_ms:
         notes.append(f"shortened to {MAX_TTL_MS // 60_000} min, the longest that an action lives")
-    if command.rate_per_s is not None and terms.rate_per_s != command.rate_per_s:
+    if command.rate_per_s is not None and terms.rate_per_s is not None and terms.rate_per_s > command.rate_per_s:
         notes.append(f"raised to the floor of {terms.rate_per_s:g}/s")
     return "; ".join(notes)

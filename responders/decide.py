@@ -13,6 +13,7 @@ from responders.commands import obey, switch
 from responders.desk import Cause, Desk, Target, Terms
 from responders.mandate import Mandate
 from responders.rails import (
+    caller_unfit,
     exceeds_entry,
     exceeds_exit,
     fallback_refusal,
@@ -89,6 +90,8 @@ def _on_signal(desk: Desk, signal: Signal) -> None:
         )
     elif rule.then == "fallback":
         _fallback(desk, signal, cause)
+    elif signal.endpoint not in desk.mandate.endpoints:
+        _limit(desk, signal)
     else:
         _queue_limit(desk, signal)
 
@@ -200,6 +203,9 @@ def _limit(desk: Desk, signal: Signal) -> None:
     rule = desk.mandate.rule_for(signal)
     cause = Cause.of(signal, None if rule is None else rule.name)
     target = Target(signal.endpoint, signal.subject)
+    if (unfit := caller_unfit(signal, desk.mandate)) is not None:
+        desk.refuse("limit", unfit, target, cause)
+        return
     view = desk.state.seen.views.get(signal.endpoint)
     rate = desk.mandate.limit_rate(signal.usual_rate, 0.0 if view is None else view.median_caller_rate)
     terms = Terms(rate, desk.now_ms + desk.mandate.action_ms)
@@ -208,7 +214,7 @@ def _limit(desk: Desk, signal: Signal) -> None:
     if hold is not None:
         desk.propose("limit", hold, target, cause, terms)
     elif action is not None:
-        if exceeds_entry(signal) and signal.caller_auth == "verified":
+        if exceeds_entry(signal):
             _renew(desk, target, action, cause)
     elif (refusal := limit_refusal(desk.state, signal, desk.now_ms, desk.mandate)) is not None:
         desk.refuse("limit", refusal, target, cause)

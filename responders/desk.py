@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from responders.fold import apply, said_key
+from responders.fold import apply, changes_wanted_state, said_key
 from responders.mandate import Mandate
 from responders.rails import Refusal
 from responders.state import MACHINE, Action, RespondState
@@ -86,7 +86,6 @@ class Desk:
         mode = self.mandate.mode(target.endpoint)
         if outcome is None:
             outcome = "published" if mode == "enforce" or kind in _ALWAYS_DONE else "observed"
-        changes = outcome != "refused" and kind != "notify" and reason != "held_for_person"
         decision = Decision(
             action_id=terms.action_id or stable_id(cause.id, kind, reason, target.endpoint, target.caller or ""),
             kind=kind,
@@ -101,7 +100,7 @@ class Desk:
             rule=cause.rule,
             actor=cause.actor,
             mode=mode,
-            epoch=self.state.epoch + changes,
+            epoch=self.state.epoch + changes_wanted_state(kind, reason, outcome),
             issued_ms=self.now_ms,
             expires_ms=terms.expires_ms,
             outcome=outcome,

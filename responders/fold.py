@@ -24,21 +24,19 @@ from responders.state import (
     TripRecord,
     target_key,
 )
-from schemas.actions import Decision
+from schemas.actions import ActionKind, Decision, Outcome, Reason
 
 DAY_MS: Final = 86_400_000
-MAX_SAID: Final = 16
+MAX_SAID: Final = 8
 """Things said of one incident that are remembered."""
 
 _ACTS: Final = frozenset({"fallback", "limit"})
 _RELEASES: Final = frozenset({"restore", "unlimit"})
 
 
-def changes_wanted_state(decision: Decision) -> bool:
-    """True if it changes what holds on an endpoint: such a decision has an epoch of its own."""
-    if decision.outcome == "refused" or decision.kind == "notify":
-        return False
-    return decision.reason != "held_for_person"
+def changes_wanted_state(kind: ActionKind, reason: Reason, outcome: Outcome) -> bool:
+    """True if such a decision changes what holds on an endpoint: it has an epoch of its own."""
+    return outcome != "refused" and kind != "notify" and reason != "held_for_person"
 
 
 def said_key(kind: str, reason: str) -> str:
@@ -51,7 +49,7 @@ def apply(state: RespondState, decision: Decision) -> None:
     state.epoch = max(state.epoch, decision.epoch)
     if decision.kind == "notify":
         _told(state, decision)
-    elif not changes_wanted_state(decision):
+    elif not changes_wanted_state(decision.kind, decision.reason, decision.outcome):
         _not_done(state, decision)
     elif decision.kind in ("kill", "unkill"):
         _switched(state, decision)
@@ -194,7 +192,7 @@ def _released(state: RespondState, decision: Decision) -> None:
 def _put(state: RespondState, decision: Decision, action: Action | None) -> None:
     """Sets what holds on the decision's target, with the epoch of a decision that changes what is wanted."""
     record = _with_action(state.record(decision.endpoint), decision.caller, action)
-    if changes_wanted_state(decision):
+    if changes_wanted_state(decision.kind, decision.reason, decision.outcome):
         record = replace(record, epoch=decision.epoch)
     if action is not None and action.enforced:
         record = replace(record, published_until_ms=max(record.published_until_ms, action.expires_ms))

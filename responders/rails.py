@@ -95,8 +95,8 @@ def fallback_refusal(state: RespondState, signal: Signal, now_ms: int, mandate: 
     )
 
 
-def limit_refusal(state: RespondState, signal: Signal, now_ms: int, mandate: Mandate) -> Refusal | None:
-    """What refuses a new limit of a caller by the machine."""
+def caller_unfit(signal: Signal, mandate: Mandate) -> Refusal | None:
+    """What keeps the machine from ever limiting the subject of this signal (R6, R8, R10)."""
     endpoint, caller = signal.endpoint, signal.subject
     if endpoint not in mandate.endpoints:
         return Refusal("unknown_endpoint", "not in the configuration")
@@ -106,11 +106,19 @@ def limit_refusal(state: RespondState, signal: Signal, now_ms: int, mandate: Man
         return Refusal("caller_not_verified", "the serving tier did not authenticate this caller itself")
     if caller in mandate.allowlists[endpoint]:
         return Refusal("caller_allowlisted")
+    return None
+
+
+def limit_refusal(state: RespondState, signal: Signal, now_ms: int, mandate: Mandate) -> Refusal | None:
+    """What refuses a new limit of a fit caller by the machine now."""
     if state.killed:
         return Refusal("kill_switch")
     if not exceeds_entry(signal):
         return Refusal("too_little_evidence", f"score {signal.score:g} of {signal.threshold:g}")
-    return _cooling_down(state, endpoint, caller, now_ms, mandate) or caller_caps(state, endpoint, now_ms, mandate)
+    endpoint = signal.endpoint
+    return _cooling_down(state, endpoint, signal.subject, now_ms, mandate) or caller_caps(
+        state, endpoint, now_ms, mandate
+    )
 
 
 def fallback_health(view: EndpointState | None, now_ms: int) -> Refusal | None:

@@ -24,20 +24,21 @@ ALL_ENDPOINTS: Final = "@all"
 NO_ENDPOINT: Final = "@none"
 """Stands for the endpoint in the refusal of a command that named none."""
 
-MAX_INCIDENTS = 4_096
+MAX_INCIDENTS = 2_048
 """Incidents remembered so that people are told once; the one longest untouched goes first."""
-MAX_TRIP_RECORDS = 4_096
+MAX_TRIP_RECORDS = 2_048
 """Targets whose trips are remembered; the one that tripped longest ago goes first."""
-MAX_HOLDS = 1_000
+MAX_HOLDS = 500
 """People's holds; the one that ends first goes first."""
-MAX_ALL_LIMITS = 4_000
+MAX_ALL_LIMITS = 2_000
 """Caller limits over all endpoints: what keeps the saved state under `MAX_STATE_BYTES`."""
-MAX_HOLDERS = 16
+MAX_HOLDERS = 4
 """Incidents that hold one action; the oldest goes first."""
 MAX_TRIPS = 8
 """Trips remembered of a target, newest last."""
 MAX_WAITING = 1_000
-"""Caller signals of one endpoint that wait to be decided together; above it the weakest is left to its next update."""
+"""Caller signals of one configured endpoint that wait to be decided together; above it the weakest is left to its next
+update."""
 MAX_PACE = 64
 """Times of endpoint-wide actions that are remembered for the pace."""
 MAX_STATE_BYTES = 4 * 1024 * 1024

@@ -90,6 +90,12 @@ def test_a_persons_limit_keeps_the_floor_and_the_longest_life(responder: Respond
     assert "floor" in limit.detail
 
 
+def test_a_rate_that_a_fallback_has_no_use_for_is_ignored(responder: Responder) -> None:
+    (fallback,) = responder.take(command("fallback", rate_per_s=5.0))
+
+    assert (fallback.outcome, fallback.rate_per_s) == ("published", None)
+
+
 def test_a_limit_without_a_rate_is_what_the_machine_would_set(responder: Responder) -> None:
     responder.take(view(median_caller_rate=70.0))
 
