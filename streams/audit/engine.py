@@ -322,7 +322,7 @@ class ServerClickHouse:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise ValueError(f"{url!r} is no ClickHouse URL: expected http(s)://host:port, the password in a file")
+            raise ValueError("a ClickHouse URL: expected http(s)://host:port, the password in a file of its own")
         self._host, self._secure = parts.hostname, parts.scheme == "https"
         self._port = parts.port or (8443 if self._secure else 8123)
         self._user, self._password_file, self._timeout_s = user, password_file, timeout_s

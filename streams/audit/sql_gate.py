@@ -12,18 +12,17 @@ import re
 import unicodedata
 from typing import ClassVar, Literal
 
-from sqlglot import ErrorLevel, exp
+from sqlglot import ErrorLevel, Token, TokenType, exp
 from sqlglot.dialects.clickhouse import ClickHouse
 from sqlglot.errors import ParseError
 from sqlglot.parsers.clickhouse import ClickHouseParser
-from sqlglot.tokenizer_core import Token, TokenType
 
 from streams.audit.sql_vocabulary import AGGREGATES, COMBINATORS, FORMATS, KEYWORDS, SCALARS, SHAPES, TYPES
 
 DATABASE = "palisade"
 SYSTEM_TABLES = frozenset({"settings"})  # clickhouse-connect reads it on opening
 
-# Parsing costs about 1 s per 100,000 characters: these bounds keep one query's cost at the gate under 0.3 s.
+# Parsing and writing costs about 0.5 s per 100,000 characters: these bounds keep one query at 0.1 s here.
 MAX_CHARS = 20_000
 MAX_TOKENS = 5_000
 MAX_DEPTH = 24  # brackets in brackets; people write 6
@@ -70,8 +69,7 @@ def admit(sql: str) -> str:
         chosen_format = _take_format(root)
         for node in list(root.walk()):
             _check_node(node)
-        # Quoting every name leaves only keywords, types and functions as bare words for the second layer.
-        text = root.sql(dialect=_Dialect, comments=False, identify=True, unsupported_level=ErrorLevel.RAISE)
+        text = root.sql(dialect=_Dialect, comments=False, unsupported_level=ErrorLevel.RAISE)
     except ParseError as failure:
         raise SqlRefused("syntax", _where(failure)) from failure
     except SqlRefused:
@@ -120,6 +118,8 @@ def _bounded(sql: str) -> list[Token]:
             raise SqlRefused(
                 "character", f"U+{ord(character):04X} may not stand in a query; hand such text in as a parameter."
             )
+    if _HIGH_BYTE.search(sql):
+        raise SqlRefused("character", "\\x80 and above in a string name bytes, not characters: write unhex('..').")
     tokens = _Dialect().tokenize(sql)
     if len(tokens) > MAX_TOKENS:
         raise SqlRefused("too_long", f"The query has {len(tokens)} words; at most {MAX_TOKENS} are read.")
@@ -129,6 +129,9 @@ def _bounded(sql: str) -> list[Token]:
         raise SqlRefused("empty", "There is no statement.")
     _check_tokens(tokens)
     return tokens
+
+
+_HIGH_BYTE = re.compile(r"\\x[89a-fA-F]")  # sqlglot would turn the byte into a character of two
 
 
 def _check_tokens(tokens: list[Token]) -> None:
@@ -196,8 +199,11 @@ def _check_node(node: exp.Expr) -> None:
         _check_function(node.args["this"])
     elif isinstance(node, exp.In):
         _check_in(node)
-    elif isinstance(node, exp.Identifier) and not _IDENTIFIER.fullmatch(node.name):
-        raise SqlRefused("character", f"The name {node.name[:40]!r} has characters that names may not have here.")
+    elif isinstance(node, exp.Identifier):
+        if not _IDENTIFIER.fullmatch(node.name):
+            raise SqlRefused("character", f"The name {node.name[:40]!r} has characters that names may not have here.")
+        # Every name is quoted, so that only keywords, types and functions are left as bare words for the second layer.
+        node.set("quoted", True)
     elif isinstance(node, exp.Placeholder) and not (isinstance(node.args.get("kind"), exp.DataType) and node.this):
         raise SqlRefused("parameter", "A parameter is a value, {name:Type}: it cannot stand for a table or a column.")
 
@@ -209,6 +215,8 @@ _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def _check_table(table: exp.Table) -> None:
     name, database = table.this, table.args.get("db")
+    if isinstance(name, exp.Placeholder):
+        raise SqlRefused("parameter", "A parameter is a value, {name:Type}: it cannot stand for a table.")
     if not isinstance(name, exp.Identifier):
         raise SqlRefused("function", f"Table function {_shown(name)} is not allowed.")
     if database is None and _is_cte(table, name.name):
@@ -219,7 +227,7 @@ def _check_table(table: exp.Table) -> None:
     )
     if not known:
         raise SqlRefused("table", f"Table {place}.{name.name} is not open to readers.")
-    table.set("db", exp.to_identifier(place))
+    table.set("db", exp.to_identifier(place, quoted=True))
 
 
 def _is_cte(node: exp.Expr, name: str) -> bool:
@@ -280,7 +288,7 @@ _LEXEME = re.compile(
     r"""
       (?P<blank>\ )
     | (?P<string>'(?:[^'\\]|\\.|'')*')
-    | (?P<name>"[^"\\`]+"(?!\())                       # a quoted name before a bracket would be a function call
+    | (?P<name>"[^"\\`]+"(?!\ *\())                     # a quoted name before a bracket would be a function call
     | (?P<parameter>\{[A-Za-z_][A-Za-z0-9_]*:\ )
     | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
     | (?P<number>[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.]))

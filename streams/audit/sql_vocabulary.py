@@ -23,7 +23,7 @@ AGGREGATES = _words(
     quantileExactWeighted quantileTDigest quantileTiming quantiles quantilesExact quantilesTDigest quantilesTiming
     simpleLinearRegression skewPop skewSamp stddevPop stddevSamp studentTTest sum sumCount sumKahan sumMap topK
     topKWeighted uniq uniqCombined uniqCombined64 uniqExact uniqHLL12 uniqTheta varPop varSamp welchTTest windowFunnel
-    sequenceCount sequenceMatch retention deltaSum deltaSumTimestamp groupArraySorted
+    sequenceCount sequenceMatch retention deltaSum deltaSumTimestamp
     """
 )
 COMBINATORS = ("If", "Array", "OrNull", "OrDefault", "Distinct", "Merge", "ForEach")

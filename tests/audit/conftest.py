@@ -31,8 +31,9 @@ def fresh_tables(embedded_clickhouse: EmbeddedClickHouse) -> Iterator[EmbeddedCl
     """The engine, with every table and view of `palisade` that the test made dropped afterwards."""
     before = set(_tables(embedded_clickhouse))
     yield embedded_clickhouse
+    # Not DROP ... SYNC: that waits for every session that ever read the table, for ever.
     for name in set(_tables(embedded_clickhouse)) - before:
-        embedded_clickhouse.command(f"DROP TABLE IF EXISTS {DATABASE}.`{name}` SYNC")
+        embedded_clickhouse.command(f"DROP TABLE IF EXISTS {DATABASE}.`{name}`")
 
 
 def _tables(engine: EmbeddedClickHouse) -> list[str]:
