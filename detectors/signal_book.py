@@ -48,7 +48,8 @@ class SignalBook:
         return [signal for signal in signals if signal is not None]
 
     def _signal_of(self, reading: Reading) -> Signal | None:
-        key = f"{reading.detector}|{reading.kind}|{reading.subject_kind}|{reading.subject}"
+        auth = reading.caller_auth or ""
+        key = f"{reading.detector}|{reading.kind}|{reading.subject_kind}|{auth}|{reading.subject}"
         if not reading.known:
             return self._unknown_of(key, reading)
         self._unknown.discard(key)

@@ -74,7 +74,7 @@ def prepare(folder: Path, config: PalisadeConfig, policy: Path | None, bootstrap
     keys = DevKeys(*(_key(folder / "keys" / f"{name}.pem") for name in ("signing", "operator", "producer")))
     producer = DevKeys.public(keys.producer)
     effective = config.model_dump(mode="json", exclude_none=True)
-    effective["kafka"] |= {"bootstrap": bootstrap, "snapshots": "directory" if embedded else config.kafka.snapshots}
+    effective["kafka"] |= {"bootstrap": bootstrap, "embedded": embedded}
     effective["data_dir"] = "."
     effective["operator_keys"] = [*config.operator_keys, DevKeys.public(keys.operator)]
     effective["signing_key_file"] = str(keys.signing.relative_to(folder))

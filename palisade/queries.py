@@ -26,6 +26,7 @@ TIMELINE = Query(
     "timeline",
     "signals, decisions, commands and kill switches in the order in which they happened",
     """
+SELECT * FROM (
 SELECT broker_time AS at, 'signal' AS what, endpoint, if(subject_kind = 'caller', subject, '') AS caller,
        concat(kind, ' ', state, ' (', severity, ')') AS happened,
        concat('score ', toString(round(score, 2)), ' over ', toString(round(threshold, 2))) AS why
@@ -41,7 +42,7 @@ FROM palisade.commands
 WHERE endpoint = {endpoint:String} OR {endpoint:String} = ''
 UNION ALL
 SELECT broker_time, 'kill switch', '', '', concat(if(kill, 'thrown by ', 'reset by '), actor), reason FROM palisade.kills
-ORDER BY at
+) ORDER BY at
 """,
 )
 CALLER_SUMMARY = Query(
@@ -58,13 +59,14 @@ CALLER_EVENTS = Query(
     "caller_events",
     "which detectors fired about a caller, and when it was limited",
     """
+SELECT * FROM (
 SELECT broker_time AS at, 'signal' AS what, endpoint, concat(kind, ' ', state) AS happened, severity AS more
 FROM palisade.signals WHERE subject = {caller:String} AND state != 'updated'
 UNION ALL
 SELECT broker_time, 'decision', endpoint, concat(kind, ' ', outcome),
        concat(reason, if(isNull(rate_per_s), '', concat(' to ', toString(round(assumeNotNull(rate_per_s), 2)), '/s')))
 FROM palisade.decisions WHERE caller = {caller:String} AND reason != 'evidence_renewed'
-ORDER BY at
+) ORDER BY at
 """,
 )
 

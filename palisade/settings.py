@@ -121,7 +121,7 @@ def _check_across(config: PalisadeConfig, path: Path) -> None:
 
 def connection_of(kafka: KafkaConfig, home: Path, where: str = "") -> KafkaConnection:
     """The connection that a configuration describes. Raises ConfigError."""
-    fields: dict[str, Any] = kafka.model_dump(exclude={"partitions", "replication", "snapshots", "sasl_password_file"})
+    fields: dict[str, Any] = kafka.model_dump(exclude={"partitions", "replication", "embedded", "sasl_password_file"})
     if kafka.sasl_password_file is not None:
         try:
             fields["sasl_password"] = SecretStr((home / kafka.sasl_password_file).read_text().strip())

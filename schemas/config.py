@@ -127,7 +127,8 @@ class KafkaConfig(Config):
     partitions: int = Field(4, ge=1, le=10_000)
     """Partitions of the input topics; never changed in place."""
     replication: int = Field(1, ge=1)
-    snapshots: Literal["topic", "directory"] = "topic"
+    embedded: bool = False
+    """The broker of `palisade dev`: it compacts nothing and fences nobody, so snapshots lie in `data_dir`."""
 
 
 class ClickHouseConfig(Config):

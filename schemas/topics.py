@@ -56,6 +56,13 @@ TOPICS: tuple[TopicSpec, ...] = (
     TopicSpec(DEAD_LETTERS, "log topic", "what could not be decoded, and why", True, retention_ms=30 * DAY_MS),
     TopicSpec(PROFILES, "profile hash", "profiles of training data", False, compacted=True),
     TopicSpec(SNAPSHOTS, "log, endpoint, version", "detector state with its offsets", True, compacted=True),
-    TopicSpec(RESPOND_STATE, "state", "the responder's state with its journal offset", False, compacted=True, max_message_bytes=5_000_000),
+    TopicSpec(
+        RESPOND_STATE,
+        "state",
+        "the responder's state with its journal offset",
+        False,
+        compacted=True,
+        max_message_bytes=5_000_000,
+    ),
 )
 BY_NAME: dict[str, TopicSpec] = {spec.name: spec for spec in TOPICS}

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from pydantic import ValidationError
 
 from responders import journal
@@ -56,26 +56,36 @@ _PARSERS: Mapping[bytes, type[Signal] | type[EndpointState] | type[Command]] = {
 class Journal:
     """The journal as a transactional producer: a second process with the same id fences the first.
 
-    Blocking; call from a thread. KafkaException on failure; after `_FENCED` this process must end.
+    `fenced` False: plain confirmed writes, for the embedded broker, whose transactions neither fence nor pass a check of
+    checksums; there is one responder there. Blocking; call from a thread. KafkaException on failure; after `_FENCED` this
+    process must end.
     """
 
-    def __init__(self, connection: KafkaConnection) -> None:
-        settings = kafka_settings(connection, "producer") | {
-            "transactional.id": TRANSACTIONAL_ID,
-            "transaction.timeout.ms": int(COMMIT_TIMEOUT_S * 1000),
-            "message.timeout.ms": int(COMMIT_TIMEOUT_S * 1000),
-            "linger.ms": 0,
-        }
-        self._producer = Producer(settings)
-        self._producer.init_transactions(30.0)
+    def __init__(self, connection: KafkaConnection, *, fenced: bool) -> None:
+        settings = kafka_settings(connection, "producer")
+        settings |= {"message.timeout.ms": int(COMMIT_TIMEOUT_S * 1000), "linger.ms": 0}
+        self._fenced = fenced
+        self._failures: list[KafkaError] = []
         self.next_offset = 0
+        if fenced:
+            settings |= {"transactional.id": TRANSACTIONAL_ID, "transaction.timeout.ms": int(COMMIT_TIMEOUT_S * 1000)}
+        self._producer = Producer(settings)
+        if fenced:
+            self._producer.init_transactions(30.0)
 
     def commit(self, entries: list[JournalEntry]) -> None:
         """Returns when all entries are committed, in order."""
-        self._producer.begin_transaction()
+        if self._fenced:
+            self._producer.begin_transaction()
         for entry in entries:
             headers: list[tuple[str, str | bytes | None]] = [(KIND_HEADER, JournalEntry.KIND.encode())]
             self._producer.produce(ACTIONS, entry.to_bytes(), b"journal", headers=headers, on_delivery=self._delivered)
+        if self._fenced:
+            self._commit_transaction()
+        elif self._producer.flush(COMMIT_TIMEOUT_S) or self._failures:
+            raise KafkaException(self._failures[0] if self._failures else KafkaError(KafkaError._TIMED_OUT))
+
+    def _commit_transaction(self) -> None:
         try:
             self._producer.commit_transaction(COMMIT_TIMEOUT_S)
         except KafkaException as error:
@@ -83,9 +93,11 @@ class Journal:
                 self._producer.abort_transaction(COMMIT_TIMEOUT_S)
             raise
 
-    def _delivered(self, error: object, message: object) -> None:
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
-            self.next_offset = max(self.next_offset, int(message.offset()) + 1)  # type: ignore[attr-defined]
+            self.next_offset = max(self.next_offset, int(message.offset() or 0) + 1)
+        else:
+            self._failures.append(error)
 
 
 @dataclass(slots=True)
@@ -109,6 +121,8 @@ class RespondRole:
         operators: Keyring,
         outbox: Callable[[], Outbox],
         metrics: Metrics,
+        *,
+        fenced: bool = True,
     ) -> None:
         self._connection = connection
         self._mandate = mandate
@@ -116,6 +130,7 @@ class RespondRole:
         self._operators = operators
         self._outbox = outbox
         self._metrics = metrics
+        self._fenced = fenced
         self._active: _Active | None = None
         self._lock = asyncio.Lock()
 
@@ -228,7 +243,7 @@ class RespondRole:
 
     def _take_over(self) -> _Active:
         """Fences the old process, then reads state and journal to their ends. Blocking."""
-        opened = Journal(self._connection)
+        opened = Journal(self._connection, fenced=self._fenced)
         state, offset = self._saved_state()
         entries: list[JournalEntry] = []
         for message in read_to_end(self._connection, ACTIONS, 0, offset):

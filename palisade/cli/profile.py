@@ -12,7 +12,6 @@ import typer
 from rich.table import Table
 
 from detectors.profile import Profile
-from detectors.profile_build import build_profile
 from palisade.cli.kill import KeyOption, operator_of
 from palisade.cli.options import ConfigOption, console, settings_of
 from palisade.operate import activate_profile
@@ -37,6 +36,8 @@ def build(
     seed: int = 0,
 ) -> None:
     """Builds a profile: quantiles, categories, missing rates, and how much they vary in the order of the table."""
+    from detectors.profile_build import build_profile  # river alone takes a second to import: only who builds pays
+
     with console.status("building"):
         profile = build_profile(read_table(table), order_by=order_by, exclude=exclude or (), seed=seed)
     path = out or table.with_suffix(".profile.json")

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from palisade.cli.options import ConfigOption, settings_of
-from palisade.workers import ROLES, set_up_logging
+from palisade.workers import ROLES, run_role
+from palisade.workers.common import set_up_logging
 from schemas.errors import ConfigError
 
 
@@ -22,8 +23,7 @@ def worker(
     config: ConfigOption = None,
 ) -> None:
     """Runs one role until SIGTERM; start several of the same role to share or to stand by."""
-    run = ROLES.get(role)
-    if run is None:
+    if role not in ROLES:
         raise ConfigError(f"there is no role {role!r}; there are {', '.join(ROLES)}")
     set_up_logging()
-    raise typer.Exit(run(settings_of(config), name or role, metrics_port))
+    raise typer.Exit(run_role(role, settings_of(config), name or role, metrics_port))

@@ -1,0 +1,69 @@
+"""Role audit, put together from a checked configuration in one straight line."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+
+from palisade.settings import Settings
+from palisade.workers.common import LARGEST_RECORD, metrics_of, say_ready
+from streams.app import Hooks, WorkerSettings, make_app, run_topic, run_worker
+from streams.audit.engine import ClickHouse, EmbeddedClickHouse, ServerClickHouse
+from streams.audit.http_port import HttpPort
+from streams.audit.sink import AUDITED, IN_FLIGHT, AuditSink
+from streams.transport.run import TP
+
+
+def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
+    """Role audit until SIGTERM; owns the embedded engine and its HTTP port where there is no server."""
+    metrics = metrics_of("audit", metrics_port)
+    engine, port = _clickhouse(settings)
+    sink = AuditSink(engine, metrics)
+
+    async def join(tps: frozenset[TP]) -> None:
+        await sink.prepare()
+        say_ready(
+            "audit", name, partitions=len(tps), url=port.url if port is not None else settings.config.clickhouse.url
+        )
+
+    async def leave(_: frozenset[TP]) -> None:
+        await sink.flush()
+
+    app = make_app(
+        "palisade.audit",
+        connection=settings.connection,
+        hooks=Hooks(on_assigned=join, on_revoked=leave),
+        settings=WorkerSettings(consumer={"fetch.message.max.bytes": LARGEST_RECORD}),
+    )
+    for topic in AUDITED:
+        run_topic(app, topic, sink.handle, in_flight=IN_FLIGHT)
+    app.task(sink.inserts)
+    code = run_worker(app)
+    if port is not None:
+        port.close()
+    engine.close()
+    return code
+
+
+def _clickhouse(settings: Settings) -> tuple[ClickHouse, HttpPort | None]:
+    """The server of the configuration, or the embedded engine with its port, whose address is left in `data_dir`."""
+    config = settings.config.clickhouse
+    if config.url is not None:
+        password = settings.home / config.password_file if config.password_file is not None else None
+        return ServerClickHouse(config.url, config.user, password), None
+    engine = EmbeddedClickHouse(settings.data_dir / "clickhouse")
+    token = _reader_token(settings.data_dir / "clickhouse-reader.token")
+    port = HttpPort(engine, port=config.port, reader_token=token)
+    url = port.start()
+    address = {"url": url, "user": "reader", "token_file": "clickhouse-reader.token"}
+    (settings.data_dir / "clickhouse.json").write_text(json.dumps(address))
+    return engine, port
+
+
+def _reader_token(path: Path) -> str:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(24))
+    return path.read_text().strip()

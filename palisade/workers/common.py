@@ -1,0 +1,32 @@
+"""What the roles' processes share: metrics, the line that says ready, logging."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from streams.metrics import Metrics
+
+LARGEST_RECORD = 5_000_000
+"""The responder's state is the largest record that we send."""
+
+
+def metrics_of(role: str, port: int | None) -> Metrics:
+    metrics = Metrics(role)
+    if port is not None:
+        metrics.serve(port)
+    return metrics
+
+
+def say_ready(role: str, name: str, **more: object) -> None:
+    """One line on standard output, for whoever started this process."""
+    sys.stdout.write(json.dumps({"ready": role, "name": name, **more}) + "\n")
+    sys.stdout.flush()
+
+
+def set_up_logging() -> None:
+    """To standard error, with time and role; librdkafka's and Faust's chatter from warnings up."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for chatty in ("faust", "mode", "aiokafka"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

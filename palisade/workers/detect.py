@@ -1,0 +1,56 @@
+"""Role detect, put together from a checked configuration in one straight line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from palisade.detect_bank import PartitionLogs
+from palisade.settings import Settings
+from palisade.workers.common import metrics_of, say_ready
+from schemas.topics import PREDICTIONS, REPORTS
+from streams.admin import input_partitions
+from streams.app import Hooks, TopicLimits, WorkerSettings, make_app, outbox_of, run_topic, run_worker
+from streams.detect import DetectRole
+from streams.profiles import ProfileTopic
+from streams.snapshots import DirectoryStore, TopicStore
+from streams.transport.run import TP
+
+
+def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
+    """Role detect until SIGTERM; returns the exit status."""
+    connection, metrics = settings.connection, metrics_of("detect", metrics_port)
+    profiles = ProfileTopic(connection)
+    profiles.start()
+    logs = PartitionLogs(settings, profiles, input_partitions(connection, PREDICTIONS))
+    assigned: set[TP] = set()
+
+    async def join(tps: frozenset[TP]) -> None:
+        assigned.clear()
+        assigned.update(tps)
+        await profiles.caught_up()
+
+    async def start_at(committed: Mapping[TP, int]) -> Mapping[TP, int]:
+        starts = await role.start_at(committed, frozenset(assigned))
+        say_ready("detect", name, partitions=len(assigned))
+        return starts
+
+    app = make_app(
+        "palisade.detect",
+        connection=connection,
+        topics={PREDICTIONS: TopicLimits(linger_s=0.05), REPORTS: TopicLimits()},
+        hooks=Hooks(on_assigned=join, on_revoked=lambda tps: role.leave(tps), start_at=start_at),
+        settings=WorkerSettings(),
+    )
+    store = (
+        DirectoryStore(settings.data_dir / "snapshots")
+        if settings.config.kafka.embedded
+        else TopicStore(connection, lambda: outbox_of(app))
+    )
+    role = DetectRole(name, logs.open, store, lambda: outbox_of(app), metrics)
+    run_topic(app, PREDICTIONS, role.handle)
+    run_topic(app, REPORTS, role.handle)
+    app.task(role.ticks)
+    app.task(role.save_rounds)
+    code = run_worker(app)
+    profiles.close()
+    return code

@@ -1,0 +1,45 @@
+"""Role respond, put together from a checked configuration in one straight line."""
+
+from __future__ import annotations
+
+from palisade.settings import Settings
+from palisade.workers.common import LARGEST_RECORD, metrics_of, say_ready
+from responders.mandate import Mandate
+from responders.signing import Keyring, SigningKey
+from schemas.errors import ConfigError
+from schemas.topics import COMMANDS, SIGNALS
+from streams.app import Hooks, WorkerSettings, make_app, outbox_of, run_topic, run_worker
+from streams.respond import SESSION_S, RespondRole
+
+
+def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
+    """Role respond until SIGTERM; returns the exit status."""
+    if settings.config.signing_key_file is None:
+        raise ConfigError(
+            "signing_key_file is not set: respond signs directives; make a key with `palisade keys create`"
+        )
+    connection, metrics = settings.connection, metrics_of("respond", metrics_port)
+    role = RespondRole(
+        connection,
+        Mandate.of(settings.policy, settings.config.endpoints),
+        SigningKey.load(settings.home / settings.config.signing_key_file),
+        Keyring(settings.config.operator_keys),
+        lambda: outbox_of(app),
+        metrics,
+        fenced=not settings.config.kafka.embedded,
+    )
+    app = make_app(
+        "palisade.respond",
+        connection=connection,
+        hooks=Hooks(on_assigned=role.join, on_revoked=role.leave),
+        settings=WorkerSettings(session_s=SESSION_S, producer={"message.max.bytes": LARGEST_RECORD, "linger.ms": 0}),
+    )
+    run_topic(app, SIGNALS, role.handle)
+    run_topic(app, COMMANDS, role.handle)
+    app.task(role.timer)
+
+    async def ready() -> None:
+        say_ready("respond", name)
+
+    app.task(ready)
+    return run_worker(app)
