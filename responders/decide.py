@@ -17,17 +17,20 @@ from responders.rails import (
     exceeds_entry,
     exceeds_exit,
     fallback_refusal,
+    is_fresh,
     limit_refusal,
     person_holds,
     release_refusal,
 )
-from responders.state import MAX_WAITING, Action, RespondState
+from responders.state import MAX_WAITING, Action, Awaited, RespondState
 from schemas.actions import ActionKind, Command, Decision, KillSwitch, Reason
 from schemas.ids import stable_id
 from schemas.signals import EndpointState, Signal
 
 BATCH_MS: Final = 250
 """The first caller signal of an endpoint is decided at once, those of the next `BATCH_MS` together."""
+AWAIT_MS: Final = 1_500
+"""A quiet endpoint reports every 30 s, one with an incident each second: a fallback waits so long for that report."""
 RENEW_SHARE: Final = 0.1
 """An action is renewed when that adds so much of its life: each renewal is a journal entry and a new epoch."""
 
@@ -61,6 +64,7 @@ def decide(state: RespondState, given: Input, now_ms: int, mandate: Mandate) -> 
     else:
         for endpoint in list(desk.state.endpoints):
             _settle(desk, endpoint)
+    _give_up_waiting(desk)
     _open_batches(desk)
     return desk.state, desk.decisions
 
@@ -69,7 +73,8 @@ def wake_ms(state: RespondState) -> int | None:
     """When a `Clock` has something to do at the latest; None if nothing waits for time to pass."""
     expiries = [action.expires_ms for record in state.endpoints.values() for _, action in record.actions()]
     batches = [until for endpoint, until in state.seen.batch_until_ms.items() if state.seen.waiting.get(endpoint)]
-    return min([*expiries, *batches], default=None)
+    awaited = [waits.until_ms for waits in state.seen.awaiting.values()]
+    return min([*expiries, *batches, *awaited], default=None)
 
 
 def _on_signal(desk: Desk, signal: Signal) -> None:
@@ -89,7 +94,7 @@ def _on_signal(desk: Desk, signal: Signal) -> None:
             "told_people", Target(signal.endpoint, _caller_of(signal)), cause, f"{signal.kind}, {signal.severity}"
         )
     elif rule.then == "fallback":
-        _fallback(desk, signal, cause)
+        _fallback(desk, signal, may_wait=True)
     elif signal.endpoint not in desk.mandate.endpoints:
         _limit(desk, signal)
     else:
@@ -105,6 +110,9 @@ def _on_endpoint_state(desk: Desk, view: EndpointState) -> None:
         return
     desk.state.seen.views[view.endpoint] = view.model_copy(update={"knocking": []})
     _settle(desk, view.endpoint)
+    awaited = desk.state.seen.awaiting.pop(view.endpoint, None)
+    if awaited is not None:
+        _fallback(desk, awaited.signal)
     for knock in view.knocking:
         target = Target(view.endpoint, knock.caller)
         action = desk.action(target)
@@ -116,7 +124,13 @@ def _on_endpoint_state(desk: Desk, view: EndpointState) -> None:
 
 def _recovered(desk: Desk, signal: Signal) -> None:
     """Lets go of what the incident holds; what nothing else holds is released."""
-    desk.state.seen.waiting.get(signal.endpoint, {}).pop(signal.incident_id, None)
+    seen = desk.state.seen
+    if signal.incident_id in seen.waiting.get(signal.endpoint, {}):
+        waiting = seen.waiting[signal.endpoint]
+        seen.waiting[signal.endpoint] = {name: waits for name, waits in waiting.items() if name != signal.incident_id}
+    awaited = seen.awaiting.get(signal.endpoint)
+    if awaited is not None and awaited.signal.incident_id == signal.incident_id:
+        del seen.awaiting[signal.endpoint]
     record = desk.state.record(signal.endpoint)
     holds = any(signal.incident_id in action.holders for _, action in record.actions())
     if holds or signal.incident_id in desk.state.incidents:
@@ -148,7 +162,9 @@ def _renew(desk: Desk, target: Target, action: Action, cause: Cause) -> None:
         desk.issue(kind, "evidence_renewed", target, cause, terms=terms)
 
 
-def _fallback(desk: Desk, signal: Signal, cause: Cause) -> None:
+def _fallback(desk: Desk, signal: Signal, may_wait: bool = False) -> None:
+    rule = desk.mandate.rule_for(signal)
+    cause = Cause.of(signal, None if rule is None else rule.name)
     target = Target(signal.endpoint)
     reason: Reason = "inputs_left_profile" if signal.kind == "feature_drift" else "endpoint_failing"
     terms = Terms(expires_ms=desk.now_ms + desk.mandate.action_ms)
@@ -160,9 +176,20 @@ def _fallback(desk: Desk, signal: Signal, cause: Cause) -> None:
         if exceeds_entry(signal):
             _renew(desk, target, action, cause)
     elif (refusal := fallback_refusal(desk.state, signal, desk.now_ms, desk.mandate)) is not None:
-        desk.refuse("fallback", refusal, target, cause)
+        unheard = not is_fresh(desk.state.seen.views.get(signal.endpoint), desk.now_ms)
+        if may_wait and unheard and refusal.reason == "fallback_not_healthy":
+            desk.state.seen.awaiting.setdefault(signal.endpoint, Awaited(signal, desk.now_ms + AWAIT_MS))
+        else:
+            desk.refuse("fallback", refusal, target, cause)
     else:
         desk.issue("fallback", reason, target, cause, terms=terms, detail=_numbers(signal))
+
+
+def _give_up_waiting(desk: Desk) -> None:
+    """Refuses the fallbacks whose guards did not report in time."""
+    awaiting = desk.state.seen.awaiting
+    for endpoint in [name for name, waits in awaiting.items() if waits.until_ms <= desk.now_ms]:
+        _fallback(desk, awaiting.pop(endpoint).signal)
 
 
 def _queue_limit(desk: Desk, signal: Signal) -> None:
@@ -228,7 +255,10 @@ def _numbers(signal: Signal) -> str:
 
 def _settle(desk: Desk, endpoint: str) -> None:
     """Ends what is over: expired, without a mandate in the configuration, or recovered."""
-    for caller, action in list(desk.state.record(endpoint).actions()):
+    record = desk.state.record(endpoint)
+    if record.route is None and not record.limits:
+        return
+    for caller, action in list(record.actions()):
         if desk.full:
             return
         target = Target(endpoint, caller)

@@ -136,15 +136,25 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the journal does not hold: last endpoint states, caller signals that wait, directives sent.
+class Awaited:
+    """A signal whose fallback waits for its endpoint's guards to report, at most until `until_ms`."""
 
-    `waiting`: endpoint -> incident -> signal. `batch_until_ms`: when the signals of an endpoint that wait are decided.
+    signal: Signal
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the journal does not hold: last endpoint states, signals that wait, directives sent.
+
+    `waiting`: endpoint -> incident -> caller signal. `batch_until_ms`: when those of an endpoint are decided.
+    `awaiting`: one signal an endpoint.
     """
 
     views: dict[str, EndpointState] = field(default_factory=dict)
     waiting: dict[str, dict[str, Signal]] = field(default_factory=dict)
     batch_until_ms: dict[str, int] = field(default_factory=dict)
+    awaiting: dict[str, Awaited] = field(default_factory=dict)
     sent: dict[str, Sent] = field(default_factory=dict)
 
 

@@ -149,7 +149,7 @@ DRIFT_AND_BACK = [at(0, view), at(0, drifted), at(50, drifted, state="recovered"
         (decide, "person_holds", allow, [at(0, command, "restore", expires_ms=T0 + 60_000), at(0, drifted)]),
         (rails, "exceeds_entry", lambda _signal: True, [at(0, caller_signal, score=1.5)]),
         (rails, "fallback_health", allow, [at(0, view, fallback_ok=False), at(0, failing)]),
-        (rails, "fallback_health", allow, [at(11_000, failing)]),
+        (rails, "fallback_health", allow, [at(11_000, failing), at(1_500, drifted)]),
         (rails, "caller_caps", allow, [at(300, caller_signal, f"c{number}") for number in range(4)]),
         (rails, "_endpoint_caps", allow, [at(0, failing, "a"), at(0, failing, "b")]),
         (rails, "_cooling_down", allow, [*DRIFT_AND_BACK, at(4_000, drifted)]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from responders.decide import BATCH_MS
+from responders.decide import AWAIT_MS, BATCH_MS, Clock, wake_ms
 from schemas.config import EndpointConfig
 from schemas.ids import clean_id
 from tests.responders.given import (
@@ -46,12 +46,40 @@ def test_a_refusal_is_said_once_an_incident_until_it_changes(responder: Responde
     assert acts(responder.take(failing(state="updated", seq=2))) == [("fallback", "endpoint_failing", "published")]
 
 
-def test_a_fallback_that_live_guards_do_not_vouch_for_is_not_used() -> None:
-    for seen in (None, view(fallback_ok=False), view(guards_live=0), view(at_ms=T0 - 10_001)):
-        responder = Responder(mandate(), healthy=False)
-        if seen is not None:
-            responder.take(seen)
-        assert brief(responder.take(failing())) == refusal("fallback", "fallback_not_healthy")
+def test_a_fallback_that_live_guards_do_not_vouch_for_is_not_used(responder: Responder) -> None:
+    for seen in (view(fallback_ok=False), view(guards_live=0)):
+        responder.take(seen)
+        assert acts(responder.take(failing(incident_id=f"{seen.guards_live}"))) == [
+            ("fallback", "fallback_not_healthy", "refused")
+        ]
+
+
+@pytest.mark.parametrize("heard_ms", [None, T0 - 10_001])
+def test_a_fallback_whose_guards_were_not_heard_lately_waits_for_their_report(heard_ms: int | None) -> None:
+    responder = Responder(mandate(), healthy=False)
+    if heard_ms is not None:
+        responder.take(view(at_ms=heard_ms))
+
+    assert responder.take(failing()) == []
+    assert brief(responder.take(view(at_ms=T0 + 400))) == [("fallback", "endpoint_failing", "published")]
+
+
+def test_guards_that_do_not_report_in_time_are_not_waited_for_any_longer() -> None:
+    responder = Responder(mandate(), healthy=False)
+    responder.take(failing())
+    assert wake_ms(responder.state) == T0 + AWAIT_MS
+    responder.now_ms += AWAIT_MS
+
+    assert brief(responder.take(Clock())) == refusal("fallback", "fallback_not_healthy")
+    assert wake_ms(responder.state) is None
+
+
+def test_a_cause_that_ends_while_its_fallback_waits_leaves_nothing_behind() -> None:
+    responder = Responder(mandate(), healthy=False)
+    responder.take(failing())
+    responder.take(failing(state="recovered", seq=1))
+
+    assert responder.take(view()) == []
 
 
 def test_a_claimed_caller_is_never_limited(responder: Responder) -> None:
