@@ -55,7 +55,7 @@ class ConsumerOptions:
     client: Callable[[dict[str, Any]], Any] = confluent_kafka.Consumer  # makes a polling.Client
 
 
-class _NoReadOffset(dict[FaustTP, int | None]):
+class NoReadOffset(dict[FaustTP, int | None]):
     """Faust drops what lies below the last offset read: after a rewind that is data loss. So it is never told."""
 
     def __missing__(self, tp: FaustTP) -> None:
@@ -76,7 +76,7 @@ class Consumer(base.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._read_offset = _NoReadOffset()
+        self._read_offset = NoReadOffset()
         self._fed = asyncio.Event()
         self._idle = asyncio.Event()
         self._commit_lock = asyncio.Lock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from faust.exceptions import ImproperlyConfigured
+from faust.types.enums import ProcessingGuarantee
 
 from streams.transport.schema import RunSchema
 
@@ -14,7 +15,7 @@ def refuse_settings(app: Any) -> None:
     conf = app.conf
     if len(app.tables):
         raise ImproperlyConfigured("Faust tables would start empty without an error on this transport: keep own state")
-    if app.in_transaction:
+    if conf.processing_guarantee != ProcessingGuarantee.AT_LEAST_ONCE:
         raise ImproperlyConfigured(
             "processing_guarantee exactly_once is not supported: at_least_once, idempotent effects"
         )

@@ -121,7 +121,7 @@ class FakeConsumer:
 
     def poll(self, timeout: float) -> FakeRecord | None:
         self._note("poll")
-        if self.scheduled:
+        if self.scheduled and self.callbacks:
             self.scheduled.popleft()()
         taken = self._take(1)
         if not taken:
