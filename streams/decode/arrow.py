@@ -6,6 +6,7 @@ A null stands for the field's default. Strings may be dictionary-encoded; number
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,14 @@ import pyarrow.compute as pc
 from schemas.blocks import STATUS_CODES, Floats, Longs
 from schemas.events import MAX_NUMBER, Prediction
 from schemas.flags import RowFlag
+from schemas.ids import MAX_ID_BYTES
 from streams.decode import envelope as env
-from streams.decode.ipc import ArrowRefused, declared
+from streams.decode.ipc import ArrowRefused, Stream, joined
 from streams.decode.layout import NOTED, Layout
 
 _BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, NotImplementedError, IndexError, MemoryError)
+_ONE_THREAD = pa.ipc.IpcReadOptions(use_threads=False)
+"""Waking the pool costs more than the batches of a run."""
 _PREFIX = "features."
 _AUTH_CODES = {"claimed": 0, "verified": 1}
 _WRONG_WORD = 255
@@ -28,17 +32,19 @@ _WRONG_WORD = 255
 Mask = npt.NDArray[np.bool_]
 
 
-def read_stream(value: bytes) -> pa.RecordBatch:
-    """All rows of the stream as one batch, its buffers validated; raises ArrowRefused."""
-    rows = declared(value).rows
-    if rows == 0:
+def read_streams(streams: Sequence[Stream]) -> pa.RecordBatch:
+    """All rows of streams that can be read as one, as one batch, its buffers validated; raises ArrowRefused."""
+    if not any(stream.rows for stream in streams):
         raise ArrowRefused("empty", "an Arrow stream of no rows")
     try:
-        table = pa.ipc.open_stream(pa.BufferReader(value)).read_all()
+        table = pa.ipc.open_stream(pa.BufferReader(joined(streams)), options=_ONE_THREAD).read_all()
         if table.num_columns == 0:
             raise ArrowRefused("arrow_schema", "the batch has no columns")
-        batch = table.combine_chunks().to_batches()[0]
-        batch.validate(full=True)
+        if table.num_rows != sum(stream.rows for stream in streams):
+            raise ArrowRefused("arrow_broken", "the batches have not the rows that they declare")
+        for chunk in table.to_batches():
+            chunk.validate(full=True)
+        batch: pa.RecordBatch = table.combine_chunks().to_batches()[0]
     except _BROKEN as error:
         raise ArrowRefused("arrow_broken", str(error)) from error
     return batch
@@ -75,10 +81,15 @@ class Batch:
         if encoded is None:
             raise ArrowRefused("arrow_schema", f"{name}: expected text, got {column.type}")
         codes, names = encoded
+        if codes.min() >= 0:
+            return codes, names
         return np.where(codes < 0, len(names), codes).astype(np.int32), [*names, default]
 
-    def texts_odd(self, name: str, flags: npt.NDArray[np.uint32]) -> None:
-        """Flags rows whose id in the column is no plain one."""
+    def flag_odd_ids(self, name: str, flags: npt.NDArray[np.uint32]) -> None:
+        """Flags rows whose id in the column is no plain one; a text column is looked at as the bytes it is."""
+        column = self._columns.get(name)
+        if column is None or (pa.types.is_string(column.type) and _all_plain(column)):
+            return
         codes, names = self.words(name)
         odd = np.zeros(len(names), dtype=np.uint32)
         env.flag_odd_ids([str(name) for name in names], odd)
@@ -104,7 +115,8 @@ class Batch:
             column = pc.min_element_wise(column, pa.scalar(1 << 62, pa.uint64())).cast(pa.int64())
         elif not pa.types.is_integer(column.type):
             raise ArrowRefused("arrow_schema", f"ts: expected integers or timestamps, got {column.type}")
-        ms = column.cast(pa.int64()).fill_null(env.NO_TIME).to_numpy(zero_copy_only=False)
+        column = column.cast(pa.int64())
+        ms = (column.fill_null(env.NO_TIME) if column.null_count else column).to_numpy(zero_copy_only=False)
         clipped: Longs = np.where(ms == env.NO_TIME, ms, np.clip(ms, -(1 << 62), 1 << 62))
         return clipped
 
@@ -132,12 +144,17 @@ class Batch:
             flags[_valid(self.features[name])[rows]] |= np.uint32(RowFlag.UNKNOWN_FEATURE)
         return matrix, flags
 
+    def ids(self, at: int) -> dict[str, Any]:
+        """What a dead letter shows of row `at`."""
+        names = ("endpoint", "caller", "model_version", "request_id", "status", "caller_auth")
+        return {name: words[codes[at]] for name, (codes, words) in ((name, self.words(name)) for name in names)}
 
-def statuses(batch: Batch) -> tuple[npt.NDArray[np.uint8], Mask, list[str]]:
-    """Codes [n] of `status`; where its word or that of `caller_auth` is none of the contract's; the words."""
+
+def statuses(batch: Batch) -> tuple[npt.NDArray[np.uint8], Mask]:
+    """Codes [n] of `status`, and which are none of the contract's."""
     codes, words = batch.words("status")
     table = np.array([STATUS_CODES.get(word, _WRONG_WORD) for word in words], dtype=np.uint8)[codes]
-    return table, table == _WRONG_WORD, words
+    return table, table == _WRONG_WORD
 
 
 def auths(batch: Batch) -> tuple[Mask, Mask]:
@@ -194,14 +211,26 @@ def encode(column: pa.Array) -> tuple[npt.NDArray[np.int32], list[str]] | None:
         codes, words = encoded.indices, encoded.dictionary
     else:
         return None
-    found = codes.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+    found = (codes.fill_null(-1) if codes.null_count else codes).to_numpy(zero_copy_only=False).astype(np.int32)
     if words.null_count:
         found = np.where((found >= 0) & ~_valid(words)[found], -1, found)
     if len(words) > len(column):
         used, found = np.unique(found, return_inverse=True)
-        found = found - (1 if used[0] < 0 else 0)
+        found = (found - (1 if used[0] < 0 else 0)).astype(np.int32)
         words = words.take(pa.array(used[used >= 0]))
-    return found.astype(np.int32), words.to_pylist()
+    return found, words.to_pylist()
+
+
+def _all_plain(column: pa.StringArray) -> bool:
+    """Whether a string array without nulls holds plain ids alone."""
+    if column.null_count:
+        return False
+    _, ends, text = column.buffers()
+    offsets = np.frombuffer(ends, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    lengths = np.diff(offsets)
+    if lengths.min() < 1 or lengths.max() > MAX_ID_BYTES or text is None:
+        return False
+    return not text[int(offsets[0]) : int(offsets[-1])].to_pybytes().translate(None, env.ID_CHARACTERS)
 
 
 def coded(column: pa.Array, layout: Layout, at: int) -> tuple[Floats, npt.NDArray[np.uint32] | None]:
@@ -232,12 +261,3 @@ def measured(column: pa.Array) -> tuple[Floats, npt.NDArray[np.uint32] | None]:
 def wrong_type(column: pa.Array) -> tuple[Floats, npt.NDArray[np.uint32]]:
     valid = _valid(column)
     return np.where(valid, NOTED, np.nan), valid * np.uint32(RowFlag.WRONG_FEATURE_TYPE)
-
-
-def describe(batch: Batch, at: int) -> dict[str, Any]:
-    """What a dead letter shows of row `at`: its ids."""
-    shown: dict[str, Any] = {}
-    for name in ("endpoint", "caller", "model_version", "request_id", "status", "caller_auth"):
-        codes, words = batch.words(name)
-        shown[name] = words[codes[at]]
-    return shown

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.blocks import Flags
+from schemas.blocks import Codes, Flags, Longs
 from schemas.deadletter import DeadReason
-from schemas.ids import clean_id
 from streams.decode import arrow
 from streams.decode import envelope as env
 from streams.decode.columns import Group
@@ -25,6 +24,7 @@ Home = Callable[[str], str]
 class BadRow(NamedTuple):
     """A row that is dead-lettered alone, and what its letter shows of it."""
 
+    record: int
     row: int
     reason: DeadReason
     detail: str
@@ -32,40 +32,45 @@ class BadRow(NamedTuple):
 
 
 def arrow_rows(
-    record_batch: pa.RecordBatch, record: int, names: SegmentNames, target_of: TargetOf, home: Home
+    record_batch: pa.RecordBatch, record: Longs, row: Codes, names: SegmentNames, target_of: TargetOf, home: Home
 ) -> tuple[Rows | None, list[BadRow]]:
     """The rows of a batch, and those refused alone; raises ArrowRefused for the whole.
 
-    `record` is the record's index in the run; `home` says what is wrong with an endpoint's partition ("": nothing).
+    record, row [n]: index of each row's record in the run, and its number there. `home` says what is wrong with an
+    endpoint's partition ("": nothing).
     """
     batch = arrow.Batch(record_batch)
     endpoint_of, endpoints = batch.words("endpoint")
     version_of, versions = batch.words("model_version")
-    status, wrong_status, _ = arrow.statuses(batch)
+    status, wrong_status = arrow.statuses(batch)
     verified, wrong_auth = arrow.auths(batch)
     wrongs = ["endpoint is null" if not isinstance(name, str) else home(name) for name in endpoints]
     misplaced = np.array([bool(wrong) for wrong in wrongs])[endpoint_of]
     bad = misplaced | wrong_status | wrong_auth
-    refused = [_bad_row(batch, int(at), wrongs[endpoint_of[at]]) for at in np.flatnonzero(bad)]
+    refused = [
+        BadRow(int(record[at]), int(row[at]), *_why(batch, at, wrongs[endpoint_of[at]]))
+        for at in np.flatnonzero(bad).tolist()
+    ]
     kept = np.flatnonzero(~bad)
     if not len(kept):
         return None, refused
     flags = np.zeros(batch.rows, dtype=np.uint32)
     for name in ("producer", "request_id", "served_by"):
-        batch.texts_odd(name, flags)
+        batch.flag_odd_ids(name, flags)
     latency_ms, value, weight = batch.doubles("latency_ms", np.nan), batch.outcomes(), batch.doubles("weight", 1.0)
     env.check_numbers(latency_ms, value, weight, flags)
     caller_of, callers = batch.words("caller")
     groups, group_flags = _groups(batch, kept, endpoint_of, endpoints, version_of, versions, target_of)
+    flags = flags[kept] | group_flags
     rows = Rows(
-        record=np.full(len(kept), record, dtype=np.int64),
-        row=kept.astype(np.int32),
-        endpoint=_codes(names.endpoints, endpoint_of[kept], endpoints),
-        version=_codes(names.versions, version_of[kept], versions),
-        caller=_codes(names.callers, caller_of[kept], callers),
+        record=record[kept],
+        row=row[kept],
+        endpoint=_codes(names.endpoints, endpoint_of[kept], endpoints, flags),
+        version=_codes(names.versions, version_of[kept], versions, flags),
+        caller=_codes(names.callers, caller_of[kept], callers, flags),
         verified=verified[kept],
         ts=batch.times()[kept],
-        flags=flags[kept] | group_flags,
+        flags=flags,
         latency_ms=latency_ms[kept],
         status=status[kept],
         served_by=arrow.routes(batch)[kept],
@@ -76,20 +81,24 @@ def arrow_rows(
     return rows, refused
 
 
-def _bad_row(batch: arrow.Batch, at: int, misplaced: str) -> BadRow:
-    shown = arrow.describe(batch, at)
-    if misplaced and not isinstance(shown["endpoint"], str):
-        return BadRow(at, "wrong_shape", misplaced, shown | {"endpoint": ""})
+def _why(batch: arrow.Batch, at: int, misplaced: str) -> tuple[DeadReason, str, dict[str, Any]]:
+    shown = batch.ids(at)
+    if not isinstance(shown["endpoint"], str):
+        return "wrong_shape", misplaced, shown | {"endpoint": ""}
     if misplaced:
-        return BadRow(at, "wrong_partition", misplaced, shown)
-    return BadRow(at, "wrong_shape", f"status {shown['status']!r}, caller_auth {shown['caller_auth']!r}", shown)
+        return "wrong_partition", misplaced, shown
+    return "wrong_shape", f"status {shown['status']!r}, caller_auth {shown['caller_auth']!r}", shown
 
 
-def _codes(names: env.Names, codes: npt.NDArray[np.int32], words: list[str]) -> npt.NDArray[np.int32]:
-    """A segment's codes of a batch's codes; words that no row uses get none."""
+def _codes(names: env.Names, codes: Codes, words: list[str], flags: Flags) -> Codes:
+    """A segment's codes of a batch's codes, odd names flagged; words that no row uses get none."""
+    used = np.flatnonzero(np.bincount(codes, minlength=len(words)))
     table = np.zeros(len(words), dtype=np.int32)
-    for code in np.flatnonzero(np.bincount(codes, minlength=len(words))).tolist():
-        table[code] = names.code(words[code])
+    odd = np.zeros(len(words), dtype=np.uint32)
+    found = np.zeros(len(used), dtype=np.uint32)
+    table[used] = names.column([words[code] for code in used.tolist()], found)
+    odd[used] = found
+    flags |= odd[codes]
     return table[codes]
 
 
@@ -116,7 +125,6 @@ def _groups(
         layout = None if target.plan is None else target.plan.layout
         if layout is not None:
             features, bits = batch.matrix(layout, kept[rows])
-            bits |= settle(features.reshape(-1), [layout], np.array([0, len(rows)]))
-            flags[rows] = bits
-        groups.append(Group(clean_id(target.endpoint), clean_id(target.version), layout, rows, features))
+            flags[rows] = bits | settle(features, layout)
+        groups.append(Group(target.endpoint, target.version, layout, rows, features))
     return groups, flags

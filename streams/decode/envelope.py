@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from schemas.blocks import ROUTE_CODES, STATUS_CODES, VERSION_ROUTE, Bytes, Flags, Floats, Longs
+from schemas.blocks import ROUTE_CODES, STATUS_CODES, VERSION_ROUTE, Bytes, Codes, Flags, Floats, Longs
 from schemas.events import MAX_NUMBER
 from schemas.flags import MAX_EVENT_AGE_MS, MAX_EVENT_LEAD_MS, RowFlag
 from schemas.ids import MAX_ID_BYTES, clean_id, is_plain_id
@@ -17,7 +16,7 @@ MAX_WEIGHT = 1e6
 """A sampling rate below one in a million is no statement; the row then counts once."""
 NO_TIME = np.iinfo(np.int64).min
 _LONG = 1 << 62
-_ID_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:@-"
+ID_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:@-"
 _NUMBERS = {float, int, bool, type(None)}
 
 
@@ -30,35 +29,32 @@ ROUTES = _Routes(ROUTE_CODES)
 
 
 class Names:
-    """Names of one run to codes, in order of first sight. Odd ids are replaced by `clean_id` and remembered as odd."""
+    """Names of one run to codes, in order of first sight, as `clean_id` makes them: no name is kept as it was sent."""
 
     def __init__(self) -> None:
         self.codes: dict[str, int] = {}
-        self._sent: dict[str, int] = {}
-        self.odd: set[int] = set()
 
     def code(self, sent: str) -> int:
-        code = self._sent.get(sent)
-        if code is None:
-            name = clean_id(sent)
-            code = self._sent[sent] = self.codes.setdefault(name, len(self.codes))
-            if name != sent:
-                self.odd.add(code)
-        return code
+        code = self.codes.get(sent)
+        return self.codes.setdefault(clean_id(sent), len(self.codes)) if code is None else code
 
-    def column(self, sent: Sequence[str]) -> npt.NDArray[np.int32]:
-        """Codes [n] of a column of names as they were sent."""
+    def column(self, sent: Sequence[str], flags: Flags) -> Codes:
+        """Codes [n] of a column of names as they were sent; flags the odd ones."""
         if is_constant(sent):
-            return np.full(len(sent), self.code(sent[0]), dtype=np.int32)
-        known = self._sent
-        for name in dict.fromkeys(sent):
-            if name not in known:
-                self.code(name)
-        return np.fromiter(map(known.__getitem__, sent), dtype=np.int32, count=len(sent))
-
-    def flag_odd(self, codes: npt.NDArray[np.int32], flags: Flags) -> None:
-        if self.odd:
-            flags[np.isin(codes, list(self.odd))] |= np.uint32(RowFlag.ODD_ID)
+            sent, repeat = sent[:1], len(sent)
+        else:
+            repeat = 1
+        codes = self.codes
+        unique = dict.fromkeys(sent)
+        fresh = [name for name in unique if name not in codes]
+        if all_plain(fresh):
+            codes.update(zip(fresh, range(len(codes), len(codes) + len(fresh)), strict=True))
+        else:
+            codes = {name: self.code(name) for name in unique}
+            odd = [not is_plain_id(name) for name in sent]
+            flags[np.repeat(odd, repeat)] |= np.uint32(RowFlag.ODD_ID)
+        found = np.fromiter(map(codes.__getitem__, sent), dtype=np.int32, count=len(sent))
+        return np.repeat(found, repeat) if repeat > 1 else found
 
     def all(self) -> tuple[str, ...]:
         return tuple(self.codes)
@@ -68,13 +64,16 @@ def is_constant(column: Sequence[Any]) -> bool:
     return len(column) > 0 and column.count(column[0]) == len(column)
 
 
-def flag_odd_ids(sent: Sequence[str], flags: Flags) -> None:
-    """Flags rows whose id is no plain one; nearly all are, which one pass over the joined text shows."""
-    if is_constant(sent) and is_plain_id(sent[0]):
-        return
+def all_plain(sent: Sequence[str]) -> bool:
+    """Whether all are plain ids; nearly always so, which one pass over the joined text shows."""
     text = "".join(sent)
-    plain = text.isascii() and not text.encode().translate(None, _ID_CHARACTERS)
-    if plain and max(map(len, sent)) <= MAX_ID_BYTES and all(sent):
+    plain = text.isascii() and not text.encode().translate(None, ID_CHARACTERS)
+    return plain and (not sent or max(map(len, sent)) <= MAX_ID_BYTES) and all(sent)
+
+
+def flag_odd_ids(sent: Sequence[str], flags: Flags) -> None:
+    """Flags rows whose id is no plain one."""
+    if all_plain(sent[:1] if is_constant(sent) else sent):
         return
     odd = [at for at, name in enumerate(sent) if not is_plain_id(name)]
     flags[odd] |= np.uint32(RowFlag.ODD_ID)

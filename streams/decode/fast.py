@@ -1,8 +1,8 @@
 """The fast way: msgspec decoders made from a FeatureSchema. They may only say yes; what they refuse goes to the judge.
 
 Two things msgspec lets pass that the judge refuses: bytes that are not UTF-8, and integers of over 4,300 digits, both
-inside fields that it skips. So decoders that skip unknown fields see short ASCII without escapes alone, and everything
-else goes to decoders that refuse unknown fields.
+inside fields that it skips. So decoders that skip unknown fields see `scan.simple` bytes alone, and everything else goes
+to decoders that refuse unknown fields.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from schemas.blocks import FeatureSchema
 from schemas.events import CallerAuth, Status
 from streams.decode.layout import Layout
 
-MAX_OPEN_BYTES = 4_096
 REFUSED = (msgspec.MsgspecError, UnicodeError, RecursionError)
 """All that a msgspec decoder raises on bytes that it does not take."""
 
@@ -51,11 +50,6 @@ def _event(features: Any, closed: bool) -> msgspec.json.Decoder[Any]:
         "Event", [*ENVELOPE, ("features", features)], kw_only=True, gc=False, forbid_unknown_fields=closed
     )
     return msgspec.json.Decoder(struct)
-
-
-def is_short_ascii(value: bytes) -> bool:
-    """Whether the open decoders may see `value`."""
-    return len(value) <= MAX_OPEN_BYTES and value.isascii() and b"\\" not in value
 
 
 def _features(layout: Layout, form: Form) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ import numpy.typing as npt
 from schemas.blocks import Bytes, Codes, Flags, Floats, Longs
 from schemas.deadletter import DeadLetter
 from schemas.flags import RowFlag
-from schemas.ids import clean_id
 from streams.decode import envelope as env
 from streams.decode.columns import Columns, Group
 from streams.decode.fast import GENERIC, NAMES, Form, Plan
+from streams.decode.ipc import Stream
 from streams.decode.layout import settle
 
 _AT = {name: at for at, name in enumerate(NAMES)}
@@ -23,26 +24,38 @@ Registered = Callable[[str], bool]
 
 
 class Target:
-    """Where rows of one endpoint@version go: names as they were sent, the plan, and the rows gathered so far.
+    """Where rows of one endpoint@version (clean ids) go: the plan, and the rows gathered so far.
 
     `open` and `closed` are the decoders of the form in which features came last; `slot` is the target's number within
     the segment (-1: none yet), `flat` its feature rows end to end.
     """
 
-    __slots__ = ("closed", "endpoint", "flat", "form", "open", "plan", "slot", "version")
+    __slots__ = (
+        "closed",
+        "endpoint",
+        "endpoint_id",
+        "flat",
+        "form",
+        "open",
+        "plan",
+        "slot",
+        "typed",
+        "version",
+        "version_id",
+    )
 
     def __init__(self, endpoint: str, version: str, plan: Plan | None) -> None:
         self.endpoint = endpoint
         self.version = version
         self.plan = plan
+        self.typed = plan is not None and plan.typed
         self.slot = -1
         self.flat: list[Any] = []
         self.use("object")
 
     def use(self, form: Form) -> None:
         self.form = form
-        typed = self.plan is not None and self.plan.typed
-        self.open, self.closed = self.plan.decoders(form) if typed and self.plan is not None else GENERIC
+        self.open, self.closed = GENERIC if self.plan is None or not self.typed else self.plan.decoders(form)
 
 
 @dataclass(slots=True, eq=False)
@@ -76,15 +89,18 @@ class SegmentNames:
 
 @dataclass(slots=True, eq=False)
 class Gather:
-    """What has been decoded of a segment. The four lists of JSON events run in parallel."""
+    """What has been decoded of a segment. `envelope` holds the fields of JSON events end to end: the names of
+    `fast.NAMES` and one place more. (Tuples kept by the thousand would cost a garbage collection each run.) `records` and
+    `slots` have one entry an event; `rows` and `flags` hold what is not 0 of them, by position."""
 
-    events: list[tuple[Any, ...]] = field(default_factory=list)
+    envelope: list[Any] = field(default_factory=list)
     records: list[int] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
+    rows: dict[int, int] = field(default_factory=dict)
     flags: dict[int, int] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
     names: SegmentNames = field(default_factory=SegmentNames)
+    streams: list[tuple[int, Stream]] = field(default_factory=list)
     others: list[Rows] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
 
@@ -94,19 +110,26 @@ class Gather:
             self.targets.append(target)
         return target.slot
 
+    def dead_letters(self) -> tuple[DeadLetter, ...]:
+        """In log order."""
+        return tuple(sorted(self.dead, key=lambda letter: (letter.log_offset, letter.log_row)))
+
     def columns(self, offsets: Longs, broker_ms: Longs, registered: Registered | None) -> Columns:
         """All rows gathered, in log order; frees the targets for the next segment."""
-        parts = ([self._json_rows()] if self.events else []) + self.others
+        parts = ([self._json_rows()] if self.slots else []) + self.others
         return assemble(parts, self.names, offsets, broker_ms, registered)
 
     def _json_rows(self) -> Rows:
-        columns = list(zip(*self.events, strict=True))
+        columns = [self.envelope[at :: len(NAMES) + 1] for at in range(len(NAMES))]
         slots = np.array(self.slots, dtype=np.intp)
         groups, group_flags = self._groups(slots)
         flags = np.zeros(len(slots), dtype=np.uint32)
         flags |= group_flags
         for at, bits in self.flags.items():
             flags[at] |= np.uint32(bits)
+        row = np.zeros(len(slots), dtype=np.int32)
+        for at, number in self.rows.items():
+            row[at] = number
         for name in ("producer", "request_id", "served_by"):
             env.flag_odd_ids(columns[_AT[name]], flags)
         targets, names = self.targets, self.names
@@ -116,10 +139,10 @@ class Gather:
         env.check_numbers(latency_ms, value, weight, flags)
         rows = Rows(
             record=np.array(self.records, dtype=np.int64),
-            row=np.array(self.rows, dtype=np.int32),
+            row=row,
             endpoint=np.array([names.endpoints.code(target.endpoint) for target in targets], dtype=np.int32)[slots],
             version=np.array([names.versions.code(target.version) for target in targets], dtype=np.int32)[slots],
-            caller=names.callers.column(columns[_AT["caller"]]),
+            caller=names.callers.column(columns[_AT["caller"]], flags),
             verified=env.small_codes(_AUTH, columns[_AT["caller_auth"]]).astype(np.bool_),
             ts=env.times(columns[_AT["ts"]]),
             flags=flags,
@@ -135,27 +158,31 @@ class Gather:
         return rows
 
     def _groups(self, slots: npt.NDArray[np.intp]) -> tuple[list[Group], Flags]:
-        """Groups in order of first sight, and the flags of each row's features."""
-        order = np.argsort(slots, kind="stable")
-        counts = np.bincount(slots, minlength=len(self.targets))
-        starts = np.concatenate(([0], np.cumsum(counts)))
-        flat: list[Any] = []
+        """Groups, those of one plan together, and the flags of each row's features."""
+        by_plan: dict[Plan | None, list[Target]] = {}
         for target in self.targets:
-            if target.plan is not None:
-                target.plan.layout.code(target.flat)
-                flat += target.flat
-        features = np.fromiter(flat, dtype=np.float64, count=len(flat))
-        layouts = [None if target.plan is None else target.plan.layout for target in self.targets]
+            by_plan.setdefault(target.plan, []).append(target)
+        targets = [target for same in by_plan.values() for target in same]
+        rank = np.empty(len(targets), dtype=np.intp)
+        rank[[target.slot for target in targets]] = np.arange(len(targets))
+        ranks = rank[slots]
+        order = np.argsort(ranks, kind="stable")
+        edges = np.concatenate(([0], np.cumsum(np.bincount(ranks, minlength=len(targets))))).tolist()
         flags = np.zeros(len(slots), dtype=np.uint32)
-        flags[order] = settle(features, layouts, starts)
-        groups, at = [], 0
-        edges = starts.tolist()
-        for number, (target, layout) in enumerate(zip(self.targets, layouts, strict=True)):
-            rows = order[edges[number] : edges[number + 1]]
-            width = 0 if layout is None else layout.width
-            matrix = features[at : at + len(rows) * width].reshape(len(rows), width)
-            at += len(rows) * width
-            groups.append(Group(clean_id(target.endpoint), clean_id(target.version), layout, rows, matrix))
+        groups: list[Group] = []
+        for plan, same in by_plan.items():
+            bounds = edges[len(groups) : len(groups) + len(same) + 1]
+            rows = order[bounds[0] : bounds[-1]]
+            layout = None if plan is None else plan.layout
+            matrix = np.empty((len(rows), 0))
+            if layout is not None:
+                flat = list(chain.from_iterable([target.flat for target in same])) if len(same) > 1 else same[0].flat
+                layout.code(flat)
+                matrix = np.fromiter(flat, dtype=np.float64, count=len(flat)).reshape(len(rows), layout.width)
+                flags[rows] |= settle(matrix, layout)
+            for target, start, stop in zip(same, bounds, bounds[1:], strict=False):
+                part = matrix[start - bounds[0] : stop - bounds[0]]
+                groups.append(Group(target.endpoint, target.version, layout, order[start:stop], part))
         return groups, flags
 
 
@@ -182,8 +209,6 @@ def assemble(
         merged = {name: column[order] for name, column in merged.items()}
         groups = [_in_order(group._replace(rows=place[group.rows])) for group in groups]
     flags = merged["flags"]
-    for kind, column in ((names.endpoints, "endpoint"), (names.versions, "version"), (names.callers, "caller")):
-        kind.flag_odd(merged[column], flags)
     for group in groups:
         bits = 0 if group.layout is not None else int(RowFlag.NO_PROFILE)
         if registered is not None and not registered(group.endpoint):
@@ -219,6 +244,8 @@ def _join(arrays: list[Any]) -> Any:
 
 def _merge_groups(parts: list[Rows]) -> list[Group]:
     """Groups of all parts, with rows shifted to the joined columns; groups of one endpoint@version become one."""
+    if len(parts) == 1:
+        return parts[0].groups
     found: dict[tuple[str, str], list[Group]] = {}
     shift = 0
     for part in parts:

@@ -7,7 +7,10 @@ Nothing here trusts an offset: whatever points outside of the bytes is a broken 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from schemas.deadletter import DeadReason
 from schemas.events import MAX_ROWS_PER_RECORD
@@ -15,7 +18,9 @@ from schemas.events import MAX_ROWS_PER_RECORD
 MAX_DECODED_BYTES = 64 << 20
 """Bytes of all buffers of a stream, decompressed."""
 _CONTINUATION = 0xFFFFFFFF
-_DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
+END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+_SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH = 1, 2, 3
+_BYTE, _SHORT, _INT, _UINT, _LONG = (struct.Struct(form) for form in ("<B", "<H", "<i", "<I", "<q"))
 
 
 class ArrowRefused(Exception):
@@ -28,102 +33,124 @@ class ArrowRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """Rows of all record batches, and bytes of all buffers when decompressed."""
+class Stream:
+    """A stream whose messages are whole: rows of its batches, and bytes of its buffers when decompressed.
 
+    `schema` and `batches` are the bytes of its schema message and of those after it without the end mark. Streams of
+    equal `schema` and equal `dictionaries` (ids in order; each batch comes after its dictionaries) can be read as one;
+    `dictionaries` is None where that does not hold.
+    """
+
+    schema: bytes
+    batches: bytes
+    dictionaries: tuple[int, ...] | None
     rows: int
     decoded_bytes: int
 
 
-def declared(value: bytes) -> Declared:
+def inspect(value: bytes) -> Stream:
     """What the stream declares; raises ArrowRefused if it is cut short, damaged, or declares too much."""
-    rows = size = at = 0
+    rows = size = at = schema_end = 0
+    dictionaries: list[int] = []
+    kinds: list[int] = []
     while True:
-        marker = _read("<I", value, at)
-        if marker != _CONTINUATION:
+        if _read(_UINT, value, at) != _CONTINUATION:
             raise ArrowRefused("arrow_broken", f"no message begins at byte {at}")
-        length = _read("<i", value, at + 4)
+        length = _read(_INT, value, at + 4)
         if length == 0:
             break
         start = at + 8
         if length < 0 or start + length > len(value):
             raise ArrowRefused("arrow_broken", f"the message at byte {at} is cut short")
         metadata = value[start : start + length]
-        body_length = _message_field(metadata, 3, "<q", 0)
+        message = _read(_UINT, metadata, 0)
+        body_length = _field(metadata, message, 3, _LONG)
         body = start + length
         if body_length < 0 or body + body_length > len(value):
             raise ArrowRefused("arrow_broken", f"the body of the message at byte {at} is cut short")
-        batch_rows, batch_size = _batch(metadata, value, body, body_length)
-        rows, size = rows + batch_rows, size + batch_size
-        if rows > MAX_ROWS_PER_RECORD:
-            raise ArrowRefused("too_large", f"more than {MAX_ROWS_PER_RECORD} rows")
-        if size > MAX_DECODED_BYTES:
-            raise ArrowRefused("too_large", f"more than {MAX_DECODED_BYTES} bytes when decompressed")
+        kind = _field(metadata, message, 1, _BYTE)
+        kinds.append(kind)
+        batch = _child(metadata, message, 2)
+        if kind == _DICTIONARY_BATCH and batch is not None:
+            dictionaries.append(-1 if _field(metadata, batch, 2, _BYTE) else _field(metadata, batch, 0, _LONG))
+            batch = _child(metadata, batch, 1)
+        if kind in (_DICTIONARY_BATCH, _RECORD_BATCH):
+            if batch is None:
+                raise ArrowRefused("arrow_broken", "a batch without its header")
+            rows += _rows(metadata, batch) if kind == _RECORD_BATCH else 0
+            size += _decoded_bytes(metadata, batch, value, body, body_length)
+            _check_caps(rows, size)
         at = body + body_length
+        schema_end = schema_end or at
     if at + 8 != len(value):
         raise ArrowRefused("arrow_broken", f"{len(value) - at - 8} bytes follow the end of the stream")
-    return Declared(rows, size)
+    mergeable = kinds == [_SCHEMA, *[_DICTIONARY_BATCH] * len(dictionaries), _RECORD_BATCH] and -1 not in dictionaries
+    return Stream(value[:schema_end], value[schema_end:at], tuple(dictionaries) if mergeable else None, rows, size)
 
 
-def _batch(metadata: bytes, value: bytes, body: int, body_length: int) -> tuple[int, int]:
-    """Rows and decompressed bytes of a message that is a record or dictionary batch; (0, 0) of any other."""
-    kind = _message_field(metadata, 1, "<B", 0)
-    if kind not in (_RECORD_BATCH, _DICTIONARY_BATCH):
-        return 0, 0
-    batch = _child(metadata, _root(metadata), 2)
-    if kind == _DICTIONARY_BATCH and batch is not None:
-        batch = _child(metadata, batch, 1)
-    if batch is None:
-        raise ArrowRefused("arrow_broken", "a batch without its header")
-    rows = _field(metadata, batch, 0, "<q", 0) if kind == _RECORD_BATCH else 0
+def joined(streams: Sequence[Stream]) -> bytes:
+    """One stream of the batches of all, which have equal schemas and dictionaries."""
+    return b"".join((streams[0].schema, *(stream.batches for stream in streams), END))
+
+
+def _check_caps(rows: int, size: int) -> None:
+    if rows > MAX_ROWS_PER_RECORD:
+        raise ArrowRefused("too_large", f"more than {MAX_ROWS_PER_RECORD} rows")
+    if size > MAX_DECODED_BYTES:
+        raise ArrowRefused("too_large", f"more than {MAX_DECODED_BYTES} bytes when decompressed")
+
+
+def _rows(metadata: bytes, batch: int) -> int:
+    rows = _field(metadata, batch, 0, _LONG)
     if rows < 0:
         raise ArrowRefused("arrow_broken", "a batch of fewer than no rows")
+    return rows
+
+
+def _decoded_bytes(metadata: bytes, batch: int, value: bytes, body: int, body_length: int) -> int:
+    """Bytes of all buffers of a RecordBatch when decompressed: a compressed one begins with its size, -1 if stored."""
     buffers = _child(metadata, batch, 2)
     if buffers is None:
-        return rows, 0
-    compressed = _child(metadata, batch, 3) is not None
-    count = _read("<I", metadata, buffers)
+        return 0
+    count = _read(_UINT, metadata, buffers)
     if buffers + 4 + 16 * count > len(metadata):
         raise ArrowRefused("arrow_broken", "a list of buffers beyond its message")
-    size = 0
-    for at in range(buffers + 4, buffers + 4 + 16 * count, 16):
-        offset, length = _read("<q", metadata, at), _read("<q", metadata, at + 8)
-        if offset < 0 or length < 0 or offset + length > body_length:
-            raise ArrowRefused("arrow_broken", "a buffer beyond its message")
-        unpacked = _read("<q", value, body + offset) if compressed and length >= 8 else -1
-        size += length if unpacked < 0 else unpacked
-    return rows, size
+    spans = np.frombuffer(metadata, dtype="<i8", count=2 * count, offset=buffers + 4).reshape(count, 2)
+    offset, length = spans[:, 0], spans[:, 1]
+    if count and (spans.min() < 0 or spans.max() > body_length or int((offset + length).max()) > body_length):
+        raise ArrowRefused("arrow_broken", "a buffer beyond its message")
+    stored = length.tolist()
+    if _child(metadata, batch, 3) is None:
+        return sum(stored)
+    read = _LONG.unpack_from
+    unpacked = [
+        read(value, body + at)[0] if size >= 8 else -1 for at, size in zip(offset.tolist(), stored, strict=True)
+    ]
+    return sum(size if whole < 0 else whole for size, whole in zip(stored, unpacked, strict=True))
 
 
-def _read(form: str, data: bytes, at: int) -> int:
-    if at < 0 or at + struct.calcsize(form) > len(data):
+def _read(form: struct.Struct, data: bytes, at: int) -> int:
+    if at < 0 or at + form.size > len(data):
         raise ArrowRefused("arrow_broken", "the stream is cut short: it has no end-of-stream mark")
-    return int(struct.unpack_from(form, data, at)[0])
-
-
-def _root(metadata: bytes) -> int:
-    return _read("<I", metadata, 0)
-
-
-def _message_field(metadata: bytes, number: int, form: str, default: int) -> int:
-    return _field(metadata, _root(metadata), number, form, default)
+    return int(form.unpack_from(data, at)[0])
 
 
 def _slot(data: bytes, table: int, number: int) -> int | None:
     """Where field `number` of a flatbuffer table lies, None if it is absent."""
-    vtable = table - _read("<i", data, table)
-    if 4 + 2 * number >= _read("<H", data, vtable):
+    vtable = table - _read(_INT, data, table)
+    if 4 + 2 * number >= _read(_SHORT, data, vtable):
         return None
-    offset = _read("<H", data, vtable + 4 + 2 * number)
+    offset = _read(_SHORT, data, vtable + 4 + 2 * number)
     return table + offset if offset else None
 
 
-def _field(data: bytes, table: int, number: int, form: str, default: int) -> int:
+def _field(data: bytes, table: int, number: int, form: struct.Struct) -> int:
+    """A scalar field, 0 if it is absent."""
     at = _slot(data, table, number)
-    return default if at is None else _read(form, data, at)
+    return 0 if at is None else _read(form, data, at)
 
 
 def _child(data: bytes, table: int, number: int) -> int | None:
     """Where the table or vector that field `number` refers to lies."""
     at = _slot(data, table, number)
-    return None if at is None else at + _read("<I", data, at)
+    return None if at is None else at + _read(_UINT, data, at)

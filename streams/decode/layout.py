@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from schemas.blocks import MISSING, UNSEEN, Codes, FeatureSchema, Flags, Floats
 from schemas.events import MAX_NUMBER
@@ -110,37 +109,23 @@ def as_number(value: object) -> float:
     return number if abs(number) <= MAX_NUMBER else NOTED
 
 
-def settle(features: Floats, layouts: Sequence[Layout | None], starts: npt.NDArray[np.intp]) -> Flags:
-    """Replaces marks in `features` (rows of all groups end to end), in place; returns each row's flags.
-
-    Group g has the rows starts[g] to starts[g + 1] in the layout layouts[g]; None: it has no columns.
-    """
-    flags = np.zeros(int(starts[-1]), dtype=np.uint32)
-    odd = np.flatnonzero(~(np.abs(features) <= MAX_NUMBER))
-    if not len(odd):
+def settle(features: Floats, layout: Layout) -> Flags:
+    """Replaces marks in `features` [n, layout.width] in place; returns the flags [n] of what they stood for."""
+    flags = np.zeros(len(features), dtype=np.uint32)
+    row, column = np.nonzero(~(np.abs(features) <= MAX_NUMBER))
+    if not len(row):
         return flags
-    widths = np.array([0 if layout is None else layout.width for layout in layouts], dtype=np.intp)
-    offsets = np.concatenate(([0], np.cumsum(np.diff(starts) * widths)))
-    group = np.searchsorted(offsets, odd, side="right") - 1
-    within = odd - offsets[group]
-    row = starts[group] + within // widths[group]
-    column = within % widths[group]
-    edges = np.concatenate(([0], np.cumsum(widths)))
-    is_category = np.concatenate([layout.is_category for layout in layouts if layout is not None])
-    category = is_category[edges[group] + column]
-    value = features[odd]
-    missing = np.isnan(value)
+    category = layout.is_category[column]
+    value = features[row, column]
     unseen = category & (value < 0)
-    control = unseen & np.isfinite(value)
-    huge = ~category & np.isfinite(value)
     for bits, where in (
-        (RowFlag.MISSING_FEATURE, missing),
+        (RowFlag.MISSING_FEATURE, np.isnan(value)),
         (RowFlag.UNSEEN_CATEGORY, unseen),
-        (RowFlag.CONTROL_CHARACTERS, control),
-        (RowFlag.NOT_FINITE, huge),
+        (RowFlag.CONTROL_CHARACTERS, unseen & np.isfinite(value)),
+        (RowFlag.NOT_FINITE, ~category & np.isfinite(value)),
     ):
         flags[row[where]] |= np.uint32(bits)
-    features[odd] = np.where(category, np.where(unseen, UNSEEN, MISSING), np.nan)
+    features[row, column] = np.where(category, np.where(unseen, UNSEEN, MISSING), np.nan)
     return flags
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from msgspec.structs import astuple
 from pydantic_core import from_json, to_json
 
@@ -14,7 +15,6 @@ from schemas.blocks import FeatureSchema
 from schemas.deadletter import DeadReason
 from schemas.events import (
     MAX_EVENT_BYTES,
-    MAX_JSON_DEPTH,
     MAX_RECORD_BYTES,
     MAX_ROWS_PER_RECORD,
     Prediction,
@@ -22,28 +22,30 @@ from schemas.events import (
     Tick,
 )
 from schemas.flags import RowFlag
-from schemas.ids import clean_id
+from schemas.ids import clean_id, is_plain_id
 from streams.deadletters import Place, dead_letter
-from streams.decode.arrow import read_stream
+from streams.decode.arrow import read_streams
 from streams.decode.arrow_rows import arrow_rows
 from streams.decode.columns import Control, Headers, SchemaLookup, Segment
-from streams.decode.depth import too_deep
-from streams.decode.fast import GENERIC, MAX_OPEN_BYTES, NAMES, REFUSED, Form, Plan, is_short_ascii
+from streams.decode.fast import GENERIC, NAMES, REFUSED, Form, Plan
 from streams.decode.gather import Gather, Registered, Target
 from streams.decode.headers import ARROW_MAGIC, SPACE, Mark, marks_of, shown
-from streams.decode.ipc import ArrowRefused
+from streams.decode.ipc import MAX_DECODED_BYTES, ArrowRefused, Stream, inspect
 from streams.decode.judge import Judged, Refused, judge, refusal
 from streams.decode.partitioner import partition_of
+from streams.decode.scan import simple, too_deep
 
 MAX_TARGETS = 16_384
 """Endpoint@versions remembered (about 1 kB each without a profile); above it they are met anew."""
+MERGED_ROWS, MERGED_STREAMS = 500, 64
+"""Arrow streams up to so many rows are read together with others, up to so many at once (32,000 rows)."""
 MAX_PLANS = 4_096
 """Schemas whose decoders are kept (about 50 kB each) when profiles change."""
 _CONTROLS = (Tick.KIND, ProfileActivated.KIND)
 _raw_rows = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-_ENVELOPE_AT = {name: at for at, name in enumerate(NAMES)}
+_ENDPOINT_AT, _CALLER_AT, _VERSION_AT = (NAMES.index(name) for name in ("endpoint", "caller", "model_version"))
 
 
 class Decoder:
@@ -104,50 +106,42 @@ class Decoder:
             self._forget_strangers()
             gather = Gather()
             self._decode(run, first, last, gather)
+            self._arrow_streams(run, gather)
             columns = gather.columns(offset, broker, self._registered)
             control = run.control(last) if last < len(values) else None
             if control is not None or last > first:
-                yield Segment(columns, tuple(gather.dead), control)
+                yield Segment(columns, gather.dead_letters(), control)
             if control is not None and control.kind == ProfileActivated.KIND:
                 self.forget()
             first = last + 1
 
     def _decode(self, run: _Run, first: int, last: int, gather: Gather) -> None:
         """Gathers the rows of records first to last; the common case is inlined, all else is `_record`."""
-        values, keys, marks, by_key = run.values, run.keys, run.marks, self._by_key
-        for index in range(first, last):
-            value = values[index]
-            target = by_key.get(keys[index])
-            if (
-                target is None
-                or value is None
-                or not marks[index].plain
-                or len(value) > MAX_OPEN_BYTES
-                or not value.isascii()
-                or b"\\" in value
-                or value.count(b"[") + value.count(b"{") > MAX_JSON_DEPTH
-            ):
+        by_key, index_of, slot_of = self._by_key.get, gather.records.append, gather.slots.append
+        values = run.values[first:last]
+        records = zip(values, run.keys[first:last], run.marks[first:last], simple(values), strict=True)
+        for index, (value, key, mark, is_simple) in enumerate(records, first):
+            target = by_key(key)
+            if not is_simple or target is None or not mark.plain:
                 self._record(run, index, gather)
                 continue
             try:
-                event = target.open.decode(value)
+                event = target.open.decode(value)  # type: ignore[arg-type]  # what is simple is not None
             except REFUSED:
                 self._record(run, index, gather)
                 continue
-            if event.endpoint != target.endpoint or event.model_version != target.version:
+            if event.model_version != target.version or event.endpoint != target.endpoint:
                 self._record(run, index, gather)
                 continue
-            fields = astuple(event)
-            if target.plan is not None:
-                if not target.plan.typed:
-                    self._record(run, index, gather)
-                    continue
+            if target.typed:
                 target.flat += astuple(event.features)
-            gather.events.append(fields)
-            gather.records.append(index)
-            gather.rows.append(0)
+            elif target.plan is not None:
+                self._record(run, index, gather)
+                continue
+            gather.envelope += astuple(event)
+            index_of(index)
             slot = target.slot
-            gather.slots.append(slot if slot >= 0 else gather.slot_of(target))
+            slot_of(slot if slot >= 0 else gather.slot_of(target))
 
     def _record(self, run: _Run, index: int, gather: Gather) -> None:
         """One record of any kind and encoding."""
@@ -198,9 +192,9 @@ class Decoder:
             return self._bury(gather, row, "too_large", f"an event of {len(value)} bytes, at most {MAX_EVENT_BYTES}")
         if too_deep(value):
             return self._bury(gather, row, "too_deep", "")
-        short = is_short_ascii(value)
+        (short,) = simple((value,))
         hint = self._by_key.get(row.key)
-        if hint is not None and hint.plan is not None and hint.plan.typed:
+        if hint is not None and hint.typed:
             try:
                 event = (hint.open if short else hint.closed).decode(value)
             except REFUSED:
@@ -209,7 +203,8 @@ class Decoder:
                 target = self._target(event.endpoint, event.model_version)
                 if target.plan is hint.plan and self._belongs(row, event.endpoint, event.caller, gather):
                     target.flat += astuple(event.features)
-                    return self._take(gather, row, target, astuple(event), 0)
+                    odd = not (is_plain_id(event.endpoint) and is_plain_id(event.model_version))
+                    return self._take(gather, row, target, astuple(event), int(RowFlag.ODD_ID) if odd else 0)
                 if target.plan is hint.plan:
                     return None
         try:
@@ -224,27 +219,30 @@ class Decoder:
 
     def _generic(self, row: _Row, event: Judged, gather: Gather) -> None:
         """An event whose features are plain objects."""
-        endpoint = event.envelope[_ENVELOPE_AT["endpoint"]]
-        if not self._belongs(row, endpoint, event.envelope[_ENVELOPE_AT["caller"]], gather):
+        endpoint = event.envelope[_ENDPOINT_AT]
+        if not self._belongs(row, endpoint, event.envelope[_CALLER_AT], gather):
             return
-        target = self._target(endpoint, event.envelope[_ENVELOPE_AT["model_version"]])
-        flags = 0
+        target = self._target(endpoint, event.envelope[_VERSION_AT])
+        flags = 0 if is_plain_id(endpoint) and is_plain_id(event.envelope[_VERSION_AT]) else int(RowFlag.ODD_ID)
         if target.plan is not None:
-            features, flags = target.plan.layout.spread(event.features)
+            features, bits = target.plan.layout.spread(event.features)
             target.flat += features
+            flags |= bits
             form: Form = "list" if isinstance(event.features, list) else "object"
-            if form != target.form and not flags & (RowFlag.UNKNOWN_FEATURE | RowFlag.WRONG_FEATURE_TYPE):
+            if form != target.form and not bits & (RowFlag.UNKNOWN_FEATURE | RowFlag.WRONG_FEATURE_TYPE):
                 target.use(form)
-        if not row.of_array:
+        if not row.of_array and endpoint == target.endpoint:
             self._by_key[row.key] = target
         self._take(gather, row, target, event.envelope, flags)
 
     def _take(self, gather: Gather, row: _Row, target: Target, fields: tuple[Any, ...], flags: int) -> None:
         if flags:
-            gather.flags[len(gather.events)] = int(flags)
-        gather.events.append((*fields[: len(NAMES)], None))
+            gather.flags[len(gather.slots)] = int(flags)
+        if row.number:
+            gather.rows[len(gather.slots)] = row.number
+        gather.envelope += fields[: len(NAMES)]
+        gather.envelope.append(None)
         gather.records.append(row.at)
-        gather.rows.append(row.number)
         gather.slots.append(gather.slot_of(target))
 
     def _arrow(self, run: _Run, index: int, value: bytes, gather: Gather) -> None:
@@ -253,14 +251,49 @@ class Decoder:
         if not value.startswith(ARROW_MAGIC):
             return self._bury(gather, row, "arrow_broken", "the bytes do not begin as an Arrow IPC stream")
         try:
-            rows, refused = arrow_rows(read_stream(value), index, gather.names, self._target, self._home)
+            gather.streams.append((index, inspect(value)))
         except ArrowRefused as error:
-            return self._bury(gather, row, error.reason, error.detail)
+            self._bury(gather, row, error.reason, error.detail)
+
+    def _arrow_streams(self, run: _Run, gather: Gather) -> None:
+        """The segment's Arrow streams, those together that can be read as one: many are of few rows."""
+        together: dict[object, list[tuple[int, Stream]]] = {}
+        for index, stream in gather.streams:
+            alone = stream.dictionaries is None or stream.rows > MERGED_ROWS
+            together.setdefault(index if alone else (stream.schema, stream.dictionaries), []).append((index, stream))
+        for same in together.values():
+            batch: list[tuple[int, Stream]] = []
+            size = 0
+            for one in same:
+                if len(batch) == MERGED_STREAMS or size + one[1].decoded_bytes > MAX_DECODED_BYTES:
+                    self._read_streams(run, batch, gather)
+                    batch, size = [], 0
+                batch.append(one)
+                size += one[1].decoded_bytes
+            self._read_streams(run, batch, gather)
+
+    def _read_streams(self, run: _Run, same: list[tuple[int, Stream]], gather: Gather) -> None:
+        counts = [stream.rows for _, stream in same]
+        record = np.repeat(np.array([index for index, _ in same], dtype=np.int64), counts)
+        row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+        try:
+            batch = read_streams([stream for _, stream in same])
+            try:
+                rows, refused = arrow_rows(batch, record, row, gather.names, self._target, self._home)
+            except (pa.ArrowException, UnicodeDecodeError) as error:
+                raise ArrowRefused("arrow_schema", str(error)) from error
+        except ArrowRefused as error:
+            if len(same) > 1:
+                for one in same:
+                    self._read_streams(run, [one], gather)
+                return None
+            index = same[0][0]
+            return self._bury(gather, _Row(run, index, 0, run.values[index] or b""), error.reason, error.detail)
         if rows is not None:
             gather.others.append(rows)
         for bad in refused:
-            shown_row = _Row(run, index, bad.row, to_json(bad.shown))
-            self._bury(gather, shown_row, bad.reason, bad.detail, clean_id(bad.shown["endpoint"] or ""), None)
+            shown_row = _Row(run, bad.record, bad.row, to_json(bad.shown))
+            self._bury(gather, shown_row, bad.reason, bad.detail, clean_id(bad.shown["endpoint"]), None)
         return None
 
     def _home(self, endpoint: str) -> str:
@@ -271,13 +304,15 @@ class Decoder:
         )
 
     def _target(self, endpoint: str, version: str) -> Target:
-        target = self._targets.get((endpoint, version))
+        """Of an endpoint and version as they were sent."""
+        part = (clean_id(endpoint), clean_id(version))
+        target = self._targets.get(part)
         if target is None:
-            schema = self._schema_of(clean_id(endpoint), clean_id(version))
+            schema = self._schema_of(*part)
             plan = None
             if schema is not None:
                 plan = self._plans.get(schema) or self._plans.setdefault(schema, Plan(schema))
-            target = self._targets[endpoint, version] = Target(endpoint, version, plan)
+            target = self._targets[part] = Target(*part, plan)
         return target
 
     def _belongs(self, row: _Row, endpoint: str, caller: str, gather: Gather) -> bool:

@@ -1,0 +1,225 @@
+"""The fast decoders may only say yes: whatever they accept, the contract accepts with equal values."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import astuple
+
+from schemas.blocks import FeatureSchema
+from schemas.events import Prediction
+from schemas.ids import clean_id
+from streams.decode import Decoder
+from streams.decode.fast import GENERIC, NAMES, REFUSED, Decoders, Plan
+from streams.decode.judge import Judged, judge
+from streams.decode.layout import Layout, settle
+from streams.decode.scan import simple, too_deep
+from tests.decode.cases import SCHEMA, arrow_stream, as_json, event, schema_of, segments
+
+PLAN = Plan(SCHEMA)
+IDS = ("endpoint", "producer", "request_id", "model_version", "caller", "served_by")
+
+numbers = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.sampled_from([1e30, 1.1e30, 1e308, 2**53 + 1, 2**63, 2**64, 10**25, 10**400, -0.0, 5e-324, 1e22 + 1]),
+)
+texts = st.one_of(
+    st.sampled_from(["AA", "UA", "credit", "v1", "ok", "", "\x00", "\ud800", "é", "a\\b", "[", "{{"]),
+    st.text(max_size=8),
+)
+scalars = st.one_of(numbers, texts, st.booleans(), st.none())
+values = st.one_of(scalars, st.lists(scalars, max_size=3), st.dictionaries(texts, scalars, max_size=2))
+names = st.one_of(st.sampled_from(["distance", "temp", "carrier"]), texts)
+features = st.one_of(st.dictionaries(names, values, max_size=5), st.lists(scalars, max_size=5), values)
+envelope_values = st.one_of(values, st.sampled_from(["ok", "error", "verified", "claimed", "primary"]))
+events = st.builds(
+    lambda known, odd, features: {"endpoint": "credit", "features": features} | known | odd,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "caller": texts, "ts": st.one_of(st.integers(), st.none()), "latency_ms": st.one_of(numbers, st.none()),
+            "status": st.sampled_from(["ok", "timeout"]), "prediction": values, "weight": numbers, "served_by": texts,
+            "caller_auth": st.sampled_from(["verified", "claimed"]), "seq": st.integers(), "model_version": texts,
+        },
+    ),
+    st.dictionaries(st.one_of(st.sampled_from([*NAMES, "features"]), texts), envelope_values, max_size=1),
+    features,
+)  # fmt: skip
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> bytes:
+    """JSON of events, spaced, doubled and damaged now and then."""
+    text = json.dumps(draw(events), ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, 1])))
+    value = text.encode("utf-8", "surrogatepass")
+    if draw(st.booleans()):
+        at = draw(st.integers(0, len(value)))
+        cut = draw(st.integers(0, 2))
+        junk = draw(
+            st.sampled_from(
+                [b"", b",", b'"', b"\\", b"\xff", b"\x00", b"1e999", b"-", b"0", b"}", b'"temp":2,', b'"seq":"x",']
+            )
+        )
+        value = value[:at] + junk + value[at + cut :]
+    return value
+
+
+def decoders_for() -> list[tuple[Decoders, bool]]:
+    typed = [(PLAN.decoders("object"), True), (PLAN.decoders("list"), True)]
+    return [*typed, (GENERIC, False)]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return float(one) == float(other)
+    return bool(one == other)
+
+
+def settled(layout: Layout, row: list[Any]) -> tuple[list[float], int]:
+    row = list(row)
+    layout.code(row)
+    matrix = np.array([row], dtype=np.float64)
+    flags = settle(matrix, layout)
+    return matrix[0].tolist(), int(flags[0])
+
+
+@settings(max_examples=500, deadline=None)
+@given(documents())
+def test_what_a_fast_decoder_accepts_the_contract_accepts_with_equal_values(value: bytes) -> None:
+    if too_deep(value):
+        return
+    (is_simple,) = simple([value])
+    for (opened, closed), typed in decoders_for():
+        for decoder in [opened, closed] if is_simple else [closed]:
+            try:
+                event = decoder.decode(value)
+            except REFUSED:
+                continue
+            model = Prediction.model_validate_json(value)
+            for name in NAMES:
+                fast = getattr(event, name)
+                assert same(clean_id(fast) if name in IDS else fast, getattr(model, name)), name
+            if typed:
+                expected, bits = PLAN.layout.spread(model.features)
+                row, flags = settled(PLAN.layout, [*astuple(event.features)])
+                wanted, more = settled(PLAN.layout, expected)
+                np.testing.assert_array_equal(row, wanted)
+                assert flags == more | bits
+            else:
+                assert same(event.features, model.features)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(documents(), st.binary(max_size=40), st.none()), max_size=6), st.booleans())
+def test_each_record_is_scored_or_dead_lettered_whatever_was_decoded_before_it(
+    values: list[bytes | None], array: bool
+) -> None:
+    if array:
+        values = [b"[" + b",".join(value or b"" for value in values) + b"]"]
+    warm = Decoder("log", 0, 1, schema_of)
+    segments([as_json(), as_json(features=[1, "AA", 2]), as_json()], decoder=warm)
+
+    (together,) = segments(values, decoder=warm) or [None]
+    alone = [segment for at, value in enumerate(values) for segment in segments([value], first=at)]
+
+    if together is None:
+        assert values == []
+        return
+    letters = [letter for segment in alone for letter in segment.dead_letters]
+    assert list(together.dead_letters) == letters
+    rows = list(zip(together.columns.offset.tolist(), together.columns.row.tolist(), strict=True))
+    assert rows == [(int(o), int(r)) for s in alone for o, r in zip(s.columns.offset, s.columns.row, strict=True)]
+    assert {offset for offset, _ in rows} | {letter.log_offset for letter in letters} == set(range(len(values)))
+    for name in ("ts", "flags", "latency_ms", "status", "served_by", "value", "weight", "verified"):
+        expected = np.concatenate([getattr(s.columns, name) for s in alone])
+        np.testing.assert_array_equal(getattr(together.columns, name), expected, err_msg=name)
+    for group in together.columns.groups:
+        part = [
+            g for s in alone for g in s.columns.groups if (g.endpoint, g.version) == (group.endpoint, group.version)
+        ]
+        np.testing.assert_array_equal(group.features, np.concatenate([g.features for g in part]))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"endpoint":"credit","features":{},"x":"\xff"}',
+        b'{"endpoint":"credit","features":{},"x":' + b"9" * 5_000 + b"}",
+        b'{"endpoint":"credit","features":{"distance":0.' + b"1" * 5_000 + b"}}",
+        b'{"endpoint":"credit","features":{"distance":1' + b"0" * 320 + b"e-320}}",
+        b'{"endpoint":"credit","features":{"distance":' + b"9" * 5_000 + b"}}",
+        b'{"endpoint":"credit","features":{},"x":"\\ud800\\u0041"}',
+        b'{"endpoint":"credit","features":{},"x":"\\udc00"}',
+        b'{"endpoint":"credit","features":{"temp":1,"temp":2},"seq":1,"seq":2}',
+        b'{"endpoint":"credit","features":{"carrier":"A\\u0000"}}',
+    ],
+)
+def test_known_differences_between_the_parsers_end_as_the_judge_says(value: bytes) -> None:
+    warm = Decoder("log", 0, 1, schema_of)
+    segments([as_json()], decoder=warm)
+
+    (segment,) = segments([value], decoder=warm)
+
+    assert len(segment.columns) == (1 if isinstance(judge(value), Judged) else 0)
+
+
+def test_feature_names_that_msgspec_cannot_hold_take_the_generic_way() -> None:
+    schema = FeatureSchema(('a"b', "c\\d"), ("e\n",), (("x",),), ('a"b', "e\n", "c\\d"))
+    decoder = Decoder("log", 0, 1, lambda endpoint, version: schema)
+    value = as_json(features={'a"b': 1, "c\\d": 2, "e\n": "x"})
+
+    (segment,) = segments([value, value], decoder=decoder)
+
+    assert segment.columns.groups[0].numeric.tolist() == [[1, 2], [1, 2]]
+    assert segment.columns.groups[0].categorical.tolist() == [[0], [0]]
+
+
+def test_features_in_the_table_that_the_profile_does_not_judge_are_known_and_ignored() -> None:
+    schema = FeatureSchema(("a",), (), (), ("note", "a"))
+    decoder = Decoder("log", 0, 1, lambda endpoint, version: schema)
+
+    (segment,) = segments([as_json(features={"a": 1, "note": "x"}), as_json(features=["y", 2])], decoder=decoder)
+
+    assert segment.columns.groups[0].numeric.tolist() == [[1], [2]]
+    assert not segment.columns.flags.any()
+
+
+def test_two_versions_of_an_endpoint_are_two_groups_each_by_its_schema() -> None:
+    other = FeatureSchema(("temp",), (), (), ("temp",))
+    decoder = Decoder("log", 0, 1, lambda endpoint, version: other if version == "v2" else SCHEMA)
+    values = [as_json(model_version=f"v{1 + n % 2}", features={"temp": n}) for n in range(6)]
+
+    (segment,) = segments(values, decoder=decoder)
+
+    assert [(g.version, g.rows.tolist()) for g in segment.columns.groups] == [("v1", [0, 2, 4]), ("v2", [1, 3, 5])]
+    assert segment.columns.groups[1].numeric.tolist() == [[1], [3], [5]]
+    assert math.isnan(segment.columns.groups[0].numeric[0, 0])
+
+
+def test_one_run_of_several_encodings_keeps_the_order_of_the_log() -> None:
+    values = [
+        as_json(seq=0),
+        arrow_stream([event(), event()]),
+        b"[" + as_json() + b"," + as_json() + b"]",
+        arrow_stream([event()]),
+    ]
+    (together,) = segments(values)
+    alone = [segments([value], first=at)[0].columns for at, value in enumerate(values)]
+
+    assert together.columns.offset.tolist() == [0, 1, 1, 2, 2, 3]
+    assert together.columns.row.tolist() == [0, 0, 1, 0, 1, 0]
+    assert together.columns.groups[0].rows.tolist() == list(range(6))
+    np.testing.assert_array_equal(
+        together.columns.groups[0].features, np.concatenate([c.groups[0].features for c in alone])
+    )
