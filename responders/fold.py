@@ -30,6 +30,8 @@ DAY_MS: Final = 86_400_000
 MAX_SAID: Final = 8
 """Things said of one incident that are remembered."""
 
+_NO_TRIPS: Final = frozenset({"unknown_endpoint", "too_little_evidence"})
+"""A fallback refused for these does not count towards a mass trip: weak evidence must not switch protection off."""
 _ACTS: Final = frozenset({"fallback", "limit"})
 _RELEASES: Final = frozenset({"restore", "unlimit"})
 
@@ -83,7 +85,7 @@ def _not_done(state: RespondState, decision: Decision) -> None:
         if action is not None and decision.actor == MACHINE:
             _put(state, decision, replace(action, release_refused=decision.reason))
         return
-    if decision.kind == "fallback" and decision.incident_id and decision.reason != "unknown_endpoint":
+    if decision.kind == "fallback" and decision.incident_id and decision.reason not in _NO_TRIPS:
         _wanted(state, decision)
     _say(state, decision)
 

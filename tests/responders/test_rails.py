@@ -168,6 +168,13 @@ def test_when_many_endpoints_trip_at_once_the_monitor_is_doubted() -> None:
     assert taken[2] == refusal("fallback", "mass_trip")
 
 
+def test_weak_evidence_about_many_endpoints_is_no_mass_trip(responder: Responder) -> None:
+    for endpoint in ENDPOINTS[1:]:
+        responder.take(failing(endpoint, score=0.5))
+
+    assert acts(responder.take(failing("a"))) == [("fallback", "endpoint_failing", "published")]
+
+
 def test_a_mass_trip_ends_no_fallback_and_stops_no_limit_of_a_caller(responder: Responder) -> None:
     for endpoint in ENDPOINTS:
         responder.take(failing(endpoint))
