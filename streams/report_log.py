@@ -113,6 +113,7 @@ class ReportLog:
         body = state[4 + size :]
         running.bank.restore(part, body[:bank])
         running.states.restore(part, body[bank:])
+        running.states.watch(part, bool(running.bank.open_parts()))
         running.applied = applied
         self._running[part] = running
 
@@ -164,12 +165,14 @@ class ReportLog:
         fresh = [event for event in batch if event.at.offset > running.applied]
         if not fresh:
             return []
-        signals = running.bank.update(fresh).signals
-        running.states.watch(name, bool(running.bank.open_parts()))
-        states = running.states.update(fresh)
+        concluded: list[Signal | EndpointState] = []
+        for event in fresh:  # one by one: a state says whether an incident is open at its row, whatever the cut
+            concluded += running.bank.update([event]).signals
+            running.states.watch(name, bool(running.bank.open_parts()))
+            concluded += running.states.update([event])
         running.applied = fresh[-1].at.offset
         running.dirty = True
-        return [*signals, *states]
+        return concluded
 
     def _dead(self, records: Records, index: int, reason: DeadReason, detail: str) -> Outgoing:
         return dead_record(REPORTS, self._partition, records, index, reason, detail)
