@@ -23,7 +23,6 @@ from schemas.blocks import (
     SHORT_WAIT_MS,
     Block,
     ClosedBy,
-    Floats,
     RowId,
 )
 from streams.decode.columns import Columns, Group
@@ -58,7 +57,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 @dataclass(slots=True, eq=False)
 class _Open:
-    """The open block of one part: rows in pieces, each owned by the block."""
+    """The open block of one part: rows in pieces, as bytes of `_ROW` and of float64: copied, joined and freed cheaply."""
 
     endpoint: str
     version: str
@@ -68,8 +67,8 @@ class _Open:
     since_ms: int
     serial: int
     rows: int = 0
-    tables: list[_Table] = field(default_factory=list)
-    features: list[Floats] = field(default_factory=list)
+    tables: list[bytes] = field(default_factory=list)
+    features: list[bytes] = field(default_factory=list)
     callers: list[str] = field(default_factory=list)
 
 
@@ -231,8 +230,8 @@ class BlockBuilder:
                 block = self._begin(part, layout, table[at])
             stop = min(len(callers), at + BLOCK_ROWS - block.rows)
             # copies: a block that stays open must not hold a whole run's arrays
-            block.tables.append(table[at:stop].copy())
-            block.features.append(features[at:stop].copy())
+            block.tables.append(table[at:stop].tobytes())
+            block.features.append(features[at:stop].tobytes())
             block.callers += callers[at:stop]
             block.rows += stop - at
             self.open_rows += stop - at
@@ -273,9 +272,10 @@ class BlockBuilder:
         return self._block(block, closed_by, at, ms)
 
     def _block(self, block: _Open, closed_by: ClosedBy, at: RowId, ms: int) -> Block:
-        table = np.concatenate(block.tables)
-        features = np.concatenate(block.features)
         layout = block.layout
+        table = np.frombuffer(b"".join(block.tables), dtype=_ROW)
+        width = 0 if layout is None else layout.width
+        features = np.frombuffer(b"".join(block.features), dtype=np.float64).reshape(len(table), width)
         numeric = features if layout is None else features[:, layout.numeric]
         categorical = features if layout is None else features[:, layout.categorical]
         codes: dict[str, int] = {}
