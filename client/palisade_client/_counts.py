@@ -17,8 +17,8 @@ CallerKey = tuple[str, CallerAuth]
 LATENCY_BOUNDS_MS: tuple[float, ...] = tuple(0.25 * 2 ** (k / 2) for k in range(32))
 """Upper bounds of the latency histogram, milliseconds; one more bucket takes the rest."""
 MAX_REPORT_CALLERS = 100
-MAX_CALLERS = 8_192
-"""Callers counted one by one in an interval (about 2 MB); beyond it the lighter half is summed up, again and again."""
+MAX_CALLERS = 4_096
+"""Callers counted one by one in an interval (about 1 MB); beyond it the lighter half is summed up, again and again."""
 EARLY_ASKED = 20
 """A caller below this many calls in an interval never makes a report early."""
 _SKETCH_BITS = 65_536

@@ -91,8 +91,9 @@ class DirectiveState:
     """The directive and the kill switch that hold for one endpoint. Not thread-safe: its owner holds a lock.
 
     A directive is refused for a missing, bad or unknown signature, an epoch below the highest seen, an issue older than
-    the one of the same epoch, a ttl above one hour. Its deadline is receipt + ttl - age, and never later than a
-    deadline that the same epoch had before; so no clock, replay or re-sending can extend an action.
+    the one of the same epoch, a ttl above one hour. The deadline of its route, and of each of its limits by their own
+    ttl, is receipt + ttl - age, and never later than the same epoch had it before; so no clock, replay or re-sending
+    can extend an action.
     """
 
     def __init__(self, endpoint: str, keys: PublicKeys) -> None:
@@ -156,7 +157,7 @@ class DirectiveState:
         if directive is None or not directive.enforce:
             return NOTHING
         limits = {
-            caller: Limit(rate, min(self._deadline, self._limit_deadlines[caller]), action_id)
+            caller: Limit(rate, self._limit_deadlines[caller], action_id)
             for caller, rate, _, action_id in directive.limits
         }
         falls_back = directive.fallback and may_fall_back

@@ -175,12 +175,13 @@ class Emitter:
             self._transport.flush(timeout_s)
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Flushes and stops the thread."""
+        """Stops the thread, sends what waits and waits for its delivery, at most `timeout_s` for Kafka."""
         self._stop.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
-        self.flush(timeout_s)
+        while self._drain():
+            pass
         if self._transport is not None:
             self._transport.close(timeout_s)
 

@@ -112,14 +112,17 @@ def plain_value(value: Any) -> Any:
 
 
 def plain_outcome(value: Any) -> Any:
-    """A prediction as the contract takes it: a plain value, a list of numbers, or an object of numbers."""
+    """A prediction as the contract takes it: a plain value, a list of numbers, or an object of numbers.
+
+    What holds anything else, NaN included, becomes its text.
+    """
     if type(value) in (float, bool):
         return value
     if isinstance(value, Mapping):
         pairs = {str(name): plain_value(item) for name, item in list(value.items())[:MAX_LIST]}
-        return pairs if all(type(item) in (float, int) for item in pairs.values()) else str(pairs)[:MAX_TEXT]
+        return pairs if all(map(_is_number, pairs.values())) else str(pairs)[:MAX_TEXT]
     plain = plain_value(value)
-    if isinstance(plain, list) and None in plain:
+    if type(plain) is list and not all(map(_is_number, plain)):
         return str(plain)[:MAX_TEXT]
     return plain
 
@@ -252,11 +255,15 @@ def _as_mapping(features: Any) -> Mapping[str, Any] | None:
     return None
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (float, int) and value == value
+
+
 def _large(value: int) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(_TOO_LARGE, value)
+        return _TOO_LARGE if value > 0 else -_TOO_LARGE
 
 
 def _size(value: Any) -> int:

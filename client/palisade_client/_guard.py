@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast
 
+from palisade_client._call import Call
 from palisade_client._caller import CallerAuth, caller_var
 from palisade_client._clock import Clock, SystemClock
 from palisade_client._emitter import Emitter, connect
@@ -19,7 +20,7 @@ from palisade_client._errors import PredictTimeout
 from palisade_client._fallback import NO_ANSWER, Fallback
 from palisade_client._forking import on_fork
 from palisade_client._keys import KeySpec, producer_key, public_keys
-from palisade_client._live import Call, Identity, Live
+from palisade_client._live import Identity, Live
 from palisade_client._log import log_fault, logger
 from palisade_client._pool import Expired, Pool, PoolFull, Task
 from palisade_client._transport import KafkaTransport, Transport
@@ -159,20 +160,22 @@ class Guard:
     def flush(self, timeout_s: float = 2.0) -> None:
         """Does what is due, writes a report and sends all waiting predictions; waits at most `timeout_s` twice."""
         live = self._live or self._start()
-        live.step()
-        live.report()
+        live.step(report=True)
         live.transport.flush(timeout_s)
         self._emitter.flush(timeout_s)
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Writes the last report and predictions and stops the threads. Later calls are answered but not watched."""
+        """Writes the last report and predictions and stops the threads; waits for Kafka at most `timeout_s` in all.
+
+        Later calls are answered, but not watched any more.
+        """
         live = self._live
         if live is None or self._closed:
             return
         self._closed = True
-        live.close(timeout_s)
+        live.close(timeout_s / 2)
         if self._options.get("emitter") is None:
-            self._emitter.close(timeout_s)
+            self._emitter.close(timeout_s / 2)
 
     def status(self) -> dict[str, Any]:
         """For a health page: endpoint, guard_id, epoch, killed, fallback_ok, directives refused by reason, in_flight."""

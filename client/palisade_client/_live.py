@@ -9,18 +9,16 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import count
 from random import Random
-from time import perf_counter
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from palisade_client._caller import CallerAuth
 from palisade_client._clock import Clock
 from palisade_client._counts import CallerKey, Counts, Failure, Route
 from palisade_client._directives import NOTHING, DirectiveState, Orders
 from palisade_client._emitter import Emitter, Waiting
 from palisade_client._errors import CallerLimited
-from palisade_client._fallback import NO_ANSWER, Fallback
+from palisade_client._fallback import Fallback
 from palisade_client._keys import PublicKeys
 from palisade_client._limits import Limiter
 from palisade_client._log import log_fault, logger
@@ -31,7 +29,6 @@ from palisade_client._wire import (
     KIND_HEADER,
     REPORTS,
     SCHEMA_VERSION,
-    clean_id,
     sign,
     to_json,
 )
@@ -232,15 +229,15 @@ class Live:
 
     # -- reports -----------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """One turn of the reporter: kill file, fallback, report, deliveries; each when it is due."""
+    def step(self, *, report: bool = False) -> None:
+        """One turn of the reporter: kill file, fallback, report, deliveries; each when it is due or asked for."""
         now = self.clock.monotonic()
         if now - self._last_kill_check >= KILL_CHECK_S:
             self._last_kill_check = now
             self._check_kill()
         self.fallback.check(in_thread=self.transport.background)
         since = now - self._last_report
-        if since >= REPORT_S or (since >= EARLY_REPORT_S and self._wake.is_set()):
+        if report or since >= REPORT_S or (since >= EARLY_REPORT_S and self._wake.is_set()):
             self.report()
         self.transport.poll()
 
@@ -307,65 +304,3 @@ class Live:
             except Exception:  # noqa: BLE001 - a fault of ours must not end the reports
                 log_fault("a report could not be written")
                 self._stop.wait(POLL_S)
-
-
-class Call:
-    """One guarded call from admission to its end, which is counted exactly once."""
-
-    __slots__ = ("_attempt", "_begun", "_ts", "features", "key", "live", "route")
-
-    def __init__(self, live: Live, features: Any, caller: str, auth: CallerAuth) -> None:
-        self.live, self.features = live, features
-        self.key: CallerKey = (clean_id(caller), auth)
-        self._ts = live.clock.wall_ms()
-        self.route: Route = live.admit(self.key, features)
-        self._begun = self._attempt = perf_counter()
-
-    def attempt(self) -> None:
-        """The clock of the route starts anew: an earlier attempt failed."""
-        self._attempt = perf_counter()
-
-    def answer(self, value: Any, route: Route | None = None, status: str = "ok") -> Any:
-        """Ends the call with `value`, answered by `route` (default: the one it was admitted to)."""
-        route = route or self.route
-        now = perf_counter()
-        self.live.counts.answer(self.key, route, (now - self._attempt) * 1000)
-        self._emit(value, route, status, now)
-        return value
-
-    def fall_back(self, status: str) -> Any:
-        """Ends the call with the fallback's answer; NO_ANSWER, and the call goes on, if there is none."""
-        fallback = self.live.fallback
-        if not fallback.exists:
-            return NO_ANSWER
-        self.attempt()
-        value = fallback.answer(self.features)
-        if value is NO_ANSWER:
-            self.live.failed("fallback", "error")
-            return NO_ANSWER
-        return self.answer(value, "fallback", status)
-
-    def recover(self, failure: Failure, error: Exception) -> Any:
-        """The route failed: the fallback's answer, else `error` is raised."""
-        self.live.failed(self.route, failure)
-        value = self.fall_back(failure)
-        if value is not NO_ANSWER:
-            return value
-        self.live.counts.answer(self.key, None, 0.0)
-        self._emit(None, self.route, failure, perf_counter())
-        raise error
-
-    def give_up(self) -> None:
-        """Ends the call without an answer and without blame: cancelled, or an error of the client's own making."""
-        self.live.counts.answer(self.key, None, 0.0)
-
-    def _emit(self, value: Any, route: Route, status: str, now: float) -> None:
-        self.live.emit(
-            self.key,
-            self.features,
-            value,
-            served_by=route,
-            status=status,
-            ts=self._ts,
-            latency_ms=(now - self._begun) * 1000,
-        )

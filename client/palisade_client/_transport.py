@@ -16,6 +16,8 @@ PREDICTION_QUEUE_KB = 32_768
 """Bytes of predictions that librdkafka may hold; beyond it they are dropped and counted."""
 LOOK_UP_S = 1.0
 """Pause between attempts to find the directives topic."""
+LEAVE_S = 0.5
+"""How long `close` waits for the following thread; it is a daemon, so nothing depends on its end."""
 
 
 class Record(NamedTuple):
@@ -67,7 +69,7 @@ class Transport(Protocol):
         ...
 
     def close(self, timeout_s: float) -> None:
-        """Flushes and stops following."""
+        """Flushes, at most `timeout_s`, and stops following."""
         ...
 
 
@@ -146,7 +148,7 @@ class KafkaTransport:
         self._stop.set()
         self._producer.flush(timeout_s)
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(LEAVE_S)
 
     def abandon(self) -> None:
         """Called in a forked child: the parent's librdkafka threads are not here, so its destructor would never end."""
@@ -178,7 +180,7 @@ class KafkaTransport:
 
         while not self._stop.is_set():
             try:
-                topic = consumer.list_topics(DIRECTIVES, timeout=5.0).topics[DIRECTIVES]
+                topic = consumer.list_topics(DIRECTIVES, timeout=2.0).topics[DIRECTIVES]
                 if topic.error is None and topic.partitions:
                     partition = partition_of(endpoint, len(topic.partitions))
                     consumer.assign([TopicPartition(DIRECTIVES, partition, OFFSET_BEGINNING)])

@@ -1,0 +1,74 @@
+"""One guarded call, from its admission to its one end."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+from palisade_client._caller import CallerAuth
+from palisade_client._counts import CallerKey, Failure, Route
+from palisade_client._fallback import NO_ANSWER
+from palisade_client._live import Live
+from palisade_client._wire import clean_id
+
+
+class Call:
+    """One guarded call from admission to its end, which is counted exactly once."""
+
+    __slots__ = ("_attempt", "_begun", "_ts", "features", "key", "live", "route")
+
+    def __init__(self, live: Live, features: Any, caller: str, auth: CallerAuth) -> None:
+        self.live, self.features = live, features
+        self.key: CallerKey = (clean_id(caller), auth)
+        self._ts = live.clock.wall_ms()
+        self.route: Route = live.admit(self.key, features)
+        self._begun = self._attempt = perf_counter()
+
+    def attempt(self) -> None:
+        """The clock of the route starts anew: an earlier attempt failed."""
+        self._attempt = perf_counter()
+
+    def answer(self, value: Any, route: Route | None = None, status: str = "ok") -> Any:
+        """Ends the call with `value`, answered by `route` (default: the one it was admitted to)."""
+        route = route or self.route
+        now = perf_counter()
+        self.live.counts.answer(self.key, route, (now - self._attempt) * 1000)
+        self._emit(value, route, status, now)
+        return value
+
+    def fall_back(self, status: str) -> Any:
+        """Ends the call with the fallback's answer; NO_ANSWER, and the call goes on, if there is none."""
+        fallback = self.live.fallback
+        if not fallback.exists:
+            return NO_ANSWER
+        self.attempt()
+        value = fallback.answer(self.features)
+        if value is NO_ANSWER:
+            self.live.failed("fallback", "error")
+            return NO_ANSWER
+        return self.answer(value, "fallback", status)
+
+    def recover(self, failure: Failure, error: Exception) -> Any:
+        """The route failed: the fallback's answer, else `error` is raised."""
+        self.live.failed(self.route, failure)
+        value = self.fall_back(failure)
+        if value is not NO_ANSWER:
+            return value
+        self.live.counts.answer(self.key, None, 0.0)
+        self._emit(None, self.route, failure, perf_counter())
+        raise error
+
+    def give_up(self) -> None:
+        """Ends the call without an answer and without blame: cancelled, or an error of the client's own making."""
+        self.live.counts.answer(self.key, None, 0.0)
+
+    def _emit(self, value: Any, route: Route, status: str, now: float) -> None:
+        self.live.emit(
+            self.key,
+            self.features,
+            value,
+            served_by=route,
+            status=status,
+            ts=self._ts,
+            latency_ms=(now - self._begun) * 1000,
+        )

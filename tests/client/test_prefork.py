@@ -1,0 +1,91 @@
+"""A Guard made before the fork reports from each gunicorn worker, with an identity of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from palisade_client import _wire
+
+from schemas.events import Report
+from schemas.topics import DIRECTIVES, PREDICTIONS, REPORTS
+from streams.embedded_broker import EmbeddedBroker
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def gunicorn(bootstrap: str, *, called_before_fork: bool) -> Iterator[str]:
+    """The service with two workers, forked from a parent that has imported it; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2", "--bind", address]
+    environment = os.environ | {
+        "TEST_BOOTSTRAP": bootstrap,
+        "TEST_CALL_BEFORE_FORK": "1" if called_before_fork else "",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}",
+    }
+    process = subprocess.Popen(
+        [*command, "--graceful-timeout", "10", "tests.client.prefork_app:app"], env=environment, cwd=ROOT
+    )
+    try:
+        yield f"http://{address}"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
+
+
+def workers_of(address: str, count: int) -> set[str]:
+    """Asks until `count` processes have answered."""
+    pids: set[str] = set()
+    deadline = time.monotonic() + 20
+    while len(pids) < count and time.monotonic() < deadline:
+        try:
+            pid, answer = httpx.get(address, timeout=5).text.split()
+        except httpx.TransportError:
+            time.sleep(0.05)
+            continue
+        assert answer == "0.9"
+        pids.add(pid)
+    return pids
+
+
+def reports(bootstrap: str, partition: int, guards: int) -> list[Report]:
+    """Reads until so many guards have reported a call of `client`."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "test", "fetch.wait.max.ms": 10})
+    consumer.assign([TopicPartition(REPORTS, partition, 0)])
+    found: list[Report] = []
+    deadline = time.monotonic() + 20
+    while len({r.guard_id for r in found}) < guards and time.monotonic() < deadline:
+        read = [Report.from_bytes(record.value() or b"") for record in consumer.consume(100, 0.2)]
+        found += [report for report in read if any(c.caller == "client" for c in report.callers)]
+    consumer.close()
+    return found
+
+
+@pytest.mark.parametrize("called_before_fork", [False, True])
+def test_each_prefork_worker_reports_for_itself(
+    embedded_broker: Callable[..., EmbeddedBroker], called_before_fork: bool
+) -> None:
+    broker = embedded_broker({PREDICTIONS: 2, REPORTS: 2, DIRECTIVES: 2})
+    with gunicorn(broker.bootstrap, called_before_fork=called_before_fork) as address:
+        pids = workers_of(address, 2)
+        found = reports(broker.bootstrap, _wire.partition_of("prefork", 2), 2)
+
+    assert len(pids) == 2
+    assert len({report.guard_id for report in found}) == 2
+    assert len({report.boot_id for report in found}) == 2
