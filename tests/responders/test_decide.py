@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from responders import decide as decide_module
+from responders import desk as desk_module
 from responders.decide import BATCH_MS, Clock, decide, wake_ms
 from responders.mandate import Mandate
 from responders.state import RespondState
@@ -197,6 +199,55 @@ def test_the_first_caller_signal_is_decided_at_once_and_the_next_ones_together(r
     together = responder.later(BATCH_MS)
 
     assert [decision.caller for decision in together] == ["c2", "c1"]
+
+
+def test_where_too_many_wait_the_weakest_is_left_to_its_next_update(
+    responder: Responder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decide_module, "MAX_WAITING", 2)
+    for number, score in enumerate((9.0, 3.0, 8.0, 7.0)):
+        responder.take(caller_signal(f"c{number}", score=score))
+
+    assert [decision.caller for decision in responder.later(BATCH_MS)] == ["c2", "c3"]
+
+
+def test_what_one_call_cannot_hold_is_decided_by_the_next(
+    responder: Responder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk_module, "MAX_DECISIONS", 2)
+    for number in range(4):
+        responder.take(caller_signal(f"c{number}", score=9.0 - number))
+    responder.now_ms += BATCH_MS
+    responder.take(view(at_ms=responder.now_ms, active_callers=100))
+    assert set(responder.state.record("a").limits) == {"c0", "c1", "c2"}
+    responder.now_ms += BATCH_MS
+    responder.take(Clock())
+    assert set(responder.state.record("a").limits) == {"c0", "c1", "c2", "c3"}
+
+    responder.now_ms += ACTION_MS
+
+    assert [len(responder.take(Clock())) for _ in range(3)] == [2, 2, 0]
+
+
+def test_a_second_incident_of_a_limited_caller_holds_the_same_limit(responder: Responder) -> None:
+    (first,) = responder.take(caller_signal())
+    assert responder.take(caller_signal(incident_id="other", seq=7)) == []
+
+    (joined,) = responder.later(BATCH_MS)
+
+    assert (joined.reason, joined.action_id) == ("evidence_renewed", first.action_id)
+    assert acts(responder.take(caller_signal(state="recovered", seq=1))) == []
+    assert acts(responder.take(caller_signal(incident_id="other", state="recovered", seq=8))) == [
+        ("unlimit", "signal_recovered", "published")
+    ]
+
+
+def test_an_incident_that_holds_a_limit_is_not_queued_twice(responder: Responder) -> None:
+    responder.take(caller_signal("c0"))
+    responder.take(caller_signal("c1"))
+    responder.take(caller_signal("c1", state="updated", seq=1))
+
+    assert [decision.caller for decision in responder.later(BATCH_MS)] == ["c1"]
 
 
 def test_a_caller_that_recovers_while_it_waits_is_not_limited(responder: Responder) -> None:

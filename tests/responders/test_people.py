@@ -46,7 +46,8 @@ def test_the_machine_ends_no_persons_action(responder: Responder) -> None:
     responder.take(drifted())
     responder.take(command("fallback"))
 
-    assert acts(responder.take(drifted(state="recovered", seq=1))) == []
+    assert brief(responder.take(drifted(state="updated", seq=1))) == [("fallback", "held_for_person", "observed")]
+    assert acts(responder.take(drifted(state="recovered", seq=2))) == []
     assert responder.state.record("a").route is not None
 
 

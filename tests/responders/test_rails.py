@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from responders import rails
 from responders.decide import AWAIT_MS, BATCH_MS, Clock, wake_ms
 from schemas.config import EndpointConfig
 from schemas.ids import clean_id
@@ -14,6 +15,7 @@ from tests.responders.given import (
     acts,
     brief,
     caller_signal,
+    command,
     drifted,
     failing,
     mandate,
@@ -204,6 +206,15 @@ def test_the_cap_of_callers_grows_with_the_active_ones(responder: Responder) -> 
     responder.later(BATCH_MS, active_callers=100)
 
     assert len(responder.state.record("a").limits) == 5
+
+
+def test_limits_stop_at_what_the_saved_state_can_hold(responder: Responder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rails, "MAX_ALL_LIMITS", 1)
+    responder.take(caller_signal(endpoint="a"))
+
+    assert brief(responder.take(caller_signal(endpoint="b"))) == refusal("limit", "caller_cap")
+    (decision,) = responder.take(command("limit", "b", "eve", rate_per_s=3.0))
+    assert (decision.reason, decision.outcome) == ("caller_cap", "refused")
 
 
 def test_a_released_target_is_left_alone_twice_as_long_each_time(responder: Responder) -> None:

@@ -6,6 +6,8 @@ import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from responders.signing import Keyring, SigningKey
 from schemas.errors import ConfigError, SignatureRefused
@@ -115,6 +117,12 @@ def test_what_is_no_key_says_so_with_its_file(tmp_path: Path) -> None:
         SigningKey.load(path)
     with pytest.raises(ConfigError, match=r"absent\.pem"):
         SigningKey.load(tmp_path / "absent.pem")
+    other = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(other)
+    with pytest.raises(ConfigError, match="not Ed25519"):
+        SigningKey.load(path)
     with pytest.raises(ConfigError, match="32 bytes"):
         Keyring(["AAAA"])
 

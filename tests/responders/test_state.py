@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 
 import pytest
 
@@ -87,6 +88,11 @@ def test_very_many_decisions_become_several_entries_whose_last_answers_the_input
     assert max(len(entry.to_bytes()) for entry in entries) < 1_000_000
 
 
+def sealed(body: bytes) -> bytes:
+    """Bytes of another shape under a head that fits them."""
+    return json.dumps({"state_schema": 1, "sha256": sha256(body).hexdigest()}).encode() + b"\n" + body
+
+
 def damaged(saved: bytes) -> list[bytes]:
     head, _, body = saved.partition(b"\n")
     envelope = json.loads(head)
@@ -99,6 +105,8 @@ def damaged(saved: bytes) -> list[bytes]:
         saved.replace(b"rate-a-bob", b"rate-a-eve", 1),
         json.dumps(envelope | {"state_schema": 2}).encode() + b"\n" + body,
         head + b"\n",
+        sealed(b'{"epoch":1}'),
+        sealed(body.replace(b'"epoch":', b'"epoch":"x","_":', 1)),
         b" " * (MAX_STATE_BYTES + 1),
     ]
 
