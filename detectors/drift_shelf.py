@@ -18,8 +18,9 @@ from detectors.profile import LOOK_ROWS, SPAN_ROWS, Profile
 from schemas.blocks import Floats, Longs
 from schemas.errors import StateRefused
 
-ADAPTIVE_SHARE = 0.1
-"""Part of the budget given to ADWIN; the anchored test has the rest."""
+ANCHORED_SHARE, ADAPTIVE_SHARE = 0.8, 0.1
+"""Parts of the budget given to the anchored test and to ADWIN. The rest is kept back: the calibration itself rests on
+some tens of alarms, and is out by a quarter either way."""
 STATE_MAGIC = b"pfd1"
 _HEAD = struct.Struct("<4s32s32s4H?")
 _SLOT = struct.Struct("<?qqd")
@@ -132,10 +133,8 @@ class Shelf:
 
     def set_budget(self, slot: int, profile: Profile, budget: Budget) -> None:
         """Thresholds of the anchored test for `budget`."""
-        rate = budget.alarms_per_row * (1.0 - ADAPTIVE_SHARE)
-        for k, tail in enumerate(profile.calibration.tails):
-            threshold = tail.threshold(rate)
-            self.threshold[slot, k], self.calm[slot, k] = threshold, min(tail.calm, 0.9 * threshold)
+        rate = budget.alarms_per_row * ANCHORED_SHARE
+        self.threshold[slot], self.calm[slot] = profile.calibration.thresholds(rate)
 
     def give_back(self, slot: int) -> None:
         """Frees a slot."""

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+from scipy.stats import chi2
 
 from detectors.adwin import FEED_ROWS, JumpWatch
 from detectors.drift_windows import WINDOW_ROWS, Spreads, divergence, faded, scores
@@ -19,11 +21,13 @@ from schemas.blocks import BLOCK_ROWS, Floats, Longs
 
 UNIT_ROWS = SPAN_ROWS[0]
 MAX_STARTS = 8192
-SIMULATED_ROWS = {32: 1_500_000, 256: 6_000_000}
+SIMULATED_ROWS = {32: 2_000_000, 256: 8_000_000}
+INDEPENDENT_ROWS = {32: 500_000, 256: 3_000_000}
+WARM_ROWS = 4096
+"""A simulated stream counts from here on: before, both windows hold the same rows and there are fewer chances."""
+UNKNOWN_SCORE = 16.0
+"""Threshold where the table is too short to fill a window: what 1 alarm in 10 M rows would take of exact tails."""
 STREAMS = 32
-STRETCHES = 8
-"""A stretch is this part of the table: seven weeks of a year, so that slow moves stay whole. Windows start empty with
-each: where two stretches meet, weekdays and hours jump as no stream of real rows does."""
 FILL_STEPS, FILL_STARTS = 40, 512
 TAIL_ALARMS = (60, 12)
 ADAPTIVE_FEATURES = 8
@@ -84,8 +88,10 @@ def feature_spreads(table: OrderedTable) -> tuple[FeatureSpread, ...]:
             for column in columns:
                 column.append(column[-1])
             continue
-        upper = np.maximum(np.quantile(far, 0.9, axis=0), MIN_LEVEL / size)
+        floor, scale_floor = independent_spread(table.expected, size)
+        upper = np.maximum(np.quantile(far, 0.9, axis=0), np.maximum(floor, MIN_LEVEL / size))
         scale, shape = pareto_tail(np.maximum(far - upper, 0.0))
+        scale = np.maximum(scale, scale_floor)
         # A table of few independent stretches knows little of their tail: sqrt(1 / stretches) of the level at least.
         share = max(MIN_SCALE_SHARE, math.sqrt(size / table.rows))
         scale = np.maximum(scale, np.maximum(MIN_SCALE / size, share * upper))
@@ -123,19 +129,26 @@ def _stretch_divergences(table: OrderedTable, size: int) -> tuple[Floats, tuple[
 
 
 def _filled_divergences(table: OrderedTable) -> dict[int, Floats]:
-    """Divergences [starts, features] of the long window when it holds each of the `SPAN_ROWS` above a block."""
+    """Divergences [starts, features] of the long window when it holds each of the `SPAN_ROWS` above a block.
+
+    Half of the windows hold one stretch; the other half begin in another one and change over at some block, as a
+    stream does that pauses and goes on at another hour of the week.
+    """
     units, size = BLOCK_ROWS // UNIT_ROWS, float(BLOCK_ROWS)
     left = float(faded(np.array(size))[-1])
     steps = min(FILL_STEPS, table.units // units // 2)
     last = table.units - steps * units
-    starts = np.unique(np.linspace(0, last, min(FILL_STARTS, last + 1)).astype(np.int64))
+    plain = np.unique(np.linspace(0, last, min(FILL_STARTS, last + 1)).astype(np.int64))
+    starts = np.concatenate([plain, plain])
+    others = np.concatenate([plain, np.roll(plain, len(plain) // 2 + 1)])
+    change_at = np.arange(len(starts)) % steps
     window = np.zeros((len(starts), *table.expected.shape))
     weight = squares = 0.0
     found: dict[int, Floats] = {}
     wanted = [rows for rows in SPAN_ROWS if BLOCK_ROWS < rows <= table.units * UNIT_ROWS // 4]
     for step in range(steps):
         window *= left
-        window += table.shares(starts + step * units, units) * size
+        window += table.shares(np.where(step < change_at, others, starts) + step * units, units) * size
         weight, squares = weight * left + size, squares * left * left + size
         rows = weight * weight / squares
         # A window of 2,048 rows tends to 4,100 effective ones and is measured as 4,096 once 98 % full.
@@ -155,38 +168,88 @@ def pareto_tail(excess: Floats) -> tuple[Floats, Floats]:
     return mean * (1.0 - shape), shape
 
 
+def independent_spread(expected: Floats, size: int) -> tuple[Floats, Floats]:
+    """Level and scale [features] of the divergence of `size` rows drawn one by one from cell probabilities `expected`
+    [features, CELLS]: chi-square over `size`, with as many degrees of freedom as its mean. Ordered rows may differ
+    less than that (a timetable repeats itself), but nobody promised that they will."""
+    freedom = np.maximum((expected * (1.0 - expected) / np.maximum(expected, 1.0 / size)).sum(axis=1), 0.5)
+    level = chi2.ppf(0.9, freedom)
+    excess = freedom * chi2.sf(level, freedom + 2.0) / 0.1 - level
+    return level / size, excess / size
+
+
 def drawn_starts(table: OrderedTable, units: int, streams: int, rows: int, rng: np.random.Generator) -> Longs:
-    """Where each block of `units` units begins [stretches, steps, streams]: drawn at random, in order within."""
-    steps = max(min(max(table.units // STRETCHES, 64), table.units // 2) // units, 1)
+    """Where each block of `units` units begins [stretches, steps, streams]: long stretches drawn at random, in order
+    within. A start may lie before the table and an end behind it (where blocks begin at -1 or less, or too late to be
+    whole, there are none), so that the rows of both ends come as often as the others."""
+    steps = max(table.units // 2, 2) // units + 1
     stretches = max(rows // (streams * steps * units * UNIT_ROWS), 1)
-    draws = rng.integers(0, table.units - steps * units + 1, (stretches, 1, streams))
+    draws = rng.integers(-steps * units, table.units, (stretches, 1, streams))
     return np.asarray(draws + np.arange(steps)[:, None] * units)
 
 
-def simulated_scores(table: OrderedTable, spreads: tuple[FeatureSpread, ...], starts: Longs, units: int) -> Floats:
-    """The score of the sequential test after each block [stretches, steps, streams]."""
-    streams, size = starts.shape[2], float(units * UNIT_ROWS)
-    one = Spreads.of(spreads, table.rows)
-    windows = np.zeros((streams, len(WINDOW_ROWS), *table.expected.shape))
-    left = faded(np.array(size))
-    result = np.empty(starts.shape)
-    for stretch, step in np.ndindex(starts.shape[:2]):
-        if step == 0:
-            windows[:] = 0.0
-            weight = squares = np.zeros(len(WINDOW_ROWS))
-        windows *= left[:, None, None]
-        windows += table.shares(starts[stretch, step], units)[:, None] * size
-        weight, squares = weight * left + size, squares * left * left + size
-        rows = weight * weight / squares
-        shares = windows / weight[:, None, None]
-        far, _ = divergence(shares, shares, table.expected, rows)
-        level, scale, shape, _ = one.at(rows[None])
-        result[stretch, step] = scores(far, level, scale, shape).max(axis=(1, 2))
-    return result
+class _Simulation:
+    """The sequential test on `streams` streams of blocks of one size, side by side."""
+
+    def __init__(self, table: OrderedTable, spreads: tuple[FeatureSpread, ...], streams: int, size: int) -> None:
+        self._expected, self._size = table.expected, float(size)
+        self._spreads = Spreads.of(spreads, table.rows)
+        self._spreads = Spreads(self._spreads.table.repeat(streams, axis=0), self._spreads.rows.repeat(streams))
+        self._left = faded(np.array(float(size)))
+        self._windows = np.zeros((streams, len(WINDOW_ROWS), *table.expected.shape))
+        self._weight = np.zeros((streams, len(WINDOW_ROWS)))
+        self._squares = np.zeros((streams, len(WINDOW_ROWS)))
+        self._age = np.zeros(streams)
+
+    def step(self, shares: Floats, there: npt.NDArray[np.bool_]) -> Floats:
+        """The score [streams] after one more block of cell `shares` [streams, features, CELLS]; NaN until the long
+        window is full. Streams that are not `there` begin anew."""
+        self._windows *= (self._left * there[:, None])[:, :, None, None]
+        self._windows += shares[:, None] * self._size
+        self._weight = self._weight * self._left * there[:, None] + self._size
+        self._squares = self._squares * self._left**2 * there[:, None] + self._size
+        self._age = np.where(there, self._age + 1, 0)
+        rows = self._weight * self._weight / self._squares
+        now = self._windows / self._weight[:, :, None, None]
+        far, _ = divergence(now, now, self._expected, rows)
+        level, scale, shape, _ = self._spreads.at(rows)
+        top = scores(far, level, scale, shape).max(axis=(1, 2))
+        return np.where(self._age * self._size > WARM_ROWS, top, np.nan)
+
+
+def ordered_scores(
+    table: OrderedTable, spreads: tuple[FeatureSpread, ...], size: int, rng: np.random.Generator
+) -> Floats:
+    """Scores [steps, streams] of blocks of `size` rows over stretches of the table in its order; NaN where none."""
+    units = size // UNIT_ROWS
+    starts = drawn_starts(table, units, STREAMS, SIMULATED_ROWS[size], rng)
+    result = []
+    for stretch in starts:
+        simulation = _Simulation(table, spreads, STREAMS, size)
+        for at in stretch:
+            there = (at >= 0) & (at <= table.units - units)
+            result.append(simulation.step(table.shares(np.where(there, at, 0), units), there))
+        result.append(np.full(STREAMS, np.nan))
+    return np.array(result)
+
+
+def independent_scores(
+    table: OrderedTable, spreads: tuple[FeatureSpread, ...], size: int, rng: np.random.Generator
+) -> Floats:
+    """Scores [steps, streams] of blocks of `size` rows drawn one by one, each feature by itself."""
+    simulation = _Simulation(table, spreads, STREAMS, size)
+    there = np.ones(STREAMS, np.bool_)
+    expected = table.expected / table.expected.sum(axis=1, keepdims=True)
+    draws = (
+        rng.multinomial(size, expected, (STREAMS, len(expected))) / size
+        for _ in range(INDEPENDENT_ROWS[size] // (size * STREAMS))
+    )
+    return np.array([simulation.step(shares, there) for shares in draws])
 
 
 def alarms_at(series: Floats, levels: Floats, calm: float) -> Longs:
-    """Alarms [levels] in `series` [steps, streams]: a score above the level, the first since one at or below `calm`."""
+    """Alarms [levels] in `series` [steps, streams]: a score above the level, the first since one at or below `calm`.
+    NaN is no score."""
     armed = np.ones((len(levels), series.shape[1]), np.bool_)
     count = np.zeros(len(levels), np.int64)
     quiet = np.minimum(calm, 0.9 * levels)[:, None]
@@ -197,11 +260,15 @@ def alarms_at(series: Floats, levels: Floats, calm: float) -> Longs:
     return count
 
 
-def alarm_tail(series: Floats, rows: int) -> AlarmTail:
-    """The exponential tail of alarms a row over the score, from `series` [steps, streams] of `rows` rows in all."""
-    calm = float(np.quantile(series, 0.95))
-    levels = np.linspace(calm, float(series.max()), 200)[:-1]
-    count = alarms_at(series, levels, calm)
+def alarm_tail(series: Floats, size: int) -> AlarmTail:
+    """The tail of alarms a row over the score, from `series` [steps, streams] of blocks of `size` rows."""
+    known = series[~np.isnan(series)]
+    rows = max(len(known), 1) * size
+    if len(known) == 0:
+        return AlarmTail(score=UNKNOWN_SCORE, rate=1.0, far_score=UNKNOWN_SCORE, far_rate=1.0, decay=1.0, calm=5.0)
+    calm = float(np.quantile(known, 0.95))
+    levels = np.linspace(calm, float(known.max()), 200)[:-1] if known.max() > calm else np.array([calm])
+    count = np.maximum(alarms_at(series, levels, calm), 1)
     many, few = (int(np.flatnonzero(count >= min(wanted, count.max()))[-1]) for wanted in TAIL_ALARMS)
     width = float(levels[few] - levels[many])
     decay = math.log(count[many] / count[few]) / width if width > 0 else 1.0
@@ -216,21 +283,20 @@ def alarm_tail(series: Floats, rows: int) -> AlarmTail:
 
 
 def alarm_tails(table: OrderedTable, spreads: tuple[FeatureSpread, ...], seed: int) -> tuple[AlarmTail, ...]:
-    """The tail at each of `LOOK_ROWS`."""
-    tails = []
-    for size in LOOK_ROWS:
-        units = size // UNIT_ROWS
-        starts = drawn_starts(table, units, STREAMS, SIMULATED_ROWS[size], np.random.default_rng([seed, size]))
-        series = simulated_scores(table, spreads, starts, units).reshape(-1, STREAMS)
-        tails.append(alarm_tail(series, starts.size * size))
-    return tuple(tails)
+    """The tails of ordered rows at each of `LOOK_ROWS`, then those of rows drawn one by one."""
+    return tuple(
+        alarm_tail(scores_of(table, spreads, size, np.random.default_rng([seed, size])), size)
+        for scores_of in (ordered_scores, independent_scores)
+        for size in LOOK_ROWS
+    )
 
 
 def adaptive_tails(table: OrderedTable, seed: int) -> tuple[AdaptiveTail, ...]:
     """The jumps that ADWIN finds by chance in the block means of the steadiest numeric features."""
     units = FEED_ROWS // UNIT_ROWS
     rng = np.random.default_rng([seed, FEED_ROWS])
-    starts = drawn_starts(table, units, ADAPTIVE_STREAMS, SIMULATED_ROWS[32], rng).reshape(-1, ADAPTIVE_STREAMS)
+    starts = drawn_starts(table, units, ADAPTIVE_STREAMS, SIMULATED_ROWS[32], rng)
+    starts = np.clip(starts, 0, table.units - units).reshape(-1, ADAPTIVE_STREAMS)
     rows = starts.size * FEED_ROWS
     present = table.present[starts + units] - table.present[starts]
     means = (table.sums[starts + units] - table.sums[starts]) / np.maximum(present, 1.0)

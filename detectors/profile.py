@@ -137,11 +137,22 @@ class AdaptiveTail(_Part):
 
 
 class Calibration(_Part):
-    """What is needed to set thresholds for any budget: from stretches of the table, in its order."""
+    """What is needed to set thresholds for any budget: from stretches of the table, in its order.
+
+    `tails` are of rows in the table's order at each of `LOOK_ROWS`, then of rows drawn one by one at each.
+    """
 
     spreads: tuple[FeatureSpread, ...] = Field(max_length=MAX_FEATURES)
-    tails: tuple[AlarmTail, ...] = Field(min_length=len(LOOK_ROWS), max_length=len(LOOK_ROWS))
+    tails: tuple[AlarmTail, ...] = Field(min_length=2 * len(LOOK_ROWS), max_length=2 * len(LOOK_ROWS))
     adaptive: tuple[AdaptiveTail, ...] = Field(max_length=MAX_FEATURES)
+
+    def thresholds(self, alarms_per_row: float) -> tuple[list[float], list[float]]:
+        """Entry score and calm score at each of `LOOK_ROWS`, whichever kind of rows needs the higher one."""
+        looks = len(LOOK_ROWS)
+        pairs = [(self.tails[k], self.tails[looks + k]) for k in range(looks)]
+        enter = [max(tail.threshold(alarms_per_row) for tail in pair) for pair in pairs]
+        leave = [max(tail.calm for tail in pair) for pair in pairs]
+        return enter, [min(calm, 0.9 * score) for calm, score in zip(leave, enter, strict=True)]
 
 
 def cell_probabilities(
