@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,13 +182,18 @@ class EngineSession:
         with _as_file(data) as path:
             return self.run(f"{head} FROM INFILE {quoted(path)} {clause} FORMAT {fmt}")
 
-    def close(self) -> None:
-        """Waits for the call that is running."""
+    def close(self, wait_s: float = -1) -> bool:
+        """Whether it is closed: a call that is running is waited for, at most `wait_s` seconds (negative: to its end)."""
         self._check_owner()
-        with self._lock:
+        if not self._lock.acquire(timeout=wait_s):
+            return False
+        try:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+        finally:
+            self._lock.release()
+        return True
 
     def _check_owner(self) -> None:
         # A forked child has no engine threads: its first call would hang for ever.
@@ -250,12 +256,17 @@ class EmbeddedClickHouse:
             return answer.read_all()
 
     def close(self) -> None:
+        """Gives the directory back, unless a call still runs after `CLOSE_WAIT_S`: then the end of the process does."""
         with self._guard:
             self._closed = True
             sessions = list(self._sessions)
+        until = time.monotonic() + CLOSE_WAIT_S
         for session in sessions:
-            session.close()
+            session.close(max(0.0, until - time.monotonic()))
 
+
+# Less than a supervisor's patience with SIGTERM. What was acknowledged is stored, closed or not.
+CLOSE_WAIT_S = 5.0
 
 ARROW_SETTINGS: Mapping[str, str] = {
     "output_format_arrow_string_as_string": "1",

@@ -121,14 +121,17 @@ def compress(data: bytes, accepted: str) -> tuple[bytes, str | None]:
 
 def form_fields(body: bytes, content_type: str) -> dict[str, str]:
     """The text fields of a multipart form; a file in it is refused (400)."""
-    message = BytesParser(policy=HTTP).parsebytes(
-        b"Content-Type: " + content_type.encode("latin-1") + b"\r\n\r\n" + body
-    )
+    head = b"Content-Type: " + content_type.encode("latin-1", "replace") + b"\r\n\r\n"
     fields: dict[str, str] = {}
-    for part in message.iter_parts() if message.is_multipart() else ():
-        name = part.get_param("name", header="content-disposition")
-        if part.get_filename() is not None or not isinstance(name, str):
-            raise BodyError(400, "external tables are not taken here: only text fields")
-        payload = part.get_payload(decode=True)
-        fields[name] = payload.decode("utf-8", "replace") if isinstance(payload, bytes) else ""
+    try:
+        message = BytesParser(policy=HTTP).parsebytes(head + body)
+        for part in message.iter_parts() if message.is_multipart() else ():
+            name, payload = part.get_param("name", header="content-disposition"), part.get_payload(decode=True)
+            if part.get_filename() is not None or not isinstance(name, str) or not isinstance(payload, bytes):
+                raise BodyError(400, "external tables are not taken here: only text fields")
+            fields[name] = payload.decode("utf-8", "replace")
+    except BodyError:
+        raise
+    except Exception as failure:  # the parser of mail is not made for hostile text
+        raise BodyError(400, f"the form cannot be read: {failure}") from failure
     return fields

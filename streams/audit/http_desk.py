@@ -81,6 +81,7 @@ class Desk:
         self._tokens = {role: token.encode() for role, token in tokens.items()}
         self._sessions: OrderedDict[str, _WriterSession] = OrderedDict()
         self._guard = threading.Lock()
+        self._closed = False
         self._readers: queue.SimpleQueue[EngineSession] = queue.SimpleQueue()
         for _ in range(limits.readers):
             self._readers.put(engine.session(_reader_settings(limits)))
@@ -98,6 +99,11 @@ class Desk:
     def body_bytes(self, role: Role) -> int:
         return self._limits.writer_body_bytes if role == "writer" else self._limits.reader_body_bytes
 
+    @property
+    def busy_readers(self) -> int:
+        """Readers' queries that run now, of at most `PortLimits.readers`."""
+        return self._limits.readers - self._readers.qsize()
+
     def run(self, role: Role, request: Request) -> Answer:
         return self._read(request) if role == "reader" else self._write(request)
 
@@ -110,15 +116,15 @@ class Desk:
             raise Refused(400, 36, "BAD_ARGUMENTS", f"{bad[0][:40]!r} is no parameter name")
         if request.fmt not in FORMATS:
             raise Refused(404, 73, "UNKNOWN_FORMAT", f"format {request.fmt[:40]!r} is not given here")
-        sql = admit(request.sql)
         try:
             session = self._readers.get(timeout=self._limits.wait_seconds)
         except queue.Empty:
             raise Refused(503, 202, "TOO_MANY_SIMULTANEOUS_QUERIES", "all readers are busy, try again") from None
         try:
-            answer = session.run(sql, request.fmt, request.parameters)
+            # Reading hostile SQL can cost half a second of this process: only those with a place may spend it.
+            answer = session.run(admit(request.sql), request.fmt, request.parameters)
         finally:
-            self._readers.put(session)
+            self._give_back(session)
         # ClickHouse lifts its limits on rows and bytes where a query reads no table; the one on memory holds there too.
         if len(answer.data) > self._limits.answer_bytes:
             raise Refused(
@@ -160,14 +166,23 @@ class Desk:
                 self._sessions.pop(oldest).session.close()
             return kept
 
-    def close(self) -> None:
+    def _give_back(self, session: EngineSession) -> None:
         with self._guard:
-            kept = [one.session for one in self._sessions.values()]
+            if not self._closed:
+                self._readers.put(session)
+                return
+        session.close()
+
+    def close(self) -> None:
+        """Does not wait for readers' queries: the session of each is closed when it ends."""
+        with self._guard:
+            self._closed = True
+            idle = [one.session for one in self._sessions.values()]
             self._sessions.clear()
-        for _ in range(self._limits.readers):
-            with contextlib.suppress(queue.Empty):
-                kept.append(self._readers.get(timeout=self._limits.seconds + 1))
-        for session in kept:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                idle.append(self._readers.get_nowait())
+        for session in idle:
             session.close()
 
 

@@ -177,7 +177,9 @@ _GATE = {
     "settings": (403, 164, "READONLY"),
     "not_a_select": (403, 164, "READONLY"),
     "output_file": (403, 164, "READONLY"),
-} | dict.fromkeys(("empty", "syntax", "several_statements", "too_long", "too_deep"), (400, 62, "SYNTAX_ERROR"))
+} | dict.fromkeys(
+    ("empty", "syntax", "several_statements", "too_long", "too_deep", "too_complex"), (400, 62, "SYNTAX_ERROR")
+)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -211,6 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
             query_id = request.query_id
             answer = self.server.desk.run(role, request)
         except Refused as refused:
+            log.info("refused: %s", refused.code)
             self._fail(refused.status, refused.code, str(refused), query_id)
         except SqlRefused as refused:
             log.info("a reader's SQL was refused: %s", refused.reason)

@@ -25,12 +25,14 @@ SYSTEM_TABLES = frozenset({"settings"})  # clickhouse-connect reads it on openin
 # Parsing and writing costs about 0.5 s per 100,000 characters: these bounds keep one query at 0.1 s here.
 MAX_CHARS = 20_000
 MAX_TOKENS = 5_000
+MAX_STEPS = 25_000  # words read, counting again those read again: people need 2 a word
 MAX_DEPTH = 24  # brackets in brackets; people write 6
 
 Reason = Literal[
     "empty",
     "too_long",
     "too_deep",
+    "too_complex",
     "character",
     "syntax",
     "several_statements",
@@ -91,6 +93,14 @@ class _Parser(ClickHouseParser):
     }
     NO_PAREN_FUNCTION_PARSERS: ClassVar = {"CASE": ClickHouseParser.NO_PAREN_FUNCTION_PARSERS["CASE"]}
     NO_PAREN_FUNCTIONS: ClassVar = {}
+    steps = 0
+
+    def _advance(self, times: int = 1) -> None:
+        # The parser goes back and tries again where SQL is ambiguous, which hostile text makes exponential.
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise SqlRefused("too_complex", "The query takes too long to read.")
+        super()._advance(times)
 
 
 class _Dialect(ClickHouse):

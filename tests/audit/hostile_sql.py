@@ -182,4 +182,6 @@ HOSTILE: list[tuple[str, str]] = [
     ("SELECT " + "- " * 3_000 + "1", "too_deep"),
     ("SELECT '" + "x" * 1_000_000 + "'", "too_long"),
     ("SELECT 1" + " OR 1" * 4_000, "too_long"),
+    ("SELECT " + "ARRAY JOIN " * 24 + "a", "too_complex"),
+    ("SELECT " + "count(t LIMIT (x, y) -> " * 20, "too_complex"),
 ]

@@ -13,6 +13,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 
-from streams.audit.engine import EmbeddedClickHouse
+from streams.audit.engine import EmbeddedClickHouse, LimitExceeded
 from streams.audit.http_desk import Desk, Refused, Request
 from streams.audit.http_port import HttpPort, PortLimits
 from tests.audit.conftest import READER_TOKEN, WRITER_TOKEN
@@ -260,6 +261,28 @@ def test_when_all_readers_are_busy_the_next_is_asked_to_come_again(embedded_clic
         desk.run("reader", request)
 
     assert (refused.value.status, refused.value.code) == (503, 202)
+
+
+def test_closing_does_not_wait_for_a_readers_query(embedded_clickhouse: EmbeddedClickHouse) -> None:
+    desk = Desk(embedded_clickhouse, {"reader": READER_TOKEN}, PortLimits(readers=1, seconds=1))
+    slow = Request("SELECT 1 AS x ORDER BY x WITH FILL FROM 0 TO 100000000000", None, b"", {}, {}, "", "", "", "TSV")
+    ends: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            desk.run("reader", slow)
+        except LimitExceeded as ended:
+            ends.append(ended)
+
+    query = threading.Thread(target=run)
+    query.start()
+    while not desk.busy_readers:
+        assert query.is_alive()
+    desk.close()
+
+    assert (query.is_alive(), ends) == (True, [])
+    query.join()
+    assert len(ends) == 1
 
 
 # ------------------------------------------------------------------------------------------------------ who may ask
