@@ -7,7 +7,7 @@ observe mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from responders.state import RespondState, Sent
@@ -76,8 +76,10 @@ def due(state: RespondState, now_ms: int) -> list[str]:
     return [*changed, *(name for _, name in sorted(aged))][:MAX_DUE]
 
 
-def mark_sent(state: RespondState, endpoints: Iterable[str], now_ms: int) -> RespondState:
+def mark_sent(state: RespondState, endpoints: Sequence[str], now_ms: int) -> RespondState:
     """The state after the directives of `endpoints` were handed to Kafka."""
+    if not endpoints:
+        return state
     marked = state.copy()
     for name in endpoints:
         marked.seen.sent[name] = Sent(marked.record(name).epoch, now_ms)
