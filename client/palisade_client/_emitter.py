@@ -63,12 +63,19 @@ class Waiting(NamedTuple):
 
 
 def connect(bootstrap: str | None, settings: Mapping[str, Any] | None, *, predictions: bool) -> Transport:
-    """Kafka at `bootstrap`, else at `PALISADE_BOOTSTRAP`, else nowhere (said once)."""
+    """Kafka at `bootstrap`, else at `PALISADE_BOOTSTRAP`; nowhere without an address or with settings that are refused.
+
+    This happens at the first call in each process, so it must not raise: what is wrong is logged as an error.
+    """
     where = bootstrap or os.environ.get("PALISADE_BOOTSTRAP", "")
-    if where:
+    if not where:
+        log_fault("No Kafka address: pass bootstrap or set PALISADE_BOOTSTRAP. Nothing is reported or followed.")
+        return NullTransport()
+    try:
         return KafkaTransport(where, settings or {}, predictions=predictions)
-    log_fault("No Kafka address: pass bootstrap or set PALISADE_BOOTSTRAP. Nothing is reported or followed.")
-    return NullTransport()
+    except Exception:  # noqa: BLE001 - KafkaException, ValueError or TypeError, as librdkafka likes
+        logger.exception("THE KAFKA SETTINGS ARE REFUSED: nothing is reported or followed")
+        return NullTransport()
 
 
 class Emitter:

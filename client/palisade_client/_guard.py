@@ -153,7 +153,10 @@ class Guard:
                 )
                 fallback = Fallback(self._fallback_source, self._clock)
                 live = Live(self._identity, fallback, self._emitter, transport, self._clock)
-                live.start()
+                try:
+                    live.start()
+                except RuntimeError:  # the process may start no more threads: the call is answered all the same
+                    log_fault("the threads of the Guard could not be started")
                 self._live = live
             return self._live
 

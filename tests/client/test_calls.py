@@ -367,3 +367,11 @@ def test_wrong_options_are_errors_at_construction(options: dict[str, Any]) -> No
 def test_an_unknown_option_is_an_error_at_construction() -> None:
     with pytest.raises(TypeError, match="fall_back"):
         Guard("credit", fall_back=0.5)  # type: ignore[call-arg]
+
+
+def test_settings_that_kafka_refuses_are_logged_and_cost_no_call(caplog: pytest.LogCaptureFixture) -> None:
+    guard = Guard("credit", bootstrap="127.0.0.1:1", kafka_settings={"no.such.setting": 1})
+
+    assert guard.call(lambda features: 0.9, {}, caller="a") == 0.9
+    assert [r for r in caplog.records if "KAFKA SETTINGS ARE REFUSED" in r.getMessage()]
+    guard.close()

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from palisade_client import CallerLimited, Guard, _wire
+from palisade_client._clock import SystemClock
 from palisade_client._transport import Record
 from palisade_client.testing import ThrowawayKey, directive, kill_switch
 
 from schemas.events import Prediction, Report
 from schemas.topics import DIRECTIVES, PREDICTIONS, REPORTS
 from streams.embedded_broker import EmbeddedBroker
+from tests.support.kafka import RealKafka
 
 PARTITIONS = 3
 TOPICS = {PREDICTIONS: PARTITIONS, REPORTS: PARTITIONS, DIRECTIVES: PARTITIONS}
@@ -42,7 +44,7 @@ def until(seen: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
         time.sleep(0.002)
 
 
-def publish(broker: EmbeddedBroker, *records: Record, partition: int | None = None) -> None:
+def publish(broker: EmbeddedBroker | RealKafka, *records: Record, partition: int | None = None) -> None:
     producer = Producer({"bootstrap.servers": broker.bootstrap, "partitioner": "murmur2_random", "linger.ms": 0})
     for record in records:
         place = -1 if partition is None else partition  # -1: by the key
@@ -151,3 +153,21 @@ def test_a_broker_that_never_answers_costs_no_call_anything(guards: list[Guard])
 
     assert answers == {0.9}
     assert time.monotonic() - started < 5.0  # an attempt to connect takes longer
+
+
+@pytest.mark.kafka
+def test_apache_kafka_s_time_tells_how_old_a_directive_is(kafka: RealKafka, guards: list[Guard]) -> None:
+    """On LogAppendTime topics, with a machine whose own clock is a day ahead."""
+    kafka.create_topics(TOPICS, {"message.timestamp.type": "LogAppendTime"})
+    key = ThrowawayKey()
+    publish(kafka, directive("JFK", key, route="fallback", probe_share=0, ttl_ms=60_000))
+    guard = Guard("JFK", fallback=0.5, bootstrap=kafka.bootstrap, directive_keys=key.public, clock=DayAhead()).start()
+    guards.append(guard)
+
+    until(lambda: guard.call(model, {}, caller="a") == 0.5, "the directive is followed")
+
+
+class DayAhead(SystemClock):
+    @staticmethod
+    def wall_ms() -> int:
+        return now_ms() + 86_400_000
