@@ -1,0 +1,94 @@
+"""Control records cut a run into segments, and what is done about one holds for the segment after it."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.blocks import FeatureSchema
+from schemas.flags import RowFlag
+from streams.decode import Control, Decoder, partition_of, records
+from streams.decode.columns import Headers
+from tests.decode.cases import JSON, NOW, SCHEMA, as_json, one, schema_of, segments
+
+TICK: Headers = [("palisade-kind", b"tick")]
+ACTIVATED: Headers = [("palisade-kind", b"profile_activated"), ("palisade-signature", b"c2ln")]
+PREDICTION: Headers = [("palisade-kind", b"prediction"), ("content-type", b"application/json; charset=utf-8")]
+
+
+def test_controls_come_after_the_rows_before_them() -> None:
+    values = [as_json(), b"t", as_json(), as_json(), b"t", b"t"]
+
+    found = segments(values, [None, TICK, PREDICTION, JSON, TICK, TICK], first=10)
+
+    assert [segment.columns.offset.tolist() for segment in found] == [[10], [12, 13], []]
+    assert [segment.control and segment.control.offset for segment in found] == [11, 14, 15]
+    assert found[0].control == Control(1, "tick", 11, NOW, b"credit", b"t", TICK)
+
+
+def test_rows_after_the_last_control_are_a_segment_without_one() -> None:
+    found = segments([b"t", as_json()], [TICK, None])
+
+    assert [(len(segment.columns), segment.control is None) for segment in found] == [(0, False), (1, True)]
+
+
+def test_a_run_of_no_records_has_no_segments() -> None:
+    assert segments([]) == []
+
+
+def test_rows_after_an_activation_are_decoded_by_the_new_schema() -> None:
+    active: dict[str, FeatureSchema] = {}
+    decoder = Decoder("log", 0, 1, lambda endpoint, version: active.get(endpoint))
+    values = [as_json(), as_json(), b"{}", as_json(), as_json()]
+    headers: list[Headers | None] = [None, None, ACTIVATED, None, None]
+    seen = []
+    for segment in decoder.segments(values, [b"credit"] * 5, headers, [0, 1, 2, 3, 4], [NOW] * 5):
+        seen.append((segment.columns.groups[0].schema, segment.columns.flags.tolist()))
+        if segment.control is not None:
+            active["credit"] = SCHEMA
+
+    assert seen == [(None, [RowFlag.NO_PROFILE] * 2), (SCHEMA, [0, 0])]
+
+
+def test_a_profile_that_changes_outside_of_the_log_is_seen_after_forget() -> None:
+    active: dict[str, FeatureSchema] = {}
+    decoder = Decoder("log", 0, 1, lambda endpoint, version: active.get(endpoint))
+    one(as_json(), decoder=decoder)
+    active["credit"] = SCHEMA
+    decoder.forget()
+
+    assert one(as_json(), decoder=decoder).columns.groups[0].schema is SCHEMA
+
+
+def test_a_record_without_a_key_is_scored_where_its_endpoint_belongs() -> None:
+    home = partition_of(b"credit", 5)
+
+    for partition in range(5):
+        segment = one(as_json(), key=None, decoder=Decoder("log", partition, 5, schema_of))
+        assert len(segment.columns) == (1 if partition == home else 0)
+        assert [letter.reason for letter in segment.dead_letters] == ([] if partition == home else ["wrong_partition"])
+
+
+def test_what_is_remembered_of_endpoints_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MAX_TARGETS", 10)
+    decoder = Decoder("log", 0, 1, schema_of)
+    for at in range(100):
+        name = f"stranger-{at}"
+        one(as_json(endpoint=name), key=name.encode(), decoder=decoder)
+        assert len(one(as_json(), decoder=decoder).columns) == 1
+
+    assert len(decoder._targets) <= 12
+    assert len(decoder._by_key) <= 12
+    assert ("credit", "default") in decoder._targets
+
+
+def test_many_endpoints_in_one_run_are_groups_of_one_matrix_each() -> None:
+    decoder = Decoder("log", 0, 1, lambda endpoint, version: SCHEMA)
+    names = [f"e{at % 50}" for at in range(150)]
+    values = [as_json(endpoint=name, features={"distance": at}) for at, name in enumerate(names)]
+
+    (segment,) = decoder.segments(values, [name.encode() for name in names], [None] * 150, range(150), [NOW] * 150)
+
+    assert len(segment.columns.groups) == 50
+    for group in segment.columns.groups:
+        assert [names[row] for row in group.rows] == [group.endpoint] * 3
+        assert group.numeric[:, 0].tolist() == group.rows.tolist()
