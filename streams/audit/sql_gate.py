@@ -80,7 +80,7 @@ def admit(sql: str) -> str:
         raise SqlRefused("too_deep", "The query nests too deeply.") from failure
     except Exception as failure:  # a parser that stumbles over hostile text refuses it, whatever it stumbled over
         raise SqlRefused("syntax", "This is no ClickHouse SQL that can be read.") from failure
-    _check_text(text)
+    check_written(text)
     return f"{text} FORMAT {chosen_format}" if chosen_format else text
 
 
@@ -309,7 +309,8 @@ _LEXEME = re.compile(
 _WORDS = KEYWORDS | {name.upper() for name in TYPES}
 
 
-def _check_text(text: str) -> None:
+def check_written(text: str) -> None:
+    """The second layer: refuses text with a word, sign or call outside the vocabulary. Names are expected in quotes."""
     position, before = 0, ""
     while position < len(text):
         found = _LEXEME.match(text, position)

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streams.audit.engine import ClickHouseError, EmbeddedClickHouse
-from streams.audit.sql_gate import MAX_CHARS, MAX_DEPTH, MAX_TOKENS, SqlRefused, admit
+from streams.audit.sql_gate import MAX_CHARS, MAX_DEPTH, MAX_TOKENS, SqlRefused, admit, check_written
 from tests.audit.hostile_sql import HOSTILE
 
 FORENSIC = [
@@ -125,6 +125,36 @@ def test_hostile_sql_is_refused_by_name(sql: str, reason: str) -> None:
 
     assert refused.value.reason == reason
     assert "Allowed: one SELECT" in refused.value.explanation
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT 1 INTO OUTFILE 'x'",
+        "SELECT 1; SELECT 2",
+        'SELECT 1 SETTINGS "readonly" = 0',
+        "SELECT * FROM file('/etc/passwd')",
+        "SELECT * FROM \"file\"('/etc/passwd')",
+        "SELECT * FROM \"file\"  ('/etc/passwd')",
+        "SELECT * FROM `file`('/etc/passwd')",
+        "SELECT 'a\\' INTO OUTFILE 'x' --'",
+        "SELECT 1 -- 2",
+        "SELECT 1 /* 2 */",
+        "SELECT 1 # 2",
+        "SELECT $$x$$",
+        "SELECT 'open",
+        "SELECT {x:Identifier}",
+        "SELECT {x: Identifier}",
+        "SELECT users",
+        "SELECT 1\n",
+        "SELECT é",
+        "SELECT 1abc",
+        "SELECT @x",
+    ],
+)
+def test_the_second_layer_alone_refuses_what_the_first_should_have(text: str) -> None:
+    with pytest.raises(SqlRefused):
+        check_written(text)
 
 
 def test_a_query_at_its_bounds_passes_and_one_beyond_is_refused() -> None:
