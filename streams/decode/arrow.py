@@ -30,6 +30,8 @@ _AUTH_CODES = {"claimed": 0, "verified": 1}
 _WRONG_WORD = 255
 
 Mask = npt.NDArray[np.bool_]
+Picked = npt.NDArray[np.intp] | slice
+"""Rows of a batch: their numbers, or all of them as a slice."""
 
 
 def read_streams(streams: Sequence[Stream]) -> pa.RecordBatch:
@@ -102,7 +104,7 @@ class Batch:
             return np.full(self.rows, default)
         if not is_number(column.type) or pa.types.is_boolean(column.type):
             raise ArrowRefused("arrow_schema", f"{name}: expected numbers, got {column.type}")
-        return floats(column, default)
+        return floats(column, default).copy()
 
     def times(self) -> Longs:
         """int64 [n] of `ts` in ms, `NO_TIME` of null: integers are ms already, timestamps are converted."""
@@ -125,24 +127,44 @@ class Batch:
         column = self._columns.get("prediction")
         if column is None or not is_number(column.type):
             return np.full(self.rows, np.nan)
-        return floats(column, np.nan)
+        return floats(column, np.nan).copy()
 
-    def matrix(self, layout: Layout, rows: npt.NDArray[np.intp]) -> tuple[Floats, npt.NDArray[np.uint32]]:
-        """Raw features [len(rows), layout.width] with marks, and flags of what `layout.settle` cannot see."""
-        matrix = np.full((len(rows), layout.width), np.nan)
-        flags = np.zeros(len(rows), dtype=np.uint32)
+    def matrix(self, layout: Layout, rows: Picked) -> tuple[Floats, npt.NDArray[np.uint32]]:
+        """Raw features [picked rows, layout.width] with marks, and flags of what `layout.settle` cannot see."""
+        count = self.rows if isinstance(rows, slice) else len(rows)
+        matrix = np.full((count, layout.width), np.nan)
+        flags = np.zeros(count, dtype=np.uint32)
         for at, name in enumerate(layout.names):
             column = self.features.get(name)
             if at in layout.ignored:
                 matrix[:, at] = 0.0
-            elif column is not None:
-                values, bits = coded(column, layout, at) if at in layout.tables else measured(column)
-                matrix[:, at] = values[rows]
-                if bits is not None:
-                    flags |= bits[rows]
+            elif column is None:
+                continue
+            elif at in layout.tables and (encoded := encode(as_text(column))) is not None:
+                codes, words = encoded
+                table = np.array([layout.tables[at][word] for word in [*words, None]], dtype=np.float64)
+                matrix[:, at] = table[codes[rows]]
+            elif at not in layout.tables and is_number(column.type):
+                matrix[:, at] = floats(column, np.nan)[rows]
+            else:
+                wrong = _valid(column)[rows]
+                matrix[wrong, at] = NOTED
+                flags[wrong] |= np.uint32(RowFlag.WRONG_FEATURE_TYPE)
+        self._note_odd_numbers(matrix, flags, layout, rows)
         for name in self.features.keys() - set(layout.names):
             flags[_valid(self.features[name])[rows]] |= np.uint32(RowFlag.UNKNOWN_FEATURE)
         return matrix, flags
+
+    def _note_odd_numbers(self, matrix: Floats, flags: npt.NDArray[np.uint32], layout: Layout, rows: Picked) -> None:
+        """NaN, infinity and numbers beyond the bound that are no nulls: noted as missing, and flagged."""
+        odd = ~(np.abs(matrix) <= MAX_NUMBER)
+        for at in np.flatnonzero(odd.any(axis=0)).tolist():
+            column = self.features.get(layout.names[at])
+            if column is None or at in layout.tables or not is_number(column.type):
+                continue
+            found = odd[:, at] & _valid(column)[rows]
+            matrix[found, at] = NOTED
+            flags[found] |= np.uint32(RowFlag.NOT_FINITE)
 
     def ids(self, at: int) -> dict[str, Any]:
         """What a dead letter shows of row `at`."""
@@ -180,20 +202,25 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def floats(column: pa.Array, null: float) -> Floats:
-    """A copy of a number column as float64, nulls as `null`."""
+    """A number column as float64, nulls as `null`. May be a view: not to be written to."""
     if pa.types.is_null(column.type):
         return np.full(len(column), null)
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
-    values: Floats = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    values: Floats = column.to_numpy(zero_copy_only=False)
     if column.null_count:
-        values[~_valid(column)] = null
-    return values
+        return np.where(_valid(column), values, null).astype(np.float64, copy=False)
+    return values.astype(np.float64, copy=False)
 
 
 def _valid(column: pa.Array) -> Mask:
     valid: Mask = column.is_valid().to_numpy(zero_copy_only=False)
     return valid
+
+
+def as_text(column: pa.Array) -> pa.Array:
+    """Booleans as the categories "true" and "false", anything else as it is."""
+    return column.cast(pa.string()) if pa.types.is_boolean(column.type) else column
 
 
 def encode(column: pa.Array) -> tuple[npt.NDArray[np.int32], list[str]] | None:
@@ -231,33 +258,3 @@ def _all_plain(column: pa.StringArray) -> bool:
     if lengths.min() < 1 or lengths.max() > MAX_ID_BYTES or text is None:
         return False
     return not text[int(offsets[0]) : int(offsets[-1])].to_pybytes().translate(None, env.ID_CHARACTERS)
-
-
-def coded(column: pa.Array, layout: Layout, at: int) -> tuple[Floats, npt.NDArray[np.uint32] | None]:
-    """Codes of a categorical feature with marks, and flags of another type's values."""
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.string())
-    encoded = encode(column)
-    if encoded is None:
-        return wrong_type(column)
-    codes, words = encoded
-    table = np.array([layout.tables[at][word] for word in [*words, None]], dtype=np.float64)
-    return table[codes], None
-
-
-def measured(column: pa.Array) -> tuple[Floats, npt.NDArray[np.uint32] | None]:
-    """Values of a numeric feature with marks, and flags of what is no measurement."""
-    if not is_number(column.type):
-        return wrong_type(column)
-    values = floats(column, np.nan)
-    odd = ~(np.abs(values) <= MAX_NUMBER)
-    if not odd.any():
-        return values, None
-    odd &= _valid(column)
-    values[odd] = NOTED
-    return values, odd * np.uint32(RowFlag.NOT_FINITE)
-
-
-def wrong_type(column: pa.Array) -> tuple[Floats, npt.NDArray[np.uint32]]:
-    valid = _valid(column)
-    return np.where(valid, NOTED, np.nan), valid * np.uint32(RowFlag.WRONG_FEATURE_TYPE)

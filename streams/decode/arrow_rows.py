@@ -51,8 +51,8 @@ def arrow_rows(
         BadRow(int(record[at]), int(row[at]), *_why(batch, at, wrongs[endpoint_of[at]]))
         for at in np.flatnonzero(bad).tolist()
     ]
-    kept = np.flatnonzero(~bad)
-    if not len(kept):
+    kept: arrow.Picked = np.flatnonzero(~bad) if refused else slice(None)
+    if len(refused) == batch.rows:
         return None, refused
     flags = np.zeros(batch.rows, dtype=np.uint32)
     for name in ("producer", "request_id", "served_by"):
@@ -104,7 +104,7 @@ def _codes(names: env.Names, codes: Codes, words: list[str], flags: Flags) -> Co
 
 def _groups(
     batch: arrow.Batch,
-    kept: npt.NDArray[np.intp],
+    kept: arrow.Picked,
     endpoint_of: npt.NDArray[np.int32],
     endpoints: list[str],
     version_of: npt.NDArray[np.int32],
@@ -113,9 +113,13 @@ def _groups(
 ) -> tuple[list[Group], Flags]:
     """Groups of the kept rows (numbered among the kept), and the flags of their features."""
     part = endpoint_of[kept].astype(np.int64) * len(versions) + version_of[kept]
-    order = np.argsort(part, kind="stable")
-    edges = np.concatenate(([0], np.flatnonzero(np.diff(part[order])) + 1, [len(order)]))
-    flags = np.zeros(len(kept), dtype=np.uint32)
+    if len(part) and (part == part[0]).all():
+        order = np.arange(len(part))
+        edges = np.array([0, len(part)])
+    else:
+        order = np.argsort(part, kind="stable")
+        edges = np.concatenate(([0], np.flatnonzero(np.diff(part[order])) + 1, [len(order)]))
+    flags = np.zeros(len(part), dtype=np.uint32)
     groups = []
     for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         rows = order[first:last]
@@ -124,7 +128,14 @@ def _groups(
         features = np.empty((len(rows), 0))
         layout = None if target.plan is None else target.plan.layout
         if layout is not None:
-            features, bits = batch.matrix(layout, kept[rows])
+            features, bits = batch.matrix(layout, _of(kept, rows, batch.rows))
             flags[rows] = bits | settle(features, layout)
         groups.append(Group(target.endpoint, target.version, layout, rows, features))
     return groups, flags
+
+
+def _of(kept: arrow.Picked, rows: npt.NDArray[np.intp], count: int) -> arrow.Picked:
+    """Rows of the kept ones as rows of the batch of `count`."""
+    if not isinstance(kept, slice):
+        return kept[rows]
+    return kept if len(rows) == count else rows
