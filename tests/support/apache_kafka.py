@@ -51,6 +51,10 @@ class ApacheKafka:
         self._admin: AdminClient | None = None
         self.bootstrap = f"127.0.0.1:{self._ports[0]}"
 
+    def segment(self, topic: str, partition: int) -> Path:
+        """The first log file of a partition."""
+        return self._folder / "data" / f"{topic}-{partition}" / f"{0:020d}.log"
+
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None

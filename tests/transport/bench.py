@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import sys
 import threading
 import time
@@ -61,14 +62,17 @@ Seen = Mapping[TP, Counter[int]]
 def fill(bootstrap: str, topic: str, partitions: int, each: int, size: int = 20) -> None:
     """Write `each` records to every partition; returns when all are confirmed."""
     failed: list[object] = []
+    rest = random.Random(each).randbytes(max(0, size - 20))  # nothing that compresses to nothing
     producer = Producer(kafka_settings(KafkaConnection(bootstrap=bootstrap), "producer"))
     for number in range(each):
         for partition in range(partitions):
-            value = f"{number:020d}".encode().ljust(size, b".")
+            while len(producer) > 50_000:
+                producer.poll(0.05)
+            value = f"{number:020d}".encode() + rest
             producer.produce(
                 topic, value, partition=partition, on_delivery=lambda error, _: error and failed.append(error)
             )
-            producer.poll(0)
+        producer.poll(0)
     assert producer.flush(30) == 0
     assert failed == []
 
@@ -88,10 +92,12 @@ class Bench:
         self.workers: list[Worker] = []
         self.violations: list[dict[TP, list[int]]] = []
         self.samples = 0
+        self.moved_back: list[tuple[TP, int, int]] = []
         self._halt = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self._probe = Consumer(kafka_settings(KafkaConnection(bootstrap=spec.bootstrap), "consumer", group=spec.group))
-        self._probing = threading.Lock()
+        self._reading = threading.Lock()
+        self._seen: dict[TP, Counter[int]] = {}
         self._read: dict[Path, tuple[int, list[dict[str, Any]]]] = {}
 
     def start(self) -> Worker:
@@ -99,25 +105,28 @@ class Bench:
         return self.workers[-1]
 
     def events(self) -> list[dict[str, Any]]:
-        """Every complete line so far. Read incrementally, so that a sampler may look often."""
-        with self._probing:
+        """Every complete line so far."""
+        self._read_on()
+        return [line for _, lines in self._read.values() for line in lines]
+
+    def seen(self) -> dict[TP, Counter[int]]:
+        """How often each offset was finished, by all workers together."""
+        self._read_on()
+        return self._seen
+
+    def _read_on(self) -> None:
+        with self._reading:
             for path in Path(self.spec.out).glob("*.jsonl"):
                 position, lines = self._read.setdefault(path, (0, []))
                 with path.open("rb") as file:
                     file.seek(position)
                     whole = file.read().rpartition(b"\n")[0]
+                for line in map(json.loads, whole.split(b"\n") if whole else ()):
+                    lines.append(line)
+                    if line["event"] == "run":
+                        self._seen.setdefault(TP(line["topic"], line["partition"]), Counter()).update(line["offsets"])
                 if whole:
-                    lines.extend(json.loads(line) for line in whole.split(b"\n"))
                     self._read[path] = (position + len(whole) + 1, lines)
-            return [line for _, lines in self._read.values() for line in lines]
-
-    def seen(self) -> dict[TP, Counter[int]]:
-        """How often each offset was finished, by all workers together."""
-        counts: dict[TP, Counter[int]] = {}
-        for line in self.events():
-            if line["event"] == "run":
-                counts.setdefault(TP(line["topic"], line["partition"]), Counter()).update(line["offsets"])
-        return counts
 
     def committed(self) -> dict[TP, int]:
         answers = self._probe.committed([TopicPartition(*tp) for tp in self.tps], timeout=10)
@@ -154,12 +163,15 @@ class Bench:
         self._probe.close()
 
     def _sample(self) -> None:
+        last: dict[TP, int] = {}
         while not self._halt.wait(0.1):
             try:
                 committed = self.committed()  # first the commits, then the files: a violation is proof
             except KafkaException:
                 continue
             self.samples += 1
+            self.moved_back += [(tp, last[tp], end) for tp, end in committed.items() if end < last.get(tp, 0)]
+            last = committed
             if lost := passed_over(committed, self.seen()):
                 self.violations.append(lost)
 

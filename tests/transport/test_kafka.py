@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.transport.bench import Bench, exactly, fill
 from tests.transport.worker import Spec, Topic
 
 pytestmark = pytest.mark.kafka
+CLEAN = {0, -signal.SIGTERM}  # the second: stopped before it had begun
 
 
 @pytest.fixture
@@ -158,3 +160,79 @@ def test_keys_headers_tombstones_and_every_codec_arrive(kafka: RealKafka, topic:
         b.until(b.all_seen(255), "everything read")
         assert worker.stop() == 0
         assert b.committed() == {TP(topic, 0): 255}
+
+
+def test_a_storm_of_joins_stops_and_kills_loses_nothing(kafka: RealKafka, topic: str, tmp_path: Path) -> None:
+    """Two or three workers for 25 s, one of them started, stopped or killed every two seconds, records all the while."""
+    moments = random.Random(11)
+    written = 0
+    with bench(kafka, tmp_path, topic, Topic(run_max=100, sleep_s=0.005, late_s=0.05)) as b:
+        alive = [b.start(), b.start()]
+        deadline = time.monotonic() + 25
+        while time.monotonic() < deadline:
+            fill(kafka.bootstrap, topic, 4, 500)
+            written += 500
+            time.sleep(moments.uniform(0.5, 2.0))
+            if len(alive) < 2 or (len(alive) == 2 and moments.random() < 0.4):
+                alive.append(b.start())
+            elif moments.random() < 0.3:
+                alive.pop(moments.randrange(len(alive))).kill()
+            else:
+                assert alive.pop(moments.randrange(len(alive))).stop() in CLEAN
+        b.until(b.all_seen(written), "everything read")
+        assert {worker.stop() for worker in alive} <= CLEAN
+        assert b.committed() == exactly(b.tps, written)
+    assert b.samples > 100
+    assert b.violations == []
+    assert b.moved_back == []
+
+
+def test_a_corrupted_batch_ends_the_worker_before_it_is_committed(kafka: RealKafka, topic: str, tmp_path: Path) -> None:
+    if kafka.broker is None:
+        pytest.skip("the broker's files are not ours to damage")
+    for _ in range(3):
+        fill(kafka.bootstrap, topic, 1, 50)  # one batch each
+    damage_second_batch(kafka.broker.segment(topic, 0))
+    with bench(kafka, tmp_path, topic, Topic(), 1) as b:
+        assert b.start().wait(20) == 1
+        assert b.committed().get(TP(topic, 0), 0) <= 50
+        assert "_BAD_MSG" in b.errors() or "CRC" in b.errors()
+
+
+def damage_second_batch(segment: Path) -> None:
+    """Flip one byte of its records. A batch is: base offset (8 bytes), length (4), then so many bytes."""
+    with segment.open("r+b") as file:
+        file.seek(8)
+        second = 12 + int.from_bytes(file.read(4), "big")
+        file.seek(second + 8)
+        end = second + 12 + int.from_bytes(file.read(4), "big")
+        file.seek(end - 20)
+        byte = file.read(1)[0]
+        file.seek(end - 20)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_flooded_predictions_do_not_delay_reports(kafka: RealKafka, tmp_path: Path) -> None:
+    """A backlog of 200,000 predictions far above its byte bound, and 300 reports beside it."""
+    predictions, reports = kafka.unique("predictions"), kafka.unique("reports")
+    kafka.create_topics({predictions: 4, reports: 1})
+    fill(kafka.bootstrap, predictions, 4, 50_000, 700)
+    flood = Topic(run_max=2_000, linger_s=0.05, max_bytes=8 << 20, cpu_s=0.01, sleep_s=0.1)
+    spec = Spec(
+        kafka.bootstrap, kafka.unique("g"), str(tmp_path), {predictions: flood, reports: Topic()}, fetch_wait_ms=100
+    )
+    with Bench(spec, 1) as b:
+        worker = b.start()
+        b.until(lambda: b.total() > 2_000, "flooded")
+        producer = Producer(
+            kafka_settings(KafkaConnection(bootstrap=kafka.bootstrap), "producer", overrides={"linger.ms": 0})
+        )
+        for _ in range(301):
+            producer.produce(reports, b"r")
+            producer.flush(5)
+            time.sleep(0.01)
+        b.until(lambda: len(b.seen().get(TP(reports, 0), ())) == 301, "reports read")
+        assert b.total() < 200_000, "the flood was over too soon to prove anything"
+        assert worker.stop() == 0
+        delays = sorted(line["delay"] for line in b.told("run") if line["topic"] == reports)[:-1]  # a producer's first
+        assert delays[int(len(delays) * 0.99)] < 100

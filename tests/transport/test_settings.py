@@ -25,7 +25,7 @@ def test_every_consumer_setting_is_as_decided() -> None:
         "check.crcs": True,
         "fetch.queue.backoff.ms": 10,
         "fetch.wait.max.ms": 100,
-        "fetch.message.max.bytes": 1_048_576,
+        "fetch.message.max.bytes": 262_144,
         "queued.max.messages.kbytes": 16_384,
         "partition.assignment.strategy": "range,roundrobin",
         "session.timeout.ms": 10_000,
