@@ -216,9 +216,13 @@ class EmbeddedClickHouse:
         self._sessions: weakref.WeakSet[EngineSession] = weakref.WeakSet()
         self._closed = False
         self._guard = threading.Lock()
-        self._writer = self.session({"async_insert": "0", "insert_deduplicate": "1"})
-        self._writer.run(f"CREATE DATABASE IF NOT EXISTS {DATABASE}")
-        self._reader = self.session(ARROW_SETTINGS)
+        try:
+            self._writer = self.session({"async_insert": "0", "insert_deduplicate": "1"})
+            self._writer.run(f"CREATE DATABASE IF NOT EXISTS {DATABASE}")
+            self._reader = self.session(ARROW_SETTINGS)
+        except ClickHouseError:
+            self.close()  # a half-open engine would hold the directory
+            raise
 
     def session(self, settings: Mapping[str, str] | None = None) -> EngineSession:
         """A connection of its own; `settings` are applied in order (so `readonly` comes last)."""
