@@ -15,13 +15,14 @@ from palisade_client._wire import clean_id
 class Call:
     """One guarded call from admission to its end, which is counted exactly once."""
 
-    __slots__ = ("_attempt", "_begun", "_ts", "features", "key", "live", "route")
+    __slots__ = ("_attempt", "_begun", "_taken", "_ts", "features", "key", "live", "route")
 
     def __init__(self, live: Live, features: Any, caller: str, auth: CallerAuth) -> None:
         self.live, self.features = live, features
         self.key: CallerKey = (clean_id(caller), auth)
         self._ts = live.clock.wall_ms()
         self.route: Route = live.admit(self.key, features)
+        self._taken = live.take(features)  # now: the model may change them
         self._begun = self._attempt = perf_counter()
 
     def attempt(self) -> None:
@@ -31,6 +32,8 @@ class Call:
     def answer(self, value: Any, route: Route | None = None, status: str = "ok") -> Any:
         """Ends the call with `value`, answered by `route` (default: the one it was admitted to)."""
         route = route or self.route
+        if route == "probe":
+            self.live.end_probe()
         now = perf_counter()
         self.live.counts.answer(self.key, route, (now - self._attempt) * 1000)
         self._emit(value, route, status, now)
@@ -51,6 +54,8 @@ class Call:
     def recover(self, failure: Failure, error: Exception) -> Any:
         """The route failed: the fallback's answer, else `error` is raised."""
         self.live.failed(self.route, failure)
+        if self.route == "probe":
+            self.live.end_probe()
         value = self.fall_back(failure)
         if value is not NO_ANSWER:
             return value
@@ -60,15 +65,13 @@ class Call:
 
     def give_up(self) -> None:
         """Ends the call without an answer and without blame: cancelled, or an error of the client's own making."""
+        if self.route == "probe":
+            self.live.end_probe()
         self.live.counts.answer(self.key, None, 0.0)
 
     def _emit(self, value: Any, route: Route, status: str, now: float) -> None:
-        self.live.emit(
-            self.key,
-            self.features,
-            value,
-            served_by=route,
-            status=status,
-            ts=self._ts,
-            latency_ms=(now - self._begun) * 1000,
-        )
+        if self._taken is not None:
+            latency_ms = (now - self._begun) * 1000
+            self.live.emit(
+                self.key, self._taken, value, served_by=route, status=status, ts=self._ts, latency_ms=latency_ms
+            )

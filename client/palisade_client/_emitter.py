@@ -62,6 +62,13 @@ class Waiting(NamedTuple):
     weight: float
 
 
+class Taken(NamedTuple):
+    """Features as plain values, and what they weigh in the queue, bytes."""
+
+    features: dict[str, Any] | list[Any]
+    size: int
+
+
 def connect(bootstrap: str | None, settings: Mapping[str, Any] | None, *, predictions: bool) -> Transport:
     """Kafka at `bootstrap`, else at `PALISADE_BOOTSTRAP`; nowhere without an address or with settings that are refused.
 
@@ -146,17 +153,27 @@ class Emitter:
         }
         known.update(details)
         known["caller"] = clean_id(known["caller"])
-        return self.put(Waiting(clean_id(endpoint), **known), features, prediction)
+        taken = self.take(clean_id(endpoint), features)
+        return taken is not None and self.put(Waiting(clean_id(endpoint), **known), taken, prediction)
 
-    def put(self, waiting: Waiting, features: Any, prediction: Any) -> bool:
-        """Like `emit`, for ids that are clean already. Copies features and outcome as plain values."""
+    def take(self, endpoint: str, features: Any) -> Taken | None:
+        """A copy of `features` in plain values, that nobody can change any more; None, and a drop, if unreadable."""
+        try:
+            return Taken(*plain_features(features))
+        except Exception:  # noqa: BLE001 - odd values of a service must not fail its call
+            log_fault("the features of a prediction could not be read")
+            self._drop(endpoint, 1)
+            return None
+
+    def put(self, waiting: Waiting, taken: Taken, prediction: Any) -> bool:
+        """Queues a prediction whose ids are clean and whose features are `taken`; False if it was dropped."""
+        plain, size = taken
         try:
             if self._transport is None:
                 self.start()
-            plain, size = plain_features(features)
             outcome = plain_outcome(prediction)
-        except Exception:  # noqa: BLE001 - odd values of a service must not fail its call
-            log_fault("a prediction could not be taken")
+        except Exception:  # noqa: BLE001 - likewise
+            log_fault("the outcome of a prediction could not be read")
             self._drop(waiting.endpoint, 1)
             return False
         with self._lock:

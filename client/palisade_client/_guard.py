@@ -10,7 +10,8 @@ import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast
+from types import CodeType
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack, cast
 
 from palisade_client._call import Call
 from palisade_client._caller import CallerAuth, caller_var
@@ -27,12 +28,7 @@ from palisade_client._transport import KafkaTransport, Transport
 from palisade_client._wire import clean_id
 
 MAX_INFLIGHT = 32
-
-
-class Model(Protocol):
-    """Anything with `predict(features)`."""
-
-    def predict(self, features: Any, /) -> Any: ...
+_CALLER_WORDS = frozenset({"caller", "caller_auth"})
 
 
 class GuardOptions(TypedDict, total=False):
@@ -198,10 +194,8 @@ class Guard:
 
     def __call__(self, predict: Predict) -> Predict:
         """Decorates `predict(features, ...)`; `caller` and `caller_auth` are passed on if it takes them."""
-        takes = _takes(predict)
-        method: Callable[..., Any] = self._acall if inspect.iscoroutinefunction(predict) else self._call
+        is_async, takes = _traits(predict)
 
-        @functools.wraps(predict)
         def guarded(
             features: Any,
             *args: Any,
@@ -211,9 +205,12 @@ class Guard:
         ) -> Any:
             who = _who(caller, caller_auth)
             _pass_on(takes, who, kwargs)
-            return method(predict, features, who, args, kwargs)
+            return (self._acall if is_async else self._call)(predict, features, who, args, kwargs)
 
-        return cast(Predict, guarded)
+        async def awaited(features: Any, *args: Any, **kwargs: Any) -> Any:
+            return await guarded(features, *args, **kwargs)
+
+        return cast(Predict, functools.wraps(predict)(awaited if is_async else guarded))
 
     def call(
         self,
@@ -224,14 +221,14 @@ class Guard:
         caller_auth: CallerAuth | None = None,
         **kwargs: Any,
     ) -> Any:
-        """`predict(features, **kwargs)`, guarded; `caller` and `caller_auth` are passed on if it names them.
+        """`predict(features, **kwargs)`, guarded; `caller` and `caller_auth` are passed on if it names them. Awaitable if `predict` is async.
 
         `caller` defaults to the middleware's `current_caller()`.
         A caller named here is `claimed`, unless it is the middleware's own or `caller_auth` says `verified`.
         """
-        who = _who(caller, caller_auth)
-        _pass_on(_takes(predict), who, kwargs)
-        return self._call(predict, features, who, (), kwargs)
+        who, (is_async, takes) = _who(caller, caller_auth), _traits(predict)
+        _pass_on(takes, who, kwargs)
+        return (self._acall if is_async else self._call)(predict, features, who, (), kwargs)
 
     def acall(
         self,
@@ -244,7 +241,7 @@ class Guard:
     ) -> Awaitable[Any]:
         """Like `call` without blocking the event loop: awaits an async `predict`, runs a plain one in the pool."""
         who = _who(caller, caller_auth)
-        _pass_on(_takes(predict), who, kwargs)
+        _pass_on(_traits(predict).takes, who, kwargs)
         return self._acall(predict, features, who, (), kwargs)
 
     def _call(
@@ -310,7 +307,7 @@ class Guard:
 
     async def _awaited(self, predict: Callable[..., Any], run: Callable[[], Any]) -> Any:
         """The answer of `predict`; Expired after `timeout_s` without waiting for its cancellation, PoolFull at once."""
-        if not inspect.iscoroutinefunction(predict):
+        if not _traits(predict).is_async:
             future = self._in_pool(run)
         elif self._timeout_s is None:
             return await run()
@@ -365,13 +362,30 @@ def _who(caller: str | None, auth: CallerAuth | None) -> tuple[str, CallerAuth]:
     return caller, auth or (known.auth if known.id == caller else "claimed")
 
 
-@functools.lru_cache(maxsize=256)
-def _takes(predict: Callable[..., Any]) -> frozenset[str]:
-    """Which of `caller` and `caller_auth` the function names as parameters of its own."""
+class _Traits(NamedTuple):
+    """What must be known of a model's function: is it async, and which of `caller`, `caller_auth` does it name?"""
+
+    is_async: bool
+    takes: frozenset[str]
+
+
+def _traits(predict: Callable[..., Any]) -> _Traits:
+    code = getattr(predict, "__code__", None)
+    if code is not None and not hasattr(predict, "__wrapped__"):
+        return _traits_of_code(code)
+    call = getattr(predict, "__call__", None)  # noqa: B004 - an object whose call is async
+    is_async = inspect.iscoroutinefunction(predict) or inspect.iscoroutinefunction(call)
     try:
-        return frozenset(inspect.signature(predict).parameters) & {"caller", "caller_auth"}
+        return _Traits(is_async, _CALLER_WORDS & set(inspect.signature(predict).parameters))
     except (TypeError, ValueError):  # a builtin without a signature
-        return frozenset()
+        return _Traits(is_async, frozenset())
+
+
+@functools.lru_cache(maxsize=1024)
+def _traits_of_code(code: CodeType) -> _Traits:
+    """By code object, which all lambdas of one line share, so that one made for each call costs no inspection."""
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return _Traits(bool(code.co_flags & inspect.CO_COROUTINE), _CALLER_WORDS & set(names))
 
 
 def _pass_on(takes: frozenset[str], who: tuple[str, CallerAuth], kwargs: dict[str, Any]) -> None:

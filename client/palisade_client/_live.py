@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from palisade_client._clock import Clock
 from palisade_client._counts import CallerKey, Counts, Failure, Route
 from palisade_client._directives import NOTHING, DirectiveState, Orders
-from palisade_client._emitter import Emitter, Waiting
+from palisade_client._emitter import Emitter, Taken, Waiting
 from palisade_client._errors import CallerLimited
 from palisade_client._fallback import Fallback
 from palisade_client._keys import PublicKeys
@@ -40,6 +40,8 @@ KILL_CHECK_S = 0.5
 POLL_S = 0.1
 BROKER_TIME_WAIT_S = 2.0
 """How long a directive found at the start waits for the broker's time of our first report."""
+MAX_PROBES = 4
+"""Probes under way: without `timeout_s` a model that hangs holds so many of its service's threads, and no more."""
 MAX_HELD = 1_000
 """Directives of this endpoint held while the partition is read for the first time; the oldest give way."""
 
@@ -73,6 +75,7 @@ class Live:
         self._boot_id = uuid.uuid4().hex
         self._limiter = Limiter()
         self._routed = count(1)
+        self._probes = threading.Semaphore(MAX_PROBES)
         self._random = Random()  # noqa: S311 - sampling, not secrecy
         self._wake, self._stop = threading.Event(), threading.Event()
         self._directive_lock, self._report_lock = threading.RLock(), threading.Lock()
@@ -125,48 +128,57 @@ class Live:
             refusal = self._limiter.admit(limit, key[0], key[1], now)
             if refusal is not None:
                 self.counts.refuse(key)
-                if refusal.emit:
-                    self.emit(key, features, None, served_by="refused", status="unanswered")
+                taken = self.take(features) if refusal.emit else None
+                if taken is not None:
+                    self.emit(key, taken, None, served_by="refused", status="unanswered", ts=self.clock.wall_ms())
                 raise CallerLimited(key[0], refusal.retry_after, limit.action_id)
         if now < orders.route_until and self.fallback.ok:
-            if orders.probe_every and next(self._routed) % orders.probe_every == 0:
-                return "probe"
-            return "fallback"
+            due = orders.probe_every and next(self._routed) % orders.probe_every == 0
+            return "probe" if due and self._probes.acquire(blocking=False) else "fallback"
         return "primary"
+
+    def end_probe(self) -> None:
+        """A call that was admitted as a probe has ended."""
+        self._probes.release()
 
     def failed(self, route: Route, failure: Failure) -> None:
         """Counts a failed attempt, and hurries the report if it is the first."""
         if self.counts.fail(route, failure):
             self._wake.set()
 
+    def take(self, features: Any) -> Taken | None:
+        """The features as the call got them, to be emitted at its end; None if sampling leaves it out."""
+        sample = self.identity.sample
+        if sample < 1.0 and self._random.random() >= sample:
+            return None
+        return self.emitter.take(self.identity.endpoint, features)
+
     def emit(
         self,
         key: CallerKey,
-        features: Any,
+        taken: Taken,
         prediction: Any,
         *,
         served_by: str,
         status: str = "ok",
-        ts: int | None = None,
+        ts: int,
         latency_ms: float = 0.0,
     ) -> None:
-        """Queues the prediction, or by sampling does not."""
+        """Queues the prediction."""
         identity = self.identity
-        if identity.sample < 1.0 and self._random.random() >= identity.sample:
-            return
         waiting = Waiting(
             identity.endpoint,
             identity.version,
             identity.artifact_digest,
             key[0],
             key[1],
-            self.clock.wall_ms() if ts is None else ts,
+            ts,
             latency_ms,
             status,
             served_by,
             1.0 / identity.sample,
         )
-        self.emitter.put(waiting, features, prediction)
+        self.emitter.put(waiting, taken, prediction)
 
     # -- directives --------------------------------------------------------------------------------------------------
 

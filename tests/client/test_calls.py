@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from typing import Any
 
@@ -283,6 +284,69 @@ def test_a_caller_named_by_the_service_is_claimed_unless_it_is_the_authenticated
         "eve": "claimed",
         "anonymous": "claimed",
     }
+
+
+def test_a_model_that_changes_its_features_is_emitted_with_those_it_got(bench: Bench) -> None:
+    guard = bench.guard()
+    guard.call(lambda features: features.pop("x"), {"x": 1.0}, caller="a")
+    guard.flush()
+
+    assert bench.predictions[0].features == {"x": 1.0}
+
+
+def test_a_hung_model_holds_no_more_than_four_probes(bench: Bench) -> None:
+    release, entered = threading.Event(), threading.Semaphore(0)
+
+    def hang(features: Any) -> float:
+        entered.release()
+        release.wait(30)
+        return 0.9
+
+    guard = bench.guard(fallback=0.5).start()
+    bench.transport.deliver(directive(ENDPOINT, bench.key, route="fallback", probe_share=1))
+    callers = [threading.Thread(target=guard.call, args=(hang, {}), kwargs={"caller": "a"}) for _ in range(4)]
+    for thread in callers:
+        thread.start()
+        entered.acquire(timeout=10)
+    held = [guard.call(hang, {}, caller="b") for _ in range(10)]
+    release.set()
+    for thread in callers:
+        thread.join(10)
+
+    assert held == [0.5] * 10
+    assert guard.call(hang, {}, caller="b") == 0.9
+
+
+class Unhashable:
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, features: Any, caller: str) -> str:
+        return caller
+
+
+def test_any_callable_can_be_guarded(bench: Bench) -> None:
+    guard = bench.guard()
+
+    assert guard.call(Unhashable(), {}, caller="a") == "a"
+    assert guard.call(len, {"x": 1}, caller="a") == 1
+    assert guard.call(Model().predict, {"x": 1.0}, caller="a") == 0.5
+    assert guard.call(guard(Unhashable()), {}, caller="b") == "b"
+
+
+@pytest.mark.anyio
+async def test_call_of_an_async_model_is_awaitable(bench: Bench) -> None:
+    guard = bench.guard()
+
+    async def predict(features: Any, *, caller: str) -> str:
+        return caller
+
+    class Served:
+        async def __call__(self, features: Any) -> float:
+            return 0.9
+
+    assert await guard.call(predict, {}, caller="a") == "a"
+    assert await guard.acall(Served(), {}, caller="a") == 0.9
+    assert inspect.iscoroutinefunction(guard(predict))
 
 
 @pytest.mark.anyio
