@@ -133,11 +133,12 @@ class CallerRates:
         return found
 
     def _refresh(self, now_ms: int) -> None:
-        """Each second of the log: closes buckets, and reads the crowd's limit off the table again."""
+        """Closes buckets of the log's time, and reads the crowd's limit off the table again: each second until known."""
         second = now_ms // 1000
-        if second <= self._refreshed_s:
+        rolled = second * 1000 // BUCKET_MS > self._refreshed_s * 1000 // BUCKET_MS
+        if second <= self._refreshed_s or not (rolled or math.isinf(self.crowd_limit)):
             return
-        if second * 1000 // BUCKET_MS > self._refreshed_s * 1000 // BUCKET_MS:
+        if rolled:
             self.table.roll(self.table.occupied, now_ms)
         self._refreshed_s = second
         age_s = (now_ms - self._first_ms) / 1000.0

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from detectors.base import LogPoint, Reading
-from detectors.caller_table import CallerTable
-from detectors.guards import WINDOW_MS
-from detectors.rate_pattern import DAYS_30_S, MIN_COUNT, PatternFactors, own_floors, own_limits
+from detectors.caller_table import BUCKET_MS, CallerTable
+from detectors.guards import GUARD_LIVE_MS, WINDOW_MS
+from detectors.rate_pattern import DAYS_30_S, MIN_COUNT, PatternFactors, own_limits, with_count_noise
 from schemas.events import CallerAuth
 
 WARM_UP_MS = 60_000
@@ -81,6 +81,7 @@ class EndpointRates:
         self._rate, self._gap = _Alarm(), _Alarm()
         self._first_ms = self._asked_ms = self._reported_ms = 0
         self._level = 0.0
+        self._limit, self._limit_bucket = MIN_COUNT, 0
         self._longest_gap_ms = self._longest_pause_ms = 0.0
 
     def report(self, at: LogPoint, asked: int, window: float, shares: Callable[[], Shares]) -> list[Reading]:
@@ -98,9 +99,11 @@ class EndpointRates:
 
     def _level_of(self, at: LogPoint, asked: int, window: float, shares: Callable[[], Shares]) -> list[Reading]:
         rows, now_ms, alarm, columns = np.zeros(1, np.int64), at.ms, self._rate, self._table.columns
-        self._table.roll(rows, now_ms)
+        if now_ms // BUCKET_MS != self._limit_bucket:
+            self._table.roll(rows, now_ms)
+            self._limit_bucket, self._limit = now_ms // BUCKET_MS, self._pattern_limit(now_ms)
         known = now_ms - self._first_ms >= WARM_UP_MS
-        limit, peak = self._limit(now_ms), float(columns["peak"][0])
+        limit, peak = self._limit, float(columns["peak"][0])
         if alarm.open_since_ms is None:
             alarm.threshold = limit
         elif now_ms - alarm.open_since_ms > ADAPT_AFTER_MS:
@@ -116,10 +119,10 @@ class EndpointRates:
         evidence: dict[str, Any] = {"own_peak": peak, "usual_per_s": float(columns["rate"][0])}
         return [self._said("endpoint_rate", at, alarm, window, (firing, calm, known), shares(), evidence)]
 
-    def _limit(self, now_ms: int) -> float:
-        """Own pattern after an hour; before it, a margin over the peak so far."""
+    def _pattern_limit(self, now_ms: int) -> float:
+        """Own pattern after an hour; before it, a margin over the peak so far. It moves only when a bucket closes."""
         rows = np.zeros(1, np.int64)
-        early = float(own_floors(self._table, rows, now_ms, self._factors)[0])
+        early = float(with_count_noise(self._table.columns["peak"][rows].astype(np.float64), self._factors.own)[0])
         pattern = float(own_limits(self._table, rows, now_ms, self._factors)[0])
         return max(MIN_COUNT, early if math.isinf(pattern) else pattern)
 
@@ -136,7 +139,7 @@ class EndpointRates:
         alarm.threshold = limit / 1000.0
         if not alarm.due(now_ms, self._linger_ms, firing, calm, known):
             return []
-        evidence: dict[str, Any] = {"asked_per_s_before": self._level, "reports_missing": by_pause}
+        evidence: dict[str, Any] = {"asked_per_s_before": self._level, "reports_missing": pause > GUARD_LIVE_MS}
         return [self._said("silence", at, alarm, silent_ms / 1000.0, (firing, calm, known), (), evidence)]
 
     def _gap_limits(self) -> tuple[float, float]:
@@ -194,11 +197,17 @@ class EndpointRates:
         times = [self._first_ms, self._asked_ms, self._reported_ms]
         levels = [self._level, self._longest_gap_ms, self._longest_pause_ms]
         alarms = [list(asdict(alarm).values()) for alarm in (self._rate, self._gap)]
-        return {"times": times, "levels": levels, "alarms": alarms}, self._table.saved()
+        return {
+            "times": times,
+            "levels": levels,
+            "alarms": alarms,
+            "limit": [self._limit, self._limit_bucket],
+        }, self._table.saved()
 
     def take_back(self, values: Mapping[str, Any], columns: dict[str, Any]) -> None:
         """What `saved` gave; KeyError, TypeError or ValueError on anything else."""
         self._first_ms, self._asked_ms, self._reported_ms = values["times"]
         self._level, self._longest_gap_ms, self._longest_pause_ms = values["levels"]
+        self._limit, self._limit_bucket = values["limit"]
         self._rate, self._gap = (_Alarm(*alarm) for alarm in values["alarms"])
         self._table.take_back(columns)

@@ -74,12 +74,16 @@ def callers_to_come(known: int, first_hour: int, age_s: float) -> float:
 def own_limits(table: CallerTable, rows: Slots, now_ms: int, factors: PatternFactors) -> Floats:
     """The limit of each caller's own pattern; infinite where there is less than an hour of it."""
     columns = table.columns
-    season = table.season_peaks(rows, now_ms)
-    deviation = np.sqrt(np.maximum(columns["log_var"][rows].astype(np.float64), 0.0))
-    usual_burst = np.exp(np.minimum(columns["log_mean"][rows] + factors.own_spread * deviation, 40.0))
-    limit = np.maximum(with_count_noise(season, factors.own_pattern), columns["peak"][rows].astype(np.float64))
+    limits = np.full(len(rows), np.inf)
     known = (table.age_s(rows, now_ms) >= OWN_PATTERN_AFTER_S) & (columns["buckets"][rows] >= OWN_PATTERN_BUCKETS)
-    return np.where(known, np.maximum(limit, usual_burst), np.inf)
+    if not known.any():
+        return limits
+    old = rows[known]
+    deviation = np.sqrt(np.maximum(columns["log_var"][old].astype(np.float64), 0.0))
+    usual_burst = np.exp(np.minimum(columns["log_mean"][old] + factors.own_spread * deviation, 40.0))
+    season = with_count_noise(table.season_peaks(old, now_ms), factors.own_pattern)
+    limits[known] = np.maximum(np.maximum(season, columns["peak"][old]), usual_burst)
+    return limits
 
 
 def own_floors(table: CallerTable, rows: Slots, now_ms: int, factors: PatternFactors) -> Floats:

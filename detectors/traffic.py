@@ -31,6 +31,8 @@ MAX_CALLERS_TOTAL = 1 << 20
 SMALLEST_TABLE = 64
 UNREGISTERED_CALLERS = 256
 EVENTS_PER_DAY = 86_400.0
+MAX_MS = (2**32 - 1) * 1_000
+"""Seconds are kept in 32 bits: until the year 2106."""
 
 _ENDPOINT_COLUMNS = {f"endpoint_{name}": dtype for name, dtype in DTYPES.items()}
 _COLUMNS = {**DTYPES, "window_row": "<u2", "window_count": "<u4", **_ENDPOINT_COLUMNS}
@@ -112,7 +114,7 @@ class Traffic:
                 if len(self._parts) >= MAX_PARTS:
                     continue
                 part = self._parts[event.report.endpoint] = self._new(event.report.endpoint, event.at.partition)
-            part.clock_ms = max(part.clock_ms, event.at.ms)
+            part.clock_ms = max(part.clock_ms, min(event.at.ms, MAX_MS))
             readings += part.report(_at(event, part.clock_ms))
         return readings
 
@@ -149,7 +151,7 @@ class Traffic:
         """Ticks of a partition move its endpoints, at most once a second each."""
         readings: list[Reading] = []
         for part in self._parts.values():
-            if part.partition == at.partition and at.ms - part.ticked_ms >= 1_000 and at.ms > part.clock_ms:
+            if part.partition == at.partition and at.ms - part.ticked_ms >= 1_000 and part.clock_ms < at.ms <= MAX_MS:
                 part.clock_ms = part.ticked_ms = at.ms
                 readings += part.tick(at)
         return readings
