@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from detectors.base import Detector, LogPoint, Reading, ReportAt, ReportEvent, part_of
@@ -169,7 +171,7 @@ class Bank(Generic[Input]):
         for part, place in places.items():
             detector.forget(part)
             self._failing[detector.name, part] = place.at.ms
-            said.append(_failure(detector, place, firing=True, detail=f"{type(error).__name__}: {error}"[:200]))
+            said.append(_failure(detector, place, firing=True, detail=_detail(error)))
         return said
 
     def _healed(self, detector: Detector[Input], batch: Sequence[Input]) -> list[Reading]:
@@ -192,6 +194,13 @@ def _opened(state: bytes) -> tuple[dict[str, Any], bytes]:
         raise StateRefused("saved part is damaged: its hash does not match")
     (size,) = struct.unpack_from("<I", body)
     return json.loads(body[4 : 4 + size]), body[4 + size :]
+
+
+def _detail(error: Exception) -> str:
+    """The error and where it was raised, for the people who mend it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {error}"[:200] + where
 
 
 def _failure(detector: Detector[Input], place: Place, *, firing: bool, detail: str) -> Reading:
