@@ -23,6 +23,7 @@ from schemas.blocks import (
     SHORT_WAIT_MS,
     Block,
     ClosedBy,
+    Floats,
     RowId,
 )
 from streams.decode.columns import Columns, Group
@@ -70,6 +71,13 @@ class _Open:
     tables: list[bytes] = field(default_factory=list)
     features: list[bytes] = field(default_factory=list)
     callers: list[str] = field(default_factory=list)
+
+    def take(self, table: bytes, features: Floats, callers: list[str]) -> None:
+        """Copies: a block that stays open must not hold a whole run's arrays."""
+        self.tables.append(table)
+        self.features.append(features.tobytes())
+        self.callers += callers
+        self.rows += len(callers)
 
 
 class BlockBuilder:
@@ -205,12 +213,19 @@ class BlockBuilder:
             table[name] = getattr(columns, name)[order]
         names = columns.callers
         callers = [names[code] for code in columns.caller[order].tolist()]
+        data, size = table.tobytes(), _ROW.itemsize
         closed: list[tuple[int, Block]] = []
         start = 0
         for group in groups:
             stop = start + len(group.rows)
-            for at, block in self._extend(group, table[start:stop], callers[start:stop]):
-                closed.append((int(order[start + at]), block))
+            block = self._open.get((group.endpoint, group.version))
+            if block is not None and block.rows + stop - start < BLOCK_ROWS and block.layout is group.layout:
+                # most rows of many endpoints go here; all other cases are `_extend`
+                block.take(data[start * size : stop * size], group.features, callers[start:stop])
+                self.open_rows += stop - start
+            else:
+                for at, full in self._extend(group, table[start:stop], callers[start:stop]):
+                    closed.append((int(order[start + at]), full))
             start = stop
         closed.sort(key=lambda item: item[0])
         return [block for _, block in closed]
@@ -229,11 +244,7 @@ class BlockBuilder:
             if block is None:
                 block = self._begin(part, layout, table[at])
             stop = min(len(callers), at + BLOCK_ROWS - block.rows)
-            # copies: a block that stays open must not hold a whole run's arrays
-            block.tables.append(table[at:stop].tobytes())
-            block.features.append(features[at:stop].tobytes())
-            block.callers += callers[at:stop]
-            block.rows += stop - at
+            block.take(table[at:stop].tobytes(), features[at:stop], callers[at:stop])
             self.open_rows += stop - at
             at = stop
             if block.rows == BLOCK_ROWS:

@@ -56,6 +56,11 @@ class Names:
         found = np.fromiter(map(codes.__getitem__, sent), dtype=np.int32, count=len(sent))
         return np.repeat(found, repeat) if repeat > 1 else found
 
+    def clean_column(self, names: Sequence[str]) -> Codes:
+        """Codes [n] of names that are clean already."""
+        codes = self.codes
+        return np.array([codes.setdefault(name, len(codes)) for name in names], dtype=np.int32)
+
     def all(self) -> tuple[str, ...]:
         return tuple(self.codes)
 

@@ -78,12 +78,14 @@ GENERIC: Decoders = (_event(_ANY_FEATURES, closed=False), _event(_ANY_FEATURES, 
 class Plan:
     """How events of one FeatureSchema are decoded; equal schemas share a plan.
 
-    `typed` False: a feature's name cannot be a field of msgspec, so that events take the generic way.
+    `typed` False: a feature's name cannot be a field of msgspec, so that events take the generic way. `flat`: feature rows
+    of the segment that is being decoded, end to end.
     """
 
     def __init__(self, schema: FeatureSchema) -> None:
         self.layout = Layout(schema)
         self.typed = not any(char in '"\\' or char < " " for name in self.layout.names for char in name)
+        self.flat: list[Any] = []
         self._made: dict[Form, Decoders] = {}
 
     def decoders(self, form: Form) -> Decoders:

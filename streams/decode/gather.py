@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,10 @@ Registered = Callable[[str], bool]
 
 
 class Target:
-    """Where rows of one endpoint@version (clean ids) go: the plan, and the rows gathered so far.
+    """Where rows of one endpoint@version (clean ids) go.
 
     `open` and `closed` are the decoders of the form in which features came last; `slot` is the target's number within
-    the segment (-1: none yet), `flat` its feature rows end to end.
+    the segment (-1: none yet), `flat` the plan's feature rows.
     """
 
     __slots__ = (
@@ -50,7 +49,7 @@ class Target:
         self.plan = plan
         self.typed = plan is not None and plan.typed
         self.slot = -1
-        self.flat: list[Any] = []
+        self.flat: list[Any] = [] if plan is None else plan.flat
         self.use("object")
 
     def use(self, form: Form) -> None:
@@ -140,8 +139,8 @@ class Gather:
         rows = Rows(
             record=np.array(self.records, dtype=np.int64),
             row=row,
-            endpoint=np.array([names.endpoints.code(target.endpoint) for target in targets], dtype=np.int32)[slots],
-            version=np.array([names.versions.code(target.version) for target in targets], dtype=np.int32)[slots],
+            endpoint=names.endpoints.clean_column([target.endpoint for target in targets])[slots],
+            version=names.versions.clean_column([target.version for target in targets])[slots],
             caller=names.callers.column(columns[_AT["caller"]], flags),
             verified=env.small_codes(_AUTH, columns[_AT["caller_auth"]]).astype(np.bool_),
             ts=env.times(columns[_AT["ts"]]),
@@ -154,7 +153,7 @@ class Gather:
             groups=groups,
         )
         for target in targets:
-            target.slot, target.flat = -1, []
+            target.slot = -1
         return rows
 
     def _groups(self, slots: npt.NDArray[np.intp]) -> tuple[list[Group], Flags]:
@@ -171,19 +170,28 @@ class Gather:
         flags = np.zeros(len(slots), dtype=np.uint32)
         groups: list[Group] = []
         for plan, same in by_plan.items():
-            bounds = edges[len(groups) : len(groups) + len(same) + 1]
-            rows = order[bounds[0] : bounds[-1]]
+            first, last = edges[len(groups)], edges[len(groups) + len(same)]
+            rows = order[first:last]
             layout = None if plan is None else plan.layout
             matrix = np.empty((len(rows), 0))
-            if layout is not None:
-                flat = list(chain.from_iterable([target.flat for target in same])) if len(same) > 1 else same[0].flat
-                layout.code(flat)
-                matrix = np.fromiter(flat, dtype=np.float64, count=len(flat)).reshape(len(rows), layout.width)
-                flags[rows] |= settle(matrix, layout)
-            for target, start, stop in zip(same, bounds, bounds[1:], strict=False):
-                part = matrix[start - bounds[0] : stop - bounds[0]]
+            if plan is not None:
+                matrix = _matrix(plan, len(rows))
+                if len(same) > 1:  # rows lie in the order of the log; group by group they are views
+                    matrix = matrix[np.argsort(np.argsort(rows))]
+                flags[rows] |= settle(matrix, plan.layout)
+            for target in same:
+                start, stop = edges[len(groups)], edges[len(groups) + 1]
+                part = matrix[start - first : stop - first]
                 groups.append(Group(target.endpoint, target.version, layout, order[start:stop], part))
         return groups, flags
+
+
+def _matrix(plan: Plan, rows: int) -> Floats:
+    """The `rows` feature rows that the plan has gathered, in log order, with categories coded; frees the plan for the next segment."""
+    plan.layout.code(plan.flat)
+    flat = np.fromiter(plan.flat, dtype=np.float64, count=len(plan.flat))
+    plan.flat.clear()
+    return flat.reshape(rows, plan.layout.width)
 
 
 _AUTH = {"claimed": 0, "verified": 1}

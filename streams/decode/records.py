@@ -105,9 +105,14 @@ class Decoder:
         for last in [at for at, mark in enumerate(run.marks) if mark.kind in _CONTROLS] + [len(values)]:
             self._forget_strangers()
             gather = Gather()
-            self._decode(run, first, last, gather)
-            self._arrow_streams(run, gather)
-            columns = gather.columns(offset, broker, self._registered)
+            try:
+                self._decode(run, first, last, gather)
+                self._arrow_streams(run, gather)
+                columns = gather.columns(offset, broker, self._registered)
+            except BaseException:  # half-gathered rows lie in plans and targets: none may reach the next segment
+                self._plans.clear()
+                self.forget()
+                raise
             control = run.control(last) if last < len(values) else None
             if control is not None or last > first:
                 yield Segment(columns, gather.dead_letters(), control)

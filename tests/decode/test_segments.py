@@ -92,3 +92,22 @@ def test_many_endpoints_in_one_run_are_groups_of_one_matrix_each() -> None:
     for group in segment.columns.groups:
         assert [names[row] for row in group.rows] == [group.endpoint] * 3
         assert group.numeric[:, 0].tolist() == group.rows.tolist()
+
+
+def test_an_error_in_the_middle_of_a_run_leaves_nothing_behind_for_the_next() -> None:
+    fails = True
+
+    def schema_or_error(endpoint: str, version: str) -> FeatureSchema | None:
+        if fails and version == "v2":
+            raise RuntimeError("the profile store is away")
+        return SCHEMA
+
+    decoder = Decoder("log", 0, 1, schema_or_error)
+    values = [as_json(), as_json(), as_json(model_version="v2")]
+    with pytest.raises(RuntimeError):
+        segments(values, decoder=decoder)
+    fails = False
+
+    (segment,) = segments(values, decoder=decoder)
+
+    assert [group.features.tolist() for group in segment.columns.groups] == [[[12.5, 1, 3]] * 2, [[12.5, 1, 3]]]
