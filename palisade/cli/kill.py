@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 def operator_of(settings: Settings, key: Path | None) -> Operator:
     """Who orders: the key given, else that of `palisade dev`."""
     path = key or settings.home / "keys" / "operator.pem"
-    return Operator(clean_id(getpass.getuser()), SigningKey.load(path))
+    return Operator(clean_id(f"person:{getpass.getuser()}"), SigningKey.load(path))
 
 
 def kill(reason: ReasonOption = "", key: KeyOption = None, config: ConfigOption = None) -> None:
