@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +134,8 @@ def run_topic(app: faust.App, topic_name: str, handler: Handler, *, in_flight: i
         loop = asyncio.get_running_loop()
 
         def release() -> None:
-            loop.call_soon_threadsafe(places.release)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits for a place any more
+                loop.call_soon_threadsafe(places.release)
 
         async for run in runs:
             await places.acquire()

@@ -19,9 +19,10 @@ from faust.types import TP as FaustTP
 from faust.types import ConsumerMessage
 
 from streams.transport.ledger import Ledger, TopicLimits
-from streams.transport.polling import Halted, Poller, PollingBounds
+from streams.transport.polling import Poller
 from streams.transport.refusals import refuse_settings, refuse_topics
 from streams.transport.run import TP, Run
+from streams.transport.seams import Halted, PollingBounds
 from streams.transport.settings import Setting
 
 

@@ -32,10 +32,13 @@ class TopicLimits:
 
 
 class PartitionState(NamedTuple):
-    """Figures of one partition: runs not done, next offset to read, next that may be committed, last one committed."""
+    """Figures of one partition: runs not done; offsets: first read, next to read, first not done, next to commit, last
+    committed."""
 
     runs: int
-    read: int | None
+    first: int
+    read: int
+    undone: int
     safe: int | None
     committed: int | None
 
@@ -72,6 +75,7 @@ class Ledger:
         self._order: dict[TP, deque[Run]] = {}  # read and not yet safe, in offset order
         self._inbox: dict[TP, deque[Run]] = {}  # not yet handed over
         self._gathering: dict[TP, tuple[float, list[Record]]] = {}  # waiting for company since
+        self._first: dict[TP, int] = {}
         self._read: dict[TP, int] = {}
         self._safe: dict[TP, int] = {}
         self._committed: dict[TP, int] = {}
@@ -95,8 +99,9 @@ class Ledger:
                 self._append(tp, gathered[start : min(start + limits.run_max, ripe)], since)
             if ripe < len(gathered):
                 self._gathering[tp] = (since if ripe == 0 else now, list(gathered[ripe:]))
-            last = records[-1].offset()
-            if last is not None:
+            first, last = records[0].offset(), records[-1].offset()
+            if first is not None and last is not None:
+                self._first.setdefault(tp, first)
                 self._read[tp] = last + 1
         return True
 
@@ -233,9 +238,11 @@ class Ledger:
     def state(self) -> dict[TP, PartitionState]:
         """Figures of every partition that had a record."""
         with self._lock:
-            return {
-                tp: PartitionState(
-                    len(self._order.get(tp, ())), self._read.get(tp), self._safe.get(tp), self._committed.get(tp)
-                )
-                for tp in self._read
-            }
+            return {tp: self._state(tp, read) for tp, read in self._read.items()}
+
+    def _state(self, tp: TP, read: int) -> PartitionState:
+        runs = self._order.get(tp)
+        undone = runs[0].first if runs else read
+        return PartitionState(
+            len(runs or ()), self._first[tp], read, undone, self._safe.get(tp), self._committed.get(tp)
+        )

@@ -13,85 +13,18 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from confluent_kafka import OFFSET_STORED, KafkaError, KafkaException, TopicPartition
 
-from streams.transport.ledger import Ledger
+from streams.transport.ledger import PartitionState
 from streams.transport.run import TP, Record
+from streams.transport.seams import FATAL, Client, Figures, Halted, Host, LoopStuck, PollingBounds
 from streams.transport.settings import Setting
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-FATAL = frozenset(
-    {
-        KafkaError._FATAL,
-        KafkaError._AUTHENTICATION,
-        KafkaError._AUTO_OFFSET_RESET,
-        KafkaError._BAD_MSG,
-        KafkaError._BAD_COMPRESSION,
-        KafkaError._NOT_IMPLEMENTED,
-        KafkaError._UNDERFLOW,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.FENCED_INSTANCE_ID,
-    }
-)
-
-
-class LoopStuck(RuntimeError):
-    """The event loop did not answer a rebalance or a rewind in time: a thread that never polls again is a zombie."""
-
-
-class Halted(Exception):
-    """The worker is stopping: nobody needs the answer any more."""
-
-
-class Client(Protocol):
-    """What is used of `confluent_kafka.Consumer`."""
-
-    def subscribe(self, topics: list[str], **callbacks: Any) -> None: ...
-    def assign(self, partitions: list[TopicPartition]) -> None: ...
-    def unassign(self) -> None: ...
-    def pause(self, partitions: list[TopicPartition]) -> None: ...
-    def resume(self, partitions: list[TopicPartition]) -> None: ...
-    def poll(self, timeout: float) -> Any: ...
-    def consume(self, num_messages: int, timeout: float) -> list[Any]: ...
-    def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> list[TopicPartition] | None: ...
-    def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]: ...
-    def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int] | None: ...
-    def close(self) -> None: ...
-
-
-class Host(Protocol):
-    """The loop side. Coroutines run on the loop; the plain methods are called in the polling thread."""
-
-    async def assigned(self, tps: frozenset[TP]) -> None: ...
-    async def revoked(self, tps: frozenset[TP]) -> None: ...
-    async def start_at(self, committed: Mapping[TP, int]) -> Mapping[TP, int]: ...
-    def new_ledger(self, generation: int) -> Ledger: ...
-    def fed(self) -> None: ...
-    def failed(self, error: BaseException) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class PollingBounds:
-    """Seconds, except read_max (records taken in one round).
-
-    loop_s is above drain + message timeout + session timeout, so that a loop which is merely busy is not called stuck.
-    """
-
-    poll_s: float = 0.1
-    read_max: int = 2_000
-    full_s: float = 0.5
-    loop_s: float = 90.0
-    committed_s: float = 5.0
-    log_every_s: float = 5.0
-    watermarks_s: float = 1.0
 
 
 class Poller:
@@ -119,6 +52,7 @@ class Poller:
         self.partitions: frozenset[TP] = frozenset()
         self.watermarks: dict[TP, tuple[int, int]] = {}
         self.paused: set[str] = set()
+        self.read: dict[str, int] = {}
         self.beat = monotonic()
         self.committing_since: float | None = None
         self.committed_at = monotonic()
@@ -171,6 +105,20 @@ class Poller:
         """Seconds since the last sign of life; `None` while the broker holds a commit, or after the end."""
         return None if self._ended or self.committing_since is not None else now - self.beat
 
+    def figures(self, now: float) -> Figures:
+        """From any thread; a moment's view, not a consistent cut."""
+        ledger, marks = self.ledger, dict(self.watermarks)
+        states = ledger.state()
+        return Figures(
+            read=dict(self.read),
+            held={topic: ledger.bytes(topic) for topic in {tp.topic for tp in self.partitions}},
+            busy=ledger.busy,
+            paused=frozenset(self.paused),
+            uncommitted={tp: offset - _baseline(states[tp]) for tp, offset in ledger.due().items() if tp in states},
+            lag={tp: max(0, marks[tp][1] - state.undone) for tp, state in states.items() if tp in marks},
+            commit_age_s=now - self.committed_at,
+        )
+
     # -- the thread
 
     def _run(self) -> None:
@@ -207,8 +155,8 @@ class Poller:
             # consume(n, timeout) alone would wait for n records; this takes what is there.
             more = self._consumer.consume(bounds.read_max - 1, 0)
             for tp, records in self._by_partition([message, *more]).items():
-                if tp in self.partitions:
-                    ledger.add(tp, records, now)
+                if tp in self.partitions and ledger.add(tp, records, now):
+                    self.read[tp.topic] = self.read.get(tp.topic, 0) + len(records)
         ledger.ripen(now)
         if ledger.waiting:
             self._host.fed()
@@ -391,3 +339,8 @@ class Poller:
                 consumer.close()  # leaves the group at once
             except (KafkaException, RuntimeError) as error:
                 log.warning("kafka: while leaving the group: %s", error)
+
+
+def _baseline(state: PartitionState) -> int:
+    """Where what is not committed begins."""
+    return state.first if state.committed is None else state.committed

@@ -66,7 +66,7 @@ def _is_loopback(broker: str) -> bool:
         return False
 
 
-# The reason stands beside each value; figures are in docs/decisions.
+# The reason stands beside each value.
 CONSUMER: Mapping[str, Setting] = {
     "enable.auto.commit": False,  # the ledger commits
     "enable.auto.offset.store": False,

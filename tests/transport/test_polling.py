@@ -12,8 +12,9 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from streams.transport.ledger import Ledger, TopicLimits
-from streams.transport.polling import Halted, LoopStuck, Poller, PollingBounds
+from streams.transport.polling import Poller
 from streams.transport.run import TP, Run
+from streams.transport.seams import Halted, LoopStuck, PollingBounds
 from tests.transport.fakes import FakeConsumer, FakeRecord, records
 
 pytestmark = pytest.mark.anyio
@@ -319,6 +320,22 @@ async def test_a_stop_only_unassigns() -> None:
         await joined(host, A)
     assert [what for what, _ in host.told] == ["assigned"]
     assert len(consumer.named("unassign")) == 1
+
+
+async def test_figures_tell_what_is_held_uncommitted_and_behind() -> None:
+    host, consumer = Host({"t": TopicLimits(run_max=4)}), consumer_with(t=10)
+    async with polling(host, consumer):
+        await joined(host, A)
+        first, second, third = await host.runs(10)
+        first.open().done()
+        second.open()
+        await host.until(lambda: host.poller.watermarks)
+        figures = host.poller.figures(monotonic())
+        assert (figures.read, figures.busy, figures.uncommitted) == ({"t": 10}, 1, {A: 4})
+        assert figures.lag == {A: 96}  # the fake's log ends at 100
+        assert figures.held == {"t": second.size + third.size}
+        await host.commit()
+        assert host.poller.figures(monotonic()).uncommitted == {}
 
 
 async def test_signs_of_life_stop_with_the_thread() -> None:

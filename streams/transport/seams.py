@@ -1,0 +1,98 @@
+"""The seams of the polling thread: the client below it, the host above it, its bounds and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from confluent_kafka import KafkaError, TopicPartition
+
+from streams.transport.ledger import Ledger
+from streams.transport.run import TP
+
+# What cannot get better by waiting: the worker ends.
+FATAL = frozenset(
+    {
+        KafkaError._FATAL,
+        KafkaError._AUTHENTICATION,
+        KafkaError._AUTO_OFFSET_RESET,
+        KafkaError._BAD_MSG,
+        KafkaError._BAD_COMPRESSION,
+        KafkaError._NOT_IMPLEMENTED,
+        KafkaError._UNDERFLOW,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.FENCED_INSTANCE_ID,
+    }
+)
+
+
+class LoopStuck(RuntimeError):
+    """The event loop did not answer a rebalance or a rewind in time: a thread that never polls again is a zombie."""
+
+
+class Halted(Exception):
+    """The worker is stopping: nobody needs the answer any more."""
+
+
+class Client(Protocol):
+    """What is used of `confluent_kafka.Consumer`."""
+
+    def subscribe(self, topics: list[str], **callbacks: Any) -> None: ...
+    def assign(self, partitions: list[TopicPartition]) -> None: ...
+    def unassign(self) -> None: ...
+    def pause(self, partitions: list[TopicPartition]) -> None: ...
+    def resume(self, partitions: list[TopicPartition]) -> None: ...
+    def poll(self, timeout: float) -> Any: ...
+    def consume(self, num_messages: int, timeout: float) -> list[Any]: ...
+    def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> list[TopicPartition] | None: ...
+    def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]: ...
+    def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int] | None: ...
+    def close(self) -> None: ...
+
+
+class Host(Protocol):
+    """The loop side. Coroutines run on the loop; the plain methods are called in the polling thread."""
+
+    async def assigned(self, tps: frozenset[TP]) -> None: ...
+    async def revoked(self, tps: frozenset[TP]) -> None: ...
+    async def start_at(self, committed: Mapping[TP, int]) -> Mapping[TP, int]: ...
+    def new_ledger(self, generation: int) -> Ledger: ...
+    def fed(self) -> None: ...
+    def failed(self, error: BaseException) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PollingBounds:
+    """Seconds, except read_max (records taken in one round).
+
+    loop_s is above drain + message timeout + session timeout, so that a loop which is merely busy is not called stuck.
+    """
+
+    poll_s: float = 0.1
+    read_max: int = 2_000
+    full_s: float = 0.5
+    loop_s: float = 90.0
+    committed_s: float = 5.0
+    log_every_s: float = 5.0
+    watermarks_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the transport knows of itself, for metrics and the watchdog's dump.
+
+    read: records read since the start, a topic. held: bytes read and not done, a topic. busy: runs being worked on.
+    uncommitted: offsets done and not committed, a partition. lag: offsets up to the end of the log that are not done, of
+    partitions that had a record since the last rewind; a transaction marker at the end is a lag of 1 that stays.
+    """
+
+    read: Mapping[str, int]
+    held: Mapping[str, int]
+    busy: int
+    paused: frozenset[str]
+    uncommitted: Mapping[TP, int]
+    lag: Mapping[TP, int]
+    commit_age_s: float
