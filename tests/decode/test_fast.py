@@ -82,7 +82,7 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, int | float) and isinstance(other, int | float):
-        return float(one) == float(other)
+        return one == other or float(one) == float(other)
     return bool(one == other)
 
 
@@ -94,7 +94,7 @@ def settled(layout: Layout, row: list[Any]) -> tuple[list[float], int]:
     return matrix[0].tolist(), int(flags[0])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(documents())
 def test_what_a_fast_decoder_accepts_the_contract_accepts_with_equal_values(value: bytes) -> None:
     if too_deep(value):
@@ -120,7 +120,7 @@ def test_what_a_fast_decoder_accepts_the_contract_accepts_with_equal_values(valu
                 assert same(event.features, model.features)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.one_of(documents(), st.binary(max_size=40), st.none()), max_size=6), st.booleans())
 def test_each_record_is_scored_or_dead_lettered_whatever_was_decoded_before_it(
     values: list[bytes | None], array: bool
