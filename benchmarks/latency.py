@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,12 +107,12 @@ class Lane:
         self.innocents = 0
         self.trials: list[Trial] = []
 
-    async def run(self, done: object) -> None:
+    async def run(self, done: Callable[..., None]) -> None:
         background = asyncio.create_task(self._ordinary())
         await asyncio.sleep(WARM_UP_S)
         for caller in self._fresh:
             self.trials.append(await self._trial(caller))
-            done()  # type: ignore[operator]
+            done()
         background.cancel()
         self._pool.close()
 
@@ -144,8 +144,8 @@ class Lane:
         with self._heard.changed:
             self._heard.changed.wait_for(lambda: caller in self._heard.released, RELEASED_WITHIN_S)
 
-    def _ask(self, caller: str, done: object) -> None:
-        self._pool.send(post("/predict", self._host, {"x-api-key": self._keys[caller]}, b"{}"), done)  # type: ignore[arg-type]
+    def _ask(self, caller: str, done: Callable[..., None]) -> None:
+        self._pool.send(post("/predict", self._host, {"x-api-key": self._keys[caller]}, b"{}"), done)
 
     def _count_innocent(self, answer: HttpAnswer) -> None:
         self.innocents += answer.status == 429
@@ -158,17 +158,16 @@ def main() -> int:
     parser.add_argument("--brokers", default="embedded,kafka")
     given = parser.parse_args()
     console = Console(stderr=True)
-    line: dict[str, object] = {}
+    measured: dict[str, dict[str, float]] = {}
     for broker in given.brokers.split(","):
-        line[broker] = measure(broker, given.trials, console)
+        measured[broker] = measure(broker, given.trials, console)
     held = all(
         figures["trials"] == given.trials
         and figures["p50_s"] <= EXPECTED["p50_s"]
         and figures["p99_s"] <= EXPECTED["p99_s"]
-        for figures in line.values()
+        for figures in measured.values()
     )
-    line["ok"] = held
-    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.write(json.dumps(measured | {"ok": held}) + "\n")
     return 0 if held else 1
 
 
@@ -255,12 +254,12 @@ def _serve(supervisor: Supervisor, stack: DevStack, endpoint: str, keys: Path) -
     raise RuntimeError(f"{endpoint} does not listen: {supervisor.tail(endpoint)}")
 
 
-async def _run(lanes: list[Lane], done: object) -> None:
+async def _run(lanes: list[Lane], done: Callable[..., None]) -> None:
     await asyncio.gather(*(lane.run(done) for lane in lanes))
 
 
 @contextmanager
-def _progress(console: Console, title: str, total: int) -> Iterator[object]:
+def _progress(console: Console, title: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(
         "{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     ) as progress:

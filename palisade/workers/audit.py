@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from palisade.settings import Settings
-from palisade.workers.common import LARGEST_RECORD, metrics_of, say_ready
+from palisade.workers.common import LARGEST_RECORD, metrics_of, reading, say_ready
 from streams.app import Hooks, WorkerSettings, make_app, run_topic, run_worker
 from streams.audit.engine import ClickHouse, EmbeddedClickHouse, ServerClickHouse
 from streams.audit.http_port import HttpPort
@@ -34,7 +34,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         "palisade.audit",
         connection=settings.connection,
         hooks=Hooks(on_assigned=join, on_revoked=leave),
-        settings=WorkerSettings(consumer={"fetch.message.max.bytes": LARGEST_RECORD}),
+        settings=WorkerSettings(consumer=reading(settings, **{"fetch.message.max.bytes": LARGEST_RECORD})),
     )
     for topic in AUDITED:
         run_topic(app, topic, sink.handle, in_flight=IN_FLIGHT)

@@ -6,10 +6,17 @@ import json
 import logging
 import sys
 
+from palisade.settings import Settings
 from streams.metrics import Metrics
+from streams.transport.settings import Setting
 
 LARGEST_RECORD = 5_000_000
 """The responder's state is the largest record that we send."""
+
+
+def reading(settings: Settings, **more: Setting) -> dict[str, Setting]:
+    """librdkafka settings of a role's consumer. The embedded broker answers a waiting fetch only when its time is up."""
+    return {"fetch.wait.max.ms": 10, **more} if settings.config.kafka.embedded else dict(more)
 
 
 def metrics_of(role: str, port: int | None) -> Metrics:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from palisade.detect_bank import PartitionLogs
 from palisade.settings import Settings
-from palisade.workers.common import metrics_of, say_ready
+from palisade.workers.common import metrics_of, reading, say_ready
 from schemas.topics import PREDICTIONS, REPORTS
 from streams.admin import input_partitions
 from streams.app import Hooks, TopicLimits, WorkerSettings, make_app, outbox_of, run_topic, run_worker
@@ -39,7 +39,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         connection=connection,
         topics={PREDICTIONS: TopicLimits(linger_s=0.05), REPORTS: TopicLimits()},
         hooks=Hooks(on_assigned=join, on_revoked=lambda tps: role.leave(tps), start_at=start_at),
-        settings=WorkerSettings(),
+        settings=WorkerSettings(consumer=reading(settings)),
     )
     store = (
         DirectoryStore(settings.data_dir / "snapshots")

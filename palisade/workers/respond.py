@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from palisade.settings import Settings
-from palisade.workers.common import LARGEST_RECORD, metrics_of, say_ready
+from palisade.workers.common import LARGEST_RECORD, metrics_of, reading, say_ready
 from responders.mandate import Mandate
 from responders.signing import Keyring, SigningKey
 from schemas.errors import ConfigError
@@ -32,7 +32,11 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         "palisade.respond",
         connection=connection,
         hooks=Hooks(on_assigned=role.join, on_revoked=role.leave),
-        settings=WorkerSettings(session_s=SESSION_S, producer={"message.max.bytes": LARGEST_RECORD, "linger.ms": 0}),
+        settings=WorkerSettings(
+            session_s=SESSION_S,
+            consumer=reading(settings),
+            producer={"message.max.bytes": LARGEST_RECORD, "linger.ms": 0},
+        ),
     )
     run_topic(app, SIGNALS, role.handle)
     run_topic(app, COMMANDS, role.handle)
