@@ -58,6 +58,13 @@ class _NoTables(TableManager):
         await self.recovery.start()
 
 
+class _App(faust.App):
+    """Leaves no folder behind: Faust makes one for tables in the working directory, and there are none."""
+
+    def _create_directories(self) -> None:
+        return None
+
+
 class _Worker(mode.Worker):
     """Ends at once: mode sleeps a second after everything has stopped."""
 
@@ -78,7 +85,7 @@ def make_app(
     Group membership, commits and outputs go through librdkafka; Faust opens no connection of its own.
     """
     times = settings or WorkerSettings()
-    app = faust.App(
+    app = _App(
         name,
         broker=f"kafka://{connection.bootstrap.split(',')[0]}",
         autodiscover=False,

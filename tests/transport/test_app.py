@@ -7,6 +7,7 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import faust
@@ -81,10 +82,12 @@ def test_what_we_make_is_not_refused() -> None:
     refuse_settings(make_app("fine", connection=NOWHERE))
 
 
-def test_a_refused_worker_ends_with_1() -> None:
+def test_a_refused_worker_ends_with_1_and_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     app = make_app("refused", connection=NOWHERE)
     app.Table("counts")
     assert run_worker(app) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_faust_is_set_as_decided() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer
 
+from streams import embedded_broker as embedded_broker_module
 from streams.embedded_broker import EmbeddedBroker, parse_topics
 from streams.transport.outbox import Outbox, OutboxClosed, OutboxFull
 from streams.transport.run import TP
@@ -211,6 +212,17 @@ def test_the_broker_process_prints_its_address_and_ends_on_sigterm() -> None:
         process.terminate()
         assert process.wait(10) == 0
     assert topics == said["topics"] == {"a": 1, "b.c": 3}
+
+
+def test_without_the_c_functions_a_plain_mock_cluster_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise OSError("no such function")
+
+    monkeypatch.setattr(embedded_broker_module, "_load", missing)
+    with EmbeddedBroker({"t": 1}) as broker:
+        fill(broker.bootstrap, "t", 1, 1)
+        with pytest.raises(RuntimeError, match="C functions"):
+            broker.down()
 
 
 @pytest.mark.parametrize("text", ["a", "a:", ":1", "a:0", "a:x", "a:1,b"])
