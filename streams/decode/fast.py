@@ -42,7 +42,8 @@ ENVELOPE: tuple[tuple[Any, ...], ...] = (
 """Fields of a prediction beside its features, as the contract has them."""
 NAMES: tuple[str, ...] = tuple(field[0] for field in ENVELOPE)
 
-Form = Literal["object", "list"]
+Form = Literal["object", "list", "any"]
+"""How features come: by name, in order, or so that only the generic decoders take them."""
 
 
 def _event(features: Any, closed: bool) -> msgspec.json.Decoder[Any]:

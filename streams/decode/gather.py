@@ -47,14 +47,31 @@ class Target:
         self.endpoint = endpoint
         self.version = version
         self.plan = plan
-        self.typed = plan is not None and plan.typed
         self.slot = -1
         self.flat: list[Any] = [] if plan is None else plan.flat
         self.use("object")
 
     def use(self, form: Form) -> None:
-        self.form = form
+        """From now on, try the decoders of this form first."""
+        self.form: Form = form
+        self.typed = self.plan is not None and self.plan.typed and form != "any"
         self.open, self.closed = GENERIC if self.plan is None or not self.typed else self.plan.decoders(form)
+
+    def take(self, features: Any, finite: bool) -> int:
+        """Adds a row of features as the generic decoder (`finite`) or the judge gave them; returns its flags.
+
+        Features that typed decoders refuse mostly come again, clean ones too: the form follows what came last.
+        """
+        if self.plan is None:
+            return 0
+        row, flags = self.plan.layout.spread(features, finite)
+        self.flat += row
+        form: Form = "list" if isinstance(features, list) else "object"
+        if flags & (RowFlag.UNKNOWN_FEATURE | RowFlag.WRONG_FEATURE_TYPE):
+            form = "any"
+        if form != self.form:
+            self.use(form)
+        return flags
 
 
 @dataclass(slots=True, eq=False)

@@ -18,10 +18,11 @@ _DETAIL_CHARS = 300
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A prediction: its envelope in the order of `fast.NAMES`, ids as they were sent, and its features."""
+    """A prediction: its envelope in the order of `fast.NAMES`, ids as they were sent, and its features (`finite`: no NaN or infinity in them)."""
 
     envelope: tuple[Any, ...]
     features: Any
+    finite: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,13 @@ def judge(value: bytes) -> Judged | Refused:
     """What `value` is by the contract. `value` must be within the caps of bytes and depth."""
     try:
         event = Prediction.model_validate_json(value)
-        sent = from_json(value)
+        fields = {name: getattr(event, name) for name in NAMES}
+        if any(fields[name].startswith("h:") for name in _IDS):  # an id may have been odd: the model has hashed it
+            sent = from_json(value)
+            fields |= {name: sent[name] for name in _IDS if name in sent}
     except (ValidationError, ValueError, RecursionError) as error:
         return refusal(error)
-    raw = {name: sent[name] for name in _IDS if name in sent}
-    return Judged(tuple(raw[name] if name in raw else getattr(event, name) for name in NAMES), event.features)
+    return Judged(tuple(fields.values()), event.features)
 
 
 def refusal(error: Exception) -> Refused:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,6 +23,9 @@ _UNSEEN_CONTROL = -1e300
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 WRONG_TYPE = object()
 """Stands for a categorical value of another type until it is coded; its flag is set already."""
+
+_AS_THEY_ARE = {(False, float), (False, bool), (False, type(None)), (True, str), (True, type(None))}
+"""(is a category, type) of values that need no look when they are finite."""
 
 Raw = float | int | str | bool | list[float | int | None] | None
 
@@ -53,6 +56,8 @@ class Layout:
             position[name]: Categories(values)
             for name, values in zip(schema.categorical, schema.categories, strict=True)
         }
+        self._known = frozenset(self.names)
+        self._is_text = [at in self.tables for at in range(self.width)]
         judged = set(schema.numeric) | set(schema.categorical)
         self.ignored = [at for at, name in enumerate(self.names) if name not in judged]
         self.is_category = np.zeros(self.width, dtype=np.bool_)
@@ -66,16 +71,22 @@ class Layout:
         for at in self.ignored:
             flat[at::width] = [0.0] * (len(flat) // width)
 
-    def spread(self, features: Mapping[str, Raw] | Sequence[Raw]) -> tuple[list[object], int]:
-        """A row of raw values and marks from features as they came (object, or list in order), and its flags."""
+    def spread(self, features: dict[str, Raw] | Sequence[Raw], finite: bool = False) -> tuple[list[object], int]:
+        """A row of raw values and marks from features as they came (object, or list in order), and its flags.
+
+        `finite`: numbers are floats and none is NaN or infinite, as the generic decoder has them.
+        """
         flags = 0
-        if not isinstance(features, Mapping):
+        if not isinstance(features, dict):
             if len(features) > len(self.schema.order):
                 flags |= RowFlag.UNKNOWN_FEATURE
             features = dict(zip(self.schema.order, features, strict=False))
-        elif len(features) > self.width or not features.keys() <= set(self.names):
+        elif len(features) > self.width or not features.keys() <= self._known:
             flags |= RowFlag.UNKNOWN_FEATURE
-        row: list[object] = []
+        row: list[object] = list(map(features.get, self.names))
+        if finite and set(zip(self._is_text, map(type, row), strict=True)) <= _AS_THEY_ARE:
+            return row, flags
+        row = []
         for at, name in enumerate(self.names):
             value = features.get(name)
             if at in self.tables:

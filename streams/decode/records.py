@@ -22,12 +22,12 @@ from schemas.events import (
     Tick,
 )
 from schemas.flags import RowFlag
-from schemas.ids import clean_id, is_plain_id
+from schemas.ids import MAX_ID_BYTES, clean_id
 from streams.deadletters import Place, dead_letter
 from streams.decode.arrow import read_streams
 from streams.decode.arrow_rows import arrow_rows
 from streams.decode.columns import Control, Headers, SchemaLookup, Segment
-from streams.decode.fast import GENERIC, NAMES, REFUSED, Form, Plan
+from streams.decode.fast import GENERIC, NAMES, REFUSED, Plan
 from streams.decode.gather import Gather, Registered, Target
 from streams.decode.headers import ARROW_MAGIC, SPACE, Mark, marks_of, shown
 from streams.decode.ipc import MAX_DECODED_BYTES, ArrowRefused, Stream, inspect
@@ -71,6 +71,7 @@ class Decoder:
         self._plans: dict[FeatureSchema, Plan] = {}
         self._by_key: dict[bytes | None, Target] = {}
         self._targets: dict[tuple[str, str], Target] = {}
+        self._homes: dict[str, int] = {}
 
     def forget(self) -> None:
         """Ask `schema_of` anew from the next segment on."""
@@ -81,6 +82,8 @@ class Decoder:
 
     def _forget_strangers(self) -> None:
         """Keeps what is remembered bounded: endpoints without a profile go first, for anybody can name those."""
+        if len(self._homes) > MAX_TARGETS:
+            self._homes.clear()
         if len(self._targets) > MAX_TARGETS:
             self._by_key.clear()
             self._targets = {name: target for name, target in self._targets.items() if target.plan is not None}
@@ -140,9 +143,8 @@ class Decoder:
                 continue
             if target.typed:
                 target.flat += astuple(event.features)
-            elif target.plan is not None:
-                self._record(run, index, gather)
-                continue
+            elif target.plan is not None and (bits := target.take(event.features, True)):
+                gather.flags[len(gather.slots)] = bits
             gather.envelope += astuple(event)
             index_of(index)
             slot = target.slot
@@ -167,7 +169,7 @@ class Decoder:
         elif value.lstrip(SPACE)[:1] == b"[":
             self._array(run, index, value, gather)
         else:
-            self._event(row, gather)
+            self._event(row, simple((value,))[0], gather)
 
     def _array(self, run: _Run, index: int, value: bytes, gather: Gather) -> None:
         """A JSON array of events, row by row."""
@@ -186,59 +188,59 @@ class Decoder:
             return self._bury(gather, whole, "empty", "an array of no events")
         if len(rows) > MAX_ROWS_PER_RECORD:
             return self._bury(gather, whole, "too_large", f"{len(rows)} events, at most {MAX_ROWS_PER_RECORD}")
-        for number, row in enumerate(rows):
-            self._event(_Row(run, index, number, row, of_array=True), gather)
+        for number, (row, short) in enumerate(zip(rows, simple(rows), strict=True)):
+            self._event(_Row(run, index, number, row, of_array=True), short, gather)
         return None
 
-    def _event(self, row: _Row, gather: Gather) -> None:
-        """One JSON event: typed decoder, generic decoder, judge; in this order."""
+    def _event(self, row: _Row, short: bool, gather: Gather) -> None:
+        """One JSON event: decoders of the endpoint that is expected, generic decoder, judge; in this order."""
         value = row.value
         if len(value) > MAX_EVENT_BYTES:
             return self._bury(gather, row, "too_large", f"an event of {len(value)} bytes, at most {MAX_EVENT_BYTES}")
-        if too_deep(value):
+        if not short and too_deep(value):
             return self._bury(gather, row, "too_deep", "")
-        (short,) = simple((value,))
-        hint = self._by_key.get(row.key)
-        if hint is not None and hint.typed:
-            try:
-                event = (hint.open if short else hint.closed).decode(value)
-            except REFUSED:
-                pass
-            else:
-                target = self._target(event.endpoint, event.model_version)
-                if target.plan is hint.plan and self._belongs(row, event.endpoint, event.caller, gather):
-                    target.flat += astuple(event.features)
-                    odd = not (is_plain_id(event.endpoint) and is_plain_id(event.model_version))
-                    return self._take(gather, row, target, astuple(event), int(RowFlag.ODD_ID) if odd else 0)
-                if target.plan is hint.plan:
-                    return None
+        expected = self._by_key.get(row.key)
+        if expected is not None and self._as_expected(row, short, expected, gather):
+            return None
         try:
-            event = (GENERIC[0] if short else GENERIC[1]).decode(value)
-            judged = Judged(astuple(event)[:-1], event.features)
+            event = GENERIC[0 if short else 1].decode(value)
+            judged = Judged(astuple(event)[:-1], event.features, finite=True)
         except REFUSED:
             verdict = judge(value)
             if isinstance(verdict, Refused):
                 return self._bury(gather, row, verdict.reason, verdict.detail)
             judged = verdict
-        return self._generic(row, judged, gather)
-
-    def _generic(self, row: _Row, event: Judged, gather: Gather) -> None:
-        """An event whose features are plain objects."""
-        endpoint = event.envelope[_ENDPOINT_AT]
-        if not self._belongs(row, endpoint, event.envelope[_CALLER_AT], gather):
-            return
-        target = self._target(endpoint, event.envelope[_VERSION_AT])
-        flags = 0 if is_plain_id(endpoint) and is_plain_id(event.envelope[_VERSION_AT]) else int(RowFlag.ODD_ID)
+        endpoint, version = judged.envelope[_ENDPOINT_AT], judged.envelope[_VERSION_AT]
+        if not self._belongs(row, endpoint, judged.envelope[_CALLER_AT], gather):
+            return None
+        target = self._target(endpoint, version)
+        flags = 0 if endpoint == target.endpoint and version == target.version else int(RowFlag.ODD_ID)
         if target.plan is not None:
-            features, bits = target.plan.layout.spread(event.features)
-            target.flat += features
-            flags |= bits
-            form: Form = "list" if isinstance(event.features, list) else "object"
-            if form != target.form and not bits & (RowFlag.UNKNOWN_FEATURE | RowFlag.WRONG_FEATURE_TYPE):
-                target.use(form)
-        if not row.of_array and endpoint == target.endpoint:
+            flags |= target.take(judged.features, judged.finite)
+        if endpoint == target.endpoint and (row.key is None or row.key == endpoint.encode()):
             self._by_key[row.key] = target
-        self._take(gather, row, target, event.envelope, flags)
+        return self._take(gather, row, target, judged.envelope, flags)
+
+    def _as_expected(self, row: _Row, short: bool, expected: Target, gather: Gather) -> bool:
+        """Takes the row if it is of the endpoint last seen under its key, and of a version of equal schema."""
+        try:
+            event = (expected.open if short else expected.closed).decode(row.value)
+        except REFUSED:
+            return False
+        if event.endpoint != expected.endpoint:
+            return False
+        target = expected
+        if event.model_version != expected.version:
+            target = self._target(event.endpoint, event.model_version)
+            if target.plan is not expected.plan or event.model_version != target.version:
+                return False
+        flags = 0
+        if expected.typed:
+            target.flat += astuple(event.features)
+        elif target.plan is not None:
+            flags = target.take(event.features, True)
+        self._take(gather, row, target, astuple(event), flags)
+        return True
 
     def _take(self, gather: Gather, row: _Row, target: Target, fields: tuple[Any, ...], flags: int) -> None:
         if flags:
@@ -256,7 +258,10 @@ class Decoder:
         if not value.startswith(ARROW_MAGIC):
             return self._bury(gather, row, "arrow_broken", "the bytes do not begin as an Arrow IPC stream")
         try:
-            gather.streams.append((index, inspect(value)))
+            stream = inspect(value)
+            if stream.rows == 0:
+                raise ArrowRefused("empty", "an Arrow stream of no rows")
+            gather.streams.append((index, stream))
         except ArrowRefused as error:
             self._bury(gather, row, error.reason, error.detail)
 
@@ -303,10 +308,14 @@ class Decoder:
 
     def _home(self, endpoint: str) -> str:
         """ "" if rows of the endpoint (as it was sent) belong on this partition, else what is wrong."""
-        home = partition_of(endpoint.encode("utf-8", "surrogatepass"), self._partitions)
-        return (
-            "" if home == self._partition else f"{clean_id(endpoint)} belongs on partition {home} of {self._partitions}"
-        )
+        home = self._homes.get(endpoint)
+        if home is None:
+            home = partition_of(endpoint.encode("utf-8", "surrogatepass"), self._partitions)
+            if len(endpoint) <= MAX_ID_BYTES:
+                self._homes[endpoint] = home
+        if home == self._partition:
+            return ""
+        return f"{clean_id(endpoint)} belongs on partition {home} of {self._partitions}"
 
     def _target(self, endpoint: str, version: str) -> Target:
         """Of an endpoint and version as they were sent."""
