@@ -1,5 +1,6 @@
 """What a serving process embeds to be watched and protected by Palisade: Guard, Emitter and an ASGI middleware."""
 
+from palisade_client._answered import Answered, last_answer
 from palisade_client._caller import Caller, current_caller
 from palisade_client._emitter import Emitter
 from palisade_client._errors import CallerLimited, PalisadeError, PredictTimeout
@@ -7,6 +8,7 @@ from palisade_client._guard import Guard
 from palisade_client.asgi import PalisadeMiddleware
 
 __all__ = [
+    "Answered",
     "Caller",
     "CallerLimited",
     "Emitter",
@@ -15,4 +17,5 @@ __all__ = [
     "PalisadeMiddleware",
     "PredictTimeout",
     "current_caller",
+    "last_answer",
 ]

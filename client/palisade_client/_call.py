@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any
 
+from palisade_client._answered import note_answer
 from palisade_client._caller import CallerAuth
 from palisade_client._counts import CallerKey, Failure, Route
 from palisade_client._fallback import NO_ANSWER
@@ -37,6 +38,7 @@ class Call:
         now = perf_counter()
         self.live.counts.answer(self.key, route, (now - self._attempt) * 1000)
         self._emit(value, route, status, now)
+        note_answer(route, status)
         return value
 
     def fall_back(self, status: str) -> Any:

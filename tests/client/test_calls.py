@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from palisade_client import CallerLimited, Guard, PredictTimeout, current_caller
+from palisade_client import Answered, CallerLimited, Guard, PredictTimeout, current_caller, last_answer
 from palisade_client._caller import Caller, caller_var
 from palisade_client.testing import FakeTransport, directive
 
@@ -439,3 +439,30 @@ def test_settings_that_kafka_refuses_are_logged_and_cost_no_call(caplog: pytest.
     assert guard.call(lambda features: 0.9, {}, caller="a") == 0.9
     assert [r for r in caplog.records if "KAFKA SETTINGS ARE REFUSED" in r.getMessage()]
     guard.close()
+
+
+def test_a_service_can_tell_who_answered_and_why(bench: Bench) -> None:
+    guard = bench.guard(fallback=0.5)
+    guard.call(lambda features: 1.0, {"x": 1.0}, caller="a")
+    assert last_answer() == Answered("primary")
+
+    guard.call(broken, {"x": 1.0}, caller="a")
+    assert last_answer() == Answered("fallback", "error")
+
+    bench.transport.deliver(directive(ENDPOINT, bench.key, route="fallback", probe_share=0.0))
+    guard.call(lambda features: 1.0, {"x": 1.0}, caller="a")
+
+    assert last_answer() == Answered("fallback", "directive")
+
+
+def test_who_answered_is_known_after_an_awaited_call(bench: Bench) -> None:
+    guard = bench.guard(fallback=0.5)
+
+    async def late(features: Any) -> float:
+        raise ZeroDivisionError
+
+    async def request() -> Answered | None:
+        await guard.acall(late, {"x": 1.0}, caller="a")
+        return last_answer()
+
+    assert asyncio.run(request()) == Answered("fallback", "error")
