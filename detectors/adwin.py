@@ -20,6 +20,8 @@ FEED_ROWS = 256
 """Rows gathered into one mean: blocks are of 32 to 256 rows, and the calibration is of means of 256."""
 MAX_STANDARD = 10.0
 """Standardised values are clipped here: one wild value moves no mean."""
+RECENT = 5
+"""ADWIN compares no fewer values than this, so at a cut at least these come from behind the change."""
 MAX_STATE_BYTES = 8192
 """A window of 2^40 means takes less."""
 CLOCK = 1
@@ -27,6 +29,7 @@ CLOCK = 1
 _FRAME = struct.Struct("<4sBI")
 _MAGIC = b"adw1"
 _DIGEST = 16
+_RECENT = struct.Struct(f"<B{RECENT}d")
 
 
 def new_adwin() -> ADWIN:
@@ -63,18 +66,37 @@ def load_adwin(state: bytes) -> ADWIN:
 
 
 class JumpWatch:
-    """One ADWIN and the size of the jumps at its cuts."""
+    """One ADWIN and the size of the jump at its cuts: the mean of the last `RECENT` values against the window's."""
 
-    __slots__ = ("adwin",)
+    __slots__ = ("adwin", "recent")
 
-    def __init__(self, adwin: ADWIN | None = None) -> None:
-        self.adwin = adwin or new_adwin()
+    def __init__(self) -> None:
+        self.adwin = new_adwin()
+        self.recent: list[float] = []
 
     def update(self, value: float) -> float:
-        """|mean after - mean before| if the window was cut at this finite `value`, else 0."""
+        """|mean now - mean before| if the window was cut at this finite `value`, else 0."""
         if not math.isfinite(value):
             return 0.0
-        adwin = self.adwin
-        before = adwin.estimation
-        adwin.update(value)  # type: ignore[no-untyped-call]
-        return abs(adwin.estimation - before) if adwin.drift_detected else 0.0
+        before = self.adwin.estimation
+        self.recent = [*self.recent[1 - RECENT :], value]
+        self.adwin.update(value)  # type: ignore[no-untyped-call]
+        return abs(sum(self.recent) / len(self.recent) - before) if self.adwin.drift_detected else 0.0
+
+    def save(self) -> bytes:
+        """The last values and the ADWIN's state."""
+        filled = [*self.recent, *[0.0] * (RECENT - len(self.recent))]
+        return _RECENT.pack(len(self.recent), *filled) + save_adwin(self.adwin)
+
+    @classmethod
+    def load(cls, state: bytes) -> JumpWatch:
+        """Takes back what `save` gave; raises StateRefused on anything else."""
+        if len(state) < _RECENT.size:
+            raise StateRefused("the state of an adaptive window is cut short")
+        many, *values = _RECENT.unpack_from(state)
+        if many > RECENT or not all(map(math.isfinite, values)):
+            raise StateRefused("the state of an adaptive window holds a number that is none")
+        watch = cls()
+        watch.adwin = load_adwin(state[_RECENT.size :])
+        watch.recent = values[:many]
+        return watch

@@ -14,11 +14,14 @@ MAX_WEIGHT = 1e6
 """Bound of a row's sampling weight, so that sums of squares stay finite."""
 
 
-def row_weights(block: Block) -> Floats:
-    """The sampling weight of each row [n]; refused rows, which no model saw, weigh nothing."""
-    weight = np.where(np.isfinite(block.weight) & (block.weight > 0), np.minimum(block.weight, MAX_WEIGHT), 1.0)
-    weight[block.served_by == ROUTE_CODES["refused"]] = 0.0
-    return weight
+def row_weights(blocks: Sequence[Block]) -> list[Floats]:
+    """The sampling weight of each row [n] of each block; refused rows, which no model saw, weigh nothing."""
+    given = np.concatenate([block.weight for block in blocks])
+    # NaN compares false: an odd weight is taken as 1.
+    weight = np.where(given > 0, np.minimum(given, MAX_WEIGHT), 1.0)
+    weight[np.concatenate([block.served_by for block in blocks]) == ROUTE_CODES["refused"]] = 0.0
+    ends = np.cumsum([len(block) for block in blocks]).tolist()
+    return [weight[end - len(block) : end] for block, end in zip(blocks, ends, strict=True)]
 
 
 def capped_totals(totals: Floats) -> Floats:

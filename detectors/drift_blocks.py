@@ -22,14 +22,20 @@ CHUNK_VALUES = 1 << 17
 """Values worked on at once: 1 MB of float64 stays in the second-level cache."""
 
 
+WIDTHS = (32, 48, 64, 96, 128, 192, 256)
+"""Rows that blocks are padded to: at most half is padding, a sixth as a rule."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Of m blocks: cell weights `seen` and `capped` [m, features, CELLS] by own and by capped caller weights, `weight`
+    """Of m blocks: cell weights `seen` and `capped` [m, features, CELLS] by own and by capped caller weights, `over` [m]
+    whether a caller was over the cap (else `capped` is left 0 and means `seen`), `weight`
     and `squares` [m] of the rows' own weights, `rows` [m] rows that weigh, and for ADWIN the capped sums of
     standardised values and of their weights [m, ADAPTIVE_FEATURES], 0 for blocks under 32 rows."""
 
     seen: Floats
     capped: Floats
+    over: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
     weight: Floats
     squares: Floats
     rows: Floats
@@ -40,11 +46,13 @@ class Sums:
 def sums(blocks: Sequence[Block], shelf: Shelf, slots: Longs) -> Sums:
     """The sums of `blocks`, whose parts lie in `slots` of `shelf`."""
     m, features = len(blocks), shelf.numeric + shelf.categorical
-    weights = [row_weights(block) for block in blocks]
+    weights = row_weights(blocks)
     capped = capped_row_weights(blocks, weights)
+    over = np.array([lighter is not None for lighter in capped])
     result = Sums(
         np.zeros((m, features, CELLS)),
-        np.zeros((m, features, CELLS)),
+        np.zeros((m if over.any() else 0, features, CELLS)),
+        over,
         np.array([float(np.add.reduce(weight)) for weight in weights]),
         np.array([float(np.add.reduce(weight * weight)) for weight in weights]),
         np.array([float(np.count_nonzero(weight)) for weight in weights]),
@@ -57,8 +65,10 @@ def sums(blocks: Sequence[Block], shelf: Shelf, slots: Longs) -> Sums:
 
 
 def _chunks(lengths: Sequence[int], features: int) -> Iterator[tuple[Longs, int]]:
-    """Blocks to work on together, and the rows they are padded to: the next power of two."""
-    widths = np.maximum(32, 1 << np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64))
+    """Blocks to work on together, and the rows they are padded to: the next of `WIDTHS`, or of their last's multiples."""
+    longest = WIDTHS[-1]
+    most = np.array([*WIDTHS, *range(2 * longest, max(lengths) + longest, longest)])
+    widths = most[np.searchsorted(most, lengths)]
     for width in np.unique(widths).tolist():
         which = np.flatnonzero(widths == width)
         at_once = max(CHUNK_VALUES // (width * features), 1)
@@ -100,7 +110,6 @@ def _chunk_sums(
     )
     seen = _by_cell(index, own, m * features * CELLS).reshape(m, features, CELLS)
     into.seen[which] = seen
-    into.capped[which] = seen
     if over:
         heavy = np.array(over)
         sub = index[heavy] - (heavy - np.arange(len(heavy)))[:, None, None] * (features * CELLS)

@@ -23,7 +23,7 @@ def shares_of(
     In a cell that holds more than the profile's share, each row counts as far as the cell is over it; over the
     features that moved at least half as far as the first. `seen` [features, CELLS] are the block's cell weights.
     """
-    weight = row_weights(block)
+    weight = row_weights([block])[0]
     excess = np.zeros(len(block))
     total = max(float(weight.sum()), 1e-300)
     for feature in _leading(by_feature).tolist():
@@ -42,7 +42,7 @@ def shares_of(
 def evidence_of(block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature: Floats) -> Evidence:
     """The five features that moved most, as columns: observed in this block beside expected by the profile."""
     profile, numeric = part.profile, shelf.numeric
-    weight = row_weights(block)
+    weight = row_weights([block])[0]
     total = max(float(weight.sum()), 1e-300)
     top = np.argsort(-by_feature, kind="stable")[:TOP_FEATURES].tolist()
     names: list[float | int | str | None] = []

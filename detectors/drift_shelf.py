@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from detectors.adwin import JumpWatch, load_adwin, save_adwin
+from detectors.adwin import JumpWatch
 from detectors.base import Budget
 from detectors.cells import CELLS, EDGES, alien_cells, missing_cells, padded_edges
 from detectors.drift_thresholds import ADAPTIVE_FEATURES
@@ -54,7 +54,8 @@ class Shelf:
     and profile_rows as in `Spreads`; alien_most, missing_most [features]; watched [ADAPTIVE_FEATURES] numeric features
     that ADWIN watches (-1 = none), their mean and sd; threshold, calm [LOOK_ROWS].
     Of the stream: seen, capped [windows, features, CELLS]; weight, squares [windows] and feed_sum, feed_weight
-    [ADAPTIVE_FEATURES], feed_rows; fired, calm_blocks, first_ms.
+    [ADAPTIVE_FEATURES], feed_rows; fired, calm_blocks, first_ms. `capped` means something once `lighter` is 1: until a
+    caller was over the cap it is what `seen` is.
     """
 
     edges: Floats
@@ -77,6 +78,7 @@ class Shelf:
     feed_sum: Floats
     feed_weight: Floats
     feed_rows: Floats
+    lighter: Longs
     fired: Longs
     calm_blocks: Longs
     first_ms: Longs
@@ -95,11 +97,11 @@ class Shelf:
             **dict.fromkeys(("seen", "capped"), (_WINDOWS, f, CELLS)),
             **dict.fromkeys(("weight", "squares"), (_WINDOWS,)),
         }
-        self._names = (*floats, "watched", "fired", "calm_blocks", "first_ms")
+        self._names = (*floats, "watched", "lighter", "fired", "calm_blocks", "first_ms")
         for name, shape in floats.items():
             setattr(self, name, np.zeros((0, *shape)))
         self.watched = np.zeros((0, a), np.int64)
-        self.fired, self.calm_blocks, self.first_ms = (np.zeros(0, np.int64) for _ in range(3))
+        self.lighter, self.fired, self.calm_blocks, self.first_ms = (np.zeros(0, np.int64) for _ in range(4))
         self._free: list[int] = []
 
     def take(self, profile: Profile, budget: Budget) -> int:
@@ -155,10 +157,10 @@ _STREAM = ("seen", "capped", "weight", "squares", "feed_sum", "feed_weight")
 def pack(shelf: Shelf, part: Part, parameters: bytes) -> bytes:
     """A part's state: magic, parameters, profile, shape, numbers (little-endian), ADWIN windows, sha256.
 
-    `capped` is left out while it equals `seen` (no caller over the cap lately), so that 20 features stay within 32 kB.
+    `capped` is left out until a caller was over the cap, so that 20 features stay within 32 kB.
     """
     slot = part.slot
-    same = bool(np.array_equal(shelf.seen[slot], shelf.capped[slot]))
+    same = not shelf.lighter[slot]
     shape = (_WINDOWS, shelf.numeric, shelf.categorical, len(part.watches))
     pieces = [
         _HEAD.pack(STATE_MAGIC, parameters, bytes.fromhex(part.profile_hash), *shape, same),
@@ -172,7 +174,7 @@ def pack(shelf: Shelf, part: Part, parameters: bytes) -> bytes:
     names = [name for name in _STREAM if not (same and name == "capped")]
     pieces += [getattr(shelf, name)[slot].astype("<f8").tobytes() for name in names]
     for watch in part.watches:
-        state = save_adwin(watch.adwin)
+        state = watch.save()
         pieces += [len(state).to_bytes(4, "little"), state]
     body = b"".join(pieces)
     return body + hashlib.sha256(body).digest()
@@ -205,15 +207,16 @@ def unpack(shelf: Shelf, part: Part, parameters: bytes, state: bytes) -> None:
         at += size
     if not all(bool(np.isfinite(array).all()) for array in numbers.values()):
         raise StateRefused("the drift state holds a number that is not finite")
-    adwins = []
+    restored = []
     for _ in part.watches:
         size = int.from_bytes(body[at : at + 4], "little")
-        adwins.append(load_adwin(body[at + 4 : at + 4 + size]))
+        restored.append(JumpWatch.load(body[at + 4 : at + 4 + size]))
         at += 4 + size
     if at != len(body):
         raise StateRefused("the drift state is longer than it should be")
     for name in _STREAM:
         getattr(shelf, name)[slot] = numbers["seen" if same and name == "capped" else name]
+    shelf.lighter[slot] = not same
     shelf.fired[slot], shelf.calm_blocks[slot], shelf.first_ms[slot] = fired, calm_blocks, first_ms
     shelf.feed_rows[slot] = feed_rows
-    part.watches = [JumpWatch(adwin) for adwin in adwins]
+    part.watches = restored

@@ -121,7 +121,7 @@ def _stretch_divergences(table: OrderedTable, size: int) -> tuple[Floats, tuple[
     largest = np.zeros((2, len(table.expected)))
     for at in range(0, len(starts), 1024):
         shares = table.shares(starts[at : at + 1024], units)
-        far[at : at + 1024], moved = divergence(shares, shares, table.expected, np.full(len(shares), float(size)))
+        far[at : at + 1024], moved = divergence(shares, None, table.expected, np.full(len(shares), float(size)))
         moved = np.maximum(moved, 0.0)
         groups = [(moved * cells).sum(axis=-1).max(axis=0) for cells in (table.alien, table.missing)]
         largest = np.maximum(largest, groups)
@@ -154,7 +154,7 @@ def _filled_divergences(table: OrderedTable) -> dict[int, Floats]:
         # A window of 2,048 rows tends to 4,100 effective ones and is measured as 4,096 once 98 % full.
         if wanted and rows >= 0.98 * wanted[0]:
             shares = window / weight
-            found[wanted.pop(0)], _ = divergence(shares, shares, table.expected, np.full(len(starts), rows))
+            found[wanted.pop(0)], _ = divergence(shares, None, table.expected, np.full(len(starts), rows))
     return found
 
 
@@ -211,7 +211,7 @@ class _Simulation:
         self._age = np.where(there, self._age + 1, 0)
         rows = self._weight * self._weight / self._squares
         now = self._windows / self._weight[:, :, None, None]
-        far, _ = divergence(now, now, self._expected, rows)
+        far, _ = divergence(now, None, self._expected, rows)
         level, scale, shape, _ = self._spreads.at(rows)
         top = scores(far, level, scale, shape).max(axis=(1, 2))
         return np.where(self._age * self._size > WARM_ROWS, top, np.nan)

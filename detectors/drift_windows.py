@@ -22,18 +22,22 @@ CRITICAL_SHARE_FLOOR = 0.04
 """Alien or missing values in fewer rows than this (or 2 rows) count as this many in the profile."""
 
 
-def divergence(seen: Floats, capped: Floats, expected: Floats, rows: Floats) -> tuple[Floats, Floats]:
+def divergence(seen: Floats, capped: Floats | None, expected: Floats, rows: Floats) -> tuple[Floats, Floats]:
     """Pearson divergence sum((p - q)^2 / q) [..., features] of cell shares from the `expected`, and p - q by cell.
 
     `seen` and `capped` [..., features, CELLS] are shares by the callers' own and by their capped weights; `rows` [...]
     the effective number of rows. A cell counts with the smaller of both deviations, and not at all where they disagree
     in sign: the cap alone moves the mix when heavy callers differ, and a heavy caller alone moves what is seen. So a
     deviation is never more than what capped callers bring together, and without drift never more than chance.
-    Shares below one row are taken as one row: a single row in an empty cell is no news.
+    Shares below one row are taken as one row: a single row in an empty cell is no news. `capped` None says that it
+    equals `seen`, to the same bits.
     """
-    natural, fair = seen - expected, capped - expected
-    moved = np.where(np.abs(fair) < np.abs(natural), fair, natural)
-    moved *= natural * fair > 0
+    moved = seen - expected
+    if capped is not None:
+        fair = capped - expected
+        agree = moved * fair > 0
+        np.copyto(moved, fair, where=np.abs(fair) < np.abs(moved))
+        moved *= agree
     floor = 1.0 / np.maximum(rows, 1.0)
     ratio = moved * moved
     ratio /= np.maximum(expected, floor[..., None, None])

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detectors.cells import CELLS, numeric_cells, numeric_edges, padded_edges
+from detectors.profile import MAX_CATEGORIES, MAX_PROFILE_BYTES, Profile
+from detectors.profile_build import build_profile, calibration_rows
+from schemas.errors import ConfigError
+from tests.detectors.drift_data import PLACES, columns, profile, table
+
+
+def small(**more: object) -> pa.Table:
+    rng = np.random.default_rng(3)
+    return pa.table({"size": rng.normal(0, 1, 1_500), **more})
+
+
+def test_a_profile_comes_back_from_its_bytes_with_every_bit() -> None:
+    back = Profile.from_bytes(profile().to_bytes())
+
+    assert back == profile()
+    assert back.to_bytes() == profile().to_bytes()
+    assert back.hash == profile().hash
+    assert len(profile().hash) == 64
+
+
+def test_the_same_table_and_seed_give_the_same_profile() -> None:
+    assert build_profile(small(), seed=4).hash == build_profile(small(), seed=4).hash
+    assert build_profile(small(), seed=4).hash != build_profile(small(), seed=5).hash
+
+
+def test_features_are_what_decoding_needs_in_the_tables_order() -> None:
+    features = profile().features
+
+    assert features.order == ("warmth", "hour", "size", "load", "place")
+    assert features.numeric == ("warmth", "hour", "size", "load")
+    assert features.categorical == ("place",)
+    assert features.categories == (PLACES,)
+
+
+def test_cell_probabilities_sum_to_one_and_missing_values_have_their_own_cell() -> None:
+    probabilities = profile().probabilities()
+
+    assert probabilities.sum(axis=1) == pytest.approx(1.0)
+    warmth = profile().numeric[0]
+    assert warmth.missing_rate == pytest.approx(0.02, abs=0.005)
+    assert warmth.probabilities[0] == pytest.approx(warmth.missing_rate)
+
+
+def test_the_order_column_decides_the_order_and_is_no_feature() -> None:
+    shuffled = table().take(np.random.default_rng(0).permutation(table().num_rows))
+
+    assert build_profile(shuffled, order_by="at") == profile()
+    assert profile().order_by == "at"
+
+
+def test_without_an_order_column_the_rows_order_is_taken_and_the_profile_says_so() -> None:
+    assert build_profile(table(), exclude=["at"]).order_by is None
+
+
+def test_rows_in_their_order_spread_wider_than_shuffled_rows() -> None:
+    shuffled = table().take(np.random.default_rng(0).permutation(table().num_rows))
+    slow = profile().calibration.spreads[0].level[3]
+    fast = build_profile(shuffled, exclude=["at"]).calibration.spreads[0].level[3]
+
+    assert slow > 10 * fast
+
+
+def test_a_smaller_budget_needs_a_higher_score() -> None:
+    enter_often, leave = profile().calibration.thresholds(1e-5)
+    enter_rarely, _ = profile().calibration.thresholds(1e-8)
+
+    assert all(rare > often > calm for rare, often, calm in zip(enter_rarely, enter_often, leave, strict=True))
+
+
+def test_booleans_and_dictionaries_are_categories_by_name_most_frequent_first() -> None:
+    words = pa.array((["b"] * 1_000) + (["a"] * 500))
+    built = build_profile(small(flag=[True] * 400 + [False] * 1_100, word=words.dictionary_encode(), same=words))
+
+    assert built.features.categories == (("false", "true"), ("b", "a"), ("b", "a"))
+    assert built.categorical[1].category_rates == built.categorical[2].category_rates
+
+
+def test_a_column_of_thousands_of_values_keeps_the_most_frequent_and_knows_the_rest_as_unseen() -> None:
+    rare = [f"tail-{k % 1_000}" if k % 3 else "usual" for k in range(1_500)]
+    feature = build_profile(small(tail=rare)).categorical[0]
+
+    assert feature.categories[0] == "usual"
+    assert len(feature.categories) == MAX_CATEGORIES
+    assert feature.unseen_rate == pytest.approx(1 - sum(feature.category_rates))
+    assert feature.unseen_rate > 0.3
+
+
+def test_missing_infinite_and_huge_numbers_are_missing() -> None:
+    odd = np.random.default_rng(0).normal(0, 1, 1_500)
+    odd[:4] = [np.nan, np.inf, -np.inf, 1e300]
+    feature = build_profile(small(odd=odd)).numeric[1]
+
+    assert feature.missing_rate == pytest.approx(4 / 1_500)
+    assert abs(feature.mean) < 0.1
+
+
+@pytest.mark.parametrize(
+    "column",
+    [np.zeros(1_500), np.full(1_500, np.nan), np.r_[np.zeros(1_499), 1.0], np.full(1_500, 1e29), np.arange(1_500) % 2],
+    ids=["constant", "never there", "one other value", "huge constant", "two values"],
+)
+def test_a_feature_without_spread_has_a_profile_too(column: np.ndarray) -> None:
+    built = build_profile(small(odd=column))
+
+    assert Profile.from_bytes(built.to_bytes()) == built
+    assert sum(built.numeric[1].probabilities) == pytest.approx(1.0)
+
+
+def test_what_cannot_be_a_feature_is_refused_with_what_to_do() -> None:
+    day = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    refused = [
+        (small(when=[day] * 1_500), {}, "exclude it"),
+        (small(vector=[[1.0, 2.0]] * 1_500), {}, "exclude it"),
+        (small(), {"order_by": "when"}, "no column 'when'"),
+        (small(), {"exclude": ["nothing"]}, "no column 'nothing'"),
+        (small(), {"exclude": ["size"]}, "no feature is left"),
+        (small().slice(0, 100), {}, "at least 512"),
+        (pa.table([pa.array([1.0] * 600)] * 2, ["twice", "twice"]), {}, "rename"),
+    ]
+    for data, options, words in refused:
+        with pytest.raises(ConfigError, match=words):
+            build_profile(data, **options)
+
+
+def test_a_timestamp_may_order_the_table() -> None:
+    day = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    when = [day + datetime.timedelta(minutes=k) for k in range(1_500)]
+
+    assert build_profile(small(when=when), order_by="when").features.numeric == ("size",)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{}", b"[1", b'{"format": 2}', b"\x80\x04K\x01.", b"x" * (MAX_PROFILE_BYTES + 1)],
+    ids=["empty", "no profile", "not JSON", "another format", "a pickle", "too long"],
+)
+def test_bytes_that_are_no_profile_are_refused(data: bytes) -> None:
+    with pytest.raises(ConfigError):
+        Profile.from_bytes(data)
+
+
+def test_a_profile_with_a_number_that_is_none_is_refused() -> None:
+    text = profile().to_bytes().decode()
+    for broken in (text.replace('"mean":', '"mean":1e999,"x":', 1), text.replace('"level":[', '"level":[-1,', 1)):
+        with pytest.raises(ConfigError):
+            Profile.from_bytes(broken.encode())
+
+
+def test_a_large_table_is_calibrated_on_long_stretches_all_over_it() -> None:
+    picked = calibration_rows(5_000_000)
+
+    assert isinstance(picked, np.ndarray)
+    assert len(picked) == 1 << 20
+    assert (picked[0], picked[-1]) == (0, 4_999_999)
+    assert np.count_nonzero(np.diff(picked) != 1) == 63
+
+
+numbers = st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=200)
+
+
+@settings(max_examples=200, deadline=None)
+@given(numbers)
+def test_any_numbers_have_rising_edges_and_lie_within_them(values: list[float]) -> None:
+    edges = numeric_edges(np.array(values))
+    cells = numeric_cells(np.array(values)[None, None], padded_edges(edges)[None, None])
+
+    assert np.all(np.diff(edges) > 0)
+    assert np.isfinite(edges).all()
+    assert cells.min() > 1
+    assert cells.max() <= len(edges) < CELLS
+
+
+def test_a_value_far_outside_is_alien_and_one_just_outside_is_not() -> None:
+    edges = padded_edges(numeric_edges(np.linspace(0.0, 100.0, 5_000)))
+    below, near_below, inside, near_above, above = numeric_cells(
+        np.array([[[-60.0, -5.0, 50.0, 105.0, 160.0]]]), edges[None, None]
+    ).ravel()
+
+    assert below == 1
+    assert above == np.isfinite(edges).sum() + 1
+    assert below < near_below < inside < near_above < above
+
+
+def test_the_columns_of_the_made_table_are_what_the_tests_believe() -> None:
+    made = columns()
+    assert np.corrcoef(np.nan_to_num(np.asarray(made["warmth"])[:-1]), np.nan_to_num(made["warmth"][1:]))[0, 1] > 0.3
