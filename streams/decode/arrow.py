@@ -158,7 +158,7 @@ class Batch:
     def _note_odd_numbers(self, matrix: Floats, flags: npt.NDArray[np.uint32], layout: Layout, rows: Picked) -> None:
         """NaN, infinity and numbers beyond the bound that are no nulls: noted as missing, and flagged."""
         odd = ~(np.abs(matrix) <= MAX_NUMBER)
-        for at in np.flatnonzero(odd.any(axis=0)).tolist():
+        for at in np.flatnonzero(odd.any(axis=0)).tolist() if odd.any() else ():
             column = self.features.get(layout.names[at])
             if column is None or at in layout.tables or not is_number(column.type):
                 continue

@@ -96,7 +96,9 @@ def _codes(names: env.Names, codes: Codes, words: list[str], flags: Flags) -> Co
     table = np.zeros(len(words), dtype=np.int32)
     odd = np.zeros(len(words), dtype=np.uint32)
     found = np.zeros(len(used), dtype=np.uint32)
-    table[used] = names.column([words[code] for code in used.tolist()], found)
+    # `words` ends with the default, which is seldom in use
+    in_use = words[:-1] if len(used) == len(words) - 1 == used[-1] + 1 else [words[code] for code in used.tolist()]
+    table[used] = names.column(in_use, found)
     odd[used] = found
     flags |= odd[codes]
     return table[codes]

@@ -45,10 +45,13 @@ class Names:
         else:
             repeat = 1
         codes = self.codes
-        unique = dict.fromkeys(sent)
-        fresh = [name for name in unique if name not in codes]
+        unique = list(dict.fromkeys(sent))
+        fresh = [name for name in unique if name not in codes] if codes else unique
         if all_plain(fresh):
-            codes.update(zip(fresh, range(len(codes), len(codes) + len(fresh)), strict=True))
+            first, end = len(codes), len(codes) + len(fresh)
+            codes.update(zip(fresh, range(first, end), strict=True))
+            if len(fresh) == len(sent):  # all new and each once, as the words of a dictionary are
+                return np.repeat(np.arange(first, end, dtype=np.int32), repeat)
         else:
             codes = {name: self.code(name) for name in unique}
             odd = [not is_plain_id(name) for name in sent]

@@ -226,9 +226,8 @@ def assemble(
         return empty_columns()
     merged = {name: _join([getattr(part, name) for part in parts]) for name in _COLUMNS}
     groups = _merge_groups(parts)
-    record, row = merged["record"], merged["row"]
-    order = np.lexsort((row, record))
-    if len(parts) > 1 and not np.array_equal(order, np.arange(len(order))):
+    if len(parts) > 1:
+        order = np.lexsort((merged["row"], merged["record"]))
         place = np.empty(len(order), dtype=np.intp)
         place[order] = np.arange(len(order))
         merged = {name: column[order] for name, column in merged.items()}

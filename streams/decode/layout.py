@@ -123,9 +123,10 @@ def as_number(value: object) -> float:
 def settle(features: Floats, layout: Layout) -> Flags:
     """Replaces marks in `features` [n, layout.width] in place; returns the flags [n] of what they stood for."""
     flags = np.zeros(len(features), dtype=np.uint32)
-    row, column = np.nonzero(~(np.abs(features) <= MAX_NUMBER))
-    if not len(row):
+    odd = ~(np.abs(features) <= MAX_NUMBER)
+    if not odd.any():
         return flags
+    row, column = np.nonzero(odd)
     category = layout.is_category[column]
     value = features[row, column]
     unseen = category & (value < 0)
