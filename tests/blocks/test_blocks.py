@@ -67,10 +67,11 @@ def columns_of(rows: Sequence[Row]) -> Columns:
         parts.setdefault((row.endpoint, row.version), []).append(at)
     groups = []
     for (endpoint, version), its in parts.items():
-        at = np.array(its, dtype=np.intp)
+        own = np.array(its, dtype=np.intp)
         layout = layout_of(version)
-        matrix = np.column_stack([np.sin(seed[at]), seed[at] % 3, seed[at] / 3]) if layout else np.empty((len(at), 0))
-        groups.append(Group(endpoint, version, layout, at, matrix))
+        x = seed[own]
+        matrix = np.column_stack([np.sin(x), x % 3, x / 3]) if layout else np.empty((len(own), 0))
+        groups.append(Group(endpoint, version, layout, own, matrix))
     broker = np.array([row.ms for row in rows], dtype=np.int64)
     return Columns(
         offset=offset,

@@ -83,7 +83,8 @@ def test_a_bad_record_is_dead_lettered_with_its_reason(reason: str, value: bytes
 
 
 def test_records_around_bad_ones_are_scored() -> None:
-    values, headers = [as_json(caller="before")], [None]
+    values: list[bytes | None] = [as_json(caller="before")]
+    headers: list[Headers | None] = [None]
     for _, value, head in BAD:
         values += [value, as_json(caller="after")]
         headers += [head, None]

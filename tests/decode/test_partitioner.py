@@ -28,7 +28,7 @@ def test_murmur2_agrees_with_the_vectors_of_the_java_client(key: bytes, signed: 
 
 def test_keys_land_where_librdkafka_puts_them() -> None:
     keys = [f"endpoint-{n}".encode() for n in range(50)] + [b"x" * n for n in range(1, 12)] + [os.urandom(9)]
-    landed: dict[bytes, int] = {}
+    landed: dict[bytes, int | None] = {}
 
     def remember(error: object, message: Message) -> None:
         assert error is None
