@@ -7,11 +7,11 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from detectors.endpoint_state import EndpointStates
 from pydantic import ValidationError
 
 from detectors.bank import Bank
 from detectors.base import LogPoint, ReportAt, ReportEvent, TickAt
+from detectors.endpoint_state import EndpointStates
 from responders.signing import Keyring
 from schemas.config import EndpointConfig
 from schemas.deadletter import DeadReason
