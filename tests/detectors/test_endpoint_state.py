@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pytest
+
+from detectors.base import ReportEvent
+from detectors.endpoint_state import EndpointStates
+from schemas.errors import StateRefused
+from tests.detectors.report_makers import ENDPOINT, START_MS, Log, cuts, primary
+
+
+def test_a_quiet_endpoint_is_told_of_on_change_and_each_thirty_seconds() -> None:
+    states, log = EndpointStates({}), Log()
+
+    said = states.update([log.report({"a": 10, "b": 4}) for _ in range(70)])
+
+    assert [state.at_ms - START_MS for state in said] == [1_000, 31_000, 61_000]
+    assert said[-1].asked_per_s == 14
+    assert (said[-1].guards_live, said[-1].active_callers) == (1, 2)
+    assert said[-1].median_caller_rate == pytest.approx(7, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epoch_applied": 3}, {"killed": True}, {"fallback_ok": False}, {"live_version": "v2"}, {"guard": "g2"}],
+)
+def test_a_change_is_told_at_once(change: dict[str, object]) -> None:
+    states, log = EndpointStates({}), Log()
+    states.update([log.report({"a": 1}) for _ in range(3)])
+
+    assert len(states.update([log.report({"a": 1}, after_ms=200, **change)])) == 1
+
+
+def test_the_least_epoch_of_live_guards_counts_and_a_silent_guard_counts_no_longer() -> None:
+    states, log = EndpointStates({}), Log()
+    events = [log.report(guard="g1", epoch_applied=7), log.report(guard="g2", epoch_applied=9, after_ms=100)]
+    both = states.update(events)[-1]
+
+    alone = states.update([log.report(guard="g2", epoch_applied=9) for _ in range(3)])[-1]
+
+    assert (both.guards_live, both.epoch_applied) == (2, 7)
+    assert (alone.guards_live, alone.epoch_applied) == (1, 9)
+
+
+def test_ticks_tell_of_guards_that_are_gone() -> None:
+    states, log = EndpointStates({}), Log()
+    states.update([log.report({"a": 1})])
+
+    said = states.update([log.tick() for _ in range(5)])
+
+    assert [state.guards_live for state in said] == [0]
+    assert said[0].fallback_ok is False
+
+
+def test_refused_callers_that_knock_are_named_each_second() -> None:
+    states, log = EndpointStates({}), Log()
+
+    said = states.update([log.report({"loud": 300, "calm": 5}, refused={"loud": 290}) for _ in range(5)])
+    after = states.update([log.report({"calm": 5}) for _ in range(5)])
+
+    assert len(said) == 5
+    assert [(one.caller, one.caller_auth, one.asked_per_s) for one in said[-1].knocking] == [
+        ("loud", "verified", 300.0)
+    ]
+    assert after[-1].knocking == []
+
+
+def test_good_probes_count_since_the_last_bad_one_and_since_fallback_began() -> None:
+    states, log = EndpointStates({}), Log()
+    fallback = primary(47, route="fallback")
+    states.update([log.report(routes=[primary(50)]) for _ in range(3)])
+
+    begun = states.update([log.report(routes=[fallback])])[-1]
+    good = states.update([log.report(routes=[primary(3, route="probe"), fallback]) for _ in range(4)])[-1]
+    bad = states.update([log.report(routes=[primary(3, errors=1, route="probe"), fallback])])[-1]
+
+    assert (begun.good_probes, good.good_probes, bad.good_probes) == (0, 12, 0)
+
+
+def test_a_watched_endpoint_is_told_of_each_second() -> None:
+    states, log = EndpointStates({}), Log()
+    states.update([log.report({"a": 1})])
+
+    states.watch(ENDPOINT, True)
+    watched = states.update([log.report({"a": 1}) for _ in range(5)])
+    states.watch(ENDPOINT, False)
+
+    assert len(watched) == 5
+    assert states.update([log.report({"a": 1}) for _ in range(5)]) == []
+
+
+def test_only_verified_callers_count_as_active_where_there_are_any() -> None:
+    states, log = EndpointStates({}), Log()
+
+    said = states.update([log.report({"a": 1, "b": 1}), log.report({f"x{n}": 1 for n in range(50)}, auth="claimed")])
+    states.watch(ENDPOINT, True)
+
+    assert said[0].active_callers == 2
+    assert states.update([log.report({"a": 1})])[0].active_callers == 2
+
+
+def test_an_unsigned_report_changes_nothing_where_signed_ones_come() -> None:
+    states, log = EndpointStates({}), Log()
+    states.update([log.report({"a": 1}, epoch_applied=5)])
+
+    rogue = log.report({"a": 900}, trusted=False, guard="g1", after_ms=100, epoch_applied=0, fallback_ok=False)
+
+    assert states.update([rogue]) == []
+
+
+def some_minutes() -> list[ReportEvent]:
+    log = Log()
+    events: list[ReportEvent] = [log.report({"a": 10, "b": n % 3}) for n in range(20)]
+    events += [
+        log.report({"loud": 300, "a": 3}, refused={"loud": 200}, guard=f"g{n % 3}", after_ms=400) for n in range(9)
+    ]
+    events += [log.report(routes=[primary(3, route="probe"), primary(40, route="fallback")]) for _ in range(9)]
+    events += [log.tick(250) for _ in range(40)]
+    events += [log.report({f"c{n}": 2}, epoch_applied=n // 4) for n in range(12)]
+    return events
+
+
+def test_any_cut_and_any_restart_give_the_same_states() -> None:
+    events, whole = some_minutes(), EndpointStates({})
+    expected = whole.update(events)
+
+    for seed in range(3):
+        states, said = EndpointStates({}), []
+        for batch in cuts(events, seed):
+            said += states.update(batch)
+            saved, states = states.snapshot(ENDPOINT), EndpointStates({})
+            states.restore(ENDPOINT, saved)
+        assert said == expected
+        assert states.snapshot(ENDPOINT) == whole.snapshot(ENDPOINT)
+
+
+def test_callers_are_bounded() -> None:
+    states, log = EndpointStates({}), Log()
+    states.update([log.report({f"c{wave}-{n}": 1 for n in range(100)}, after_ms=100) for wave in range(30)])
+    states.watch(ENDPOINT, True)
+
+    (state,) = states.update([log.report({"a": 1}, distinct_callers=3_000)])
+
+    assert state.active_callers == 3_000
+    assert len(states.snapshot(ENDPOINT)) < 40_000
+
+
+def test_damaged_states_are_refused() -> None:
+    states, log = EndpointStates({}), Log()
+    states.update([log.report({"a": 1})])
+    state = bytearray(states.snapshot(ENDPOINT))
+    state[-1] ^= 1
+
+    for bad in (b"", b"x" * 200, bytes(state)):
+        with pytest.raises(StateRefused):
+            EndpointStates({}).restore(ENDPOINT, bad)
