@@ -91,7 +91,7 @@ class Child:
             self._changed.wait_for(lambda: event in self._events or self._ended, timeout_s)
             if event in self._events:
                 return self._events[event]
-        state = "said nothing of" if self.running else "ended before"
+        state = "ended before" if self._ended else "said nothing of"
         raise ChildFailed(f"{self.name} {state} {event!r}, see {self._log}")
 
     def stop(self, timeout_s: float = STOP_S) -> int:

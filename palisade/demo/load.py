@@ -8,7 +8,7 @@ Commands come as JSON lines on standard input, answers go as JSON lines (`Answer
     {"do": "calm"}                                     end the flood
     {"do": "break", "endpoint": "flights-jfk", "change": "distance_km"}
     {"do": "mend", "endpoint": "flights-jfk"}
-    {"do": "stop"}                                     the same as the end of the input
+    {"do": "stop"}                                     ends as the end of the input does, once all calls have their answer
 
 Each is answered by `{"event": <do>, "at": <seconds since the epoch>}`.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -33,6 +34,7 @@ MAX_LAG_S = 0.25
 """A generator that fell further behind shifts its schedule: its own pause must not arrive as a flood."""
 MAX_FLOOD_S = 10.0
 WRITE_EVERY_S = 0.02
+SETTLE_S = 3.0
 
 
 class Answer(NamedTuple):
@@ -76,6 +78,8 @@ class LoadGenerator:
         self._on_answer = on_answer
         self._broken: dict[str, UnitChange] = {}
         self._flooding = False
+        self._in_flight = 0
+        self._settled = asyncio.Event()
         self.scene = ""
 
     async def replay(self, requests: Iterable[Request]) -> None:
@@ -108,7 +112,16 @@ class LoadGenerator:
     def mend_pipeline(self, endpoint: str) -> None:
         self._broken.pop(endpoint, None)
 
+    async def settle(self, timeout_s: float = SETTLE_S) -> bool:
+        """Waits until every call has its answer; False if that took too long."""
+        if self._in_flight:
+            self._settled.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), timeout_s)
+        return not self._in_flight
+
     def close(self) -> None:
+        """Ends all connections. Calls still in flight get no answer, and no entry if the loop ends with them."""
         for pool in self._pools.values():
             pool.close()
 
@@ -120,8 +133,12 @@ class LoadGenerator:
         body = json.dumps(features).encode()
         request = post("/predict", self._hosts[endpoint], {API_KEY_HEADER: self._keys[caller]}, body)
         sent = time.time()
+        self._in_flight += 1
 
         def done(answer: HttpAnswer) -> None:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._settled.set()
             served_by, cause = _who_served(answer)
             self._on_answer(
                 Answer(sent, time.time(), endpoint, caller, answer.status, served_by, scene, hostile, cause)
@@ -171,6 +188,7 @@ class _Session:
                 self._say(command["do"])
             for task in tasks:
                 task.cancel()
+        await self._generator.settle()
         self._generator.close()
         self._say("stop")
         self._write()

@@ -161,6 +161,17 @@ async def test_a_service_that_is_gone_leaves_no_call_without_an_entry():
     assert {(a.status, a.served_by) for a in answers} == {(0, "none")}
 
 
+async def test_settling_waits_for_the_last_answer_but_not_for_ever():
+    async with generator_and_service() as (generator, service, answers):
+        service.answering.clear()
+        await generator.replay(at_ewr(3))
+        await until(lambda: len(service.asked) == 3)
+        assert not await generator.settle(timeout_s=0.01)
+        service.answering.set()
+        assert await generator.settle(timeout_s=10)
+        assert len(answers) == 3
+
+
 async def test_requests_of_other_endpoints_keep_their_time_but_are_not_sent():
     other = [Request(0.0, "JFK", "B6@JFK", {})] * 5
     async with generator_and_service() as (generator, _, answers):

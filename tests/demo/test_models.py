@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from palisade.demo.data import FEATURES, flights, training_table
-from palisade.demo.models import Artifact, HourlyShare, fit_pipeline, scorecard_of, train
+from palisade.demo.models import Artifact, HourlyShare, fit_pipeline, scorecard_of
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,7 @@ def test_an_absent_number_counts_as_the_training_median_and_text_for_a_number_is
         model({"temp": "warm"})
 
 
-def test_an_artifact_comes_back_from_its_file_with_the_digest_it_was_saved_under(tmp_path):
-    artifact = train(training_table("EWR"))
+def test_an_artifact_comes_back_from_its_file_with_the_digest_it_was_saved_under(artifact, tmp_path):
     digest = artifact.save(tmp_path / "model.json")
 
     assert Artifact.load(tmp_path / "model.json") == (artifact, digest)
