@@ -7,11 +7,13 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from palisade.demo.scenes import SceneResult
+from palisade.demo.load import Answer
 from palisade.demo.script import TAPPED, Fault, Script, Seen, balance, judge
 from palisade.demo.stage import ENDPOINTS, Stage, StageOptions, policy_difference
 from palisade.demo.tap import Record, Tap
@@ -20,8 +22,11 @@ from schemas.errors import PalisadeError
 
 
 def perform(
-    options: StageOptions, console: Console, fault: Fault | None = None, stage_ready: object = None
-) -> dict[str, object]:
+    options: StageOptions,
+    console: Console,
+    fault: Fault | None = None,
+    on_ready: Callable[[Stage, Seen], None] | None = None,
+) -> dict[str, Any]:
     """Runs the whole demo and returns its last line. `fault` is called in the middle of each scene."""
     seen = Seen()
     started = time.monotonic()
@@ -34,9 +39,9 @@ def perform(
         for action in actions:
             view.action(action)
 
-    def on_answer(answer: object) -> None:
-        seen.answer(answer)  # type: ignore[arg-type]
-        view.answer(answer)  # type: ignore[arg-type]
+    def on_answer(answer: Answer) -> None:
+        seen.answer(answer)
+        view.answer(answer)
 
     def on_exit(name: str, code: int) -> None:
         view.note(f"{name} ended with {code}")
@@ -46,21 +51,16 @@ def perform(
         stage.open_broker()
         with Tap({"bootstrap.servers": stage.stack.bootstrap}, TAPPED, on_record) as tap:
             stage.start(view.note)
-            if callable(stage_ready):
-                stage_ready(stage, seen)
+            if on_ready is not None:
+                on_ready(stage, seen)
             scenes = Script(stage, seen, view, options.seed, fault).run()
             view.announce("counting: events on Kafka, verdicts, rows of the audit")
             stage.close_load()
             totals = balance(stage, seen, tap)
         results, stray = judge(scenes, seen)
         view.announce("stopping")
-    show(console, results)
-    return final_line(results, stray, totals, options.seed, seconds=round(time.monotonic() - started, 1))
-
-
-def show(console: Console, results: list[SceneResult]) -> None:
-    """The table of scenes."""
     console.print(scene_table(results))
+    return final_line(results, stray, totals, options.seed, seconds=round(time.monotonic() - started, 1))
 
 
 def main() -> int:
@@ -80,7 +80,7 @@ def main() -> int:
         except PalisadeError as error:
             Console(stderr=True).print(f"[bold red]the demo could not run:[/] {error}", highlight=False)
             return 2
-    for problem in line["problems"]:  # type: ignore[attr-defined]
+    for problem in line["problems"]:
         console.print(f"[red]{problem}[/]")
     sys.stdout.write(json.dumps(line) + "\n")
     return 0 if line["ok"] else 1
