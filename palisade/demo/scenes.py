@@ -18,7 +18,7 @@ from schemas.wire import KIND_HEADER
 
 SETTLE_S = 1.0
 """Calls so soon after a release may still have met the old directive; so far before its cause ended a release is early."""
-OWN_CAUSES = frozenset({"timeout", "error", "pool_full"})
+OWN_CAUSES = frozenset({"timeout", "error"})
 """Causes of a fallback answer that a serving process gave by itself, without a directive."""
 
 

@@ -1,7 +1,8 @@
 """One endpoint's serving process: `python -m palisade.demo.serve`, an ASGI app around a guarded model.
 
 `POST /predict` with an `x-api-key` and a JSON object of features answers
-`{"late15": probability, "served_by": "primary"|"fallback", "cause": ""|"directive"|"timeout"|"error"|"pool_full"}`.
+`{"late15": probability, "served_by": "primary"|"probe"|"fallback", "cause": why the fallback}`:
+`directive`, `timeout` or `error`.
 
 Commands come as JSON lines on standard input: `{"do": "hang"}` lets every prediction wait until `{"do": "clear"}`; the end
 of the input ends the process. Lines on standard output: `{"event": "ready", "port": ...}`, then one for each command.
@@ -17,12 +18,10 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from palisade_client import Guard, PalisadeMiddleware
+from palisade_client import Guard, PalisadeMiddleware, last_answer
 from palisade_client.asgi import Message, Receive, Scope, Send
 
 from palisade.demo.data import Features
@@ -36,33 +35,6 @@ KEEP_ALIVE_S = 120
 STOP_S = 2
 
 
-@dataclass(slots=True)
-class Attempt:
-    """What became of one call, so that its answer can say who gave it. The context carries it into Guard's pool."""
-
-    tried: bool = False
-    failed: bool = False
-    fell_back: bool = False
-    pool_full: bool = False
-
-    @property
-    def served_by(self) -> str:
-        return "fallback" if self.fell_back else "primary"
-
-    @property
-    def cause(self) -> str:
-        if not self.fell_back:
-            return ""
-        if self.failed:
-            return "error"
-        if self.tried:
-            return "timeout"
-        return "pool_full" if self.pool_full else "directive"
-
-
-_attempt: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
-
-
 class HangingModel:
     """The model behind a gate: while the gate is shut, every prediction waits at it, as at a lost database."""
 
@@ -70,13 +42,6 @@ class HangingModel:
         self._model = model
         self._gate = threading.Event()
         self._gate.set()
-        self._lock = threading.Lock()
-        self._running = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether as many predictions are under way as Guard lets run at once."""
-        return self._running >= MAX_INFLIGHT
 
     def hang(self) -> None:
         self._gate.clear()
@@ -85,36 +50,8 @@ class HangingModel:
         self._gate.set()
 
     def __call__(self, features: Features) -> float:
-        attempt = _attempt.get()
-        if attempt is not None:
-            attempt.tried = True
-        with self._lock:
-            self._running += 1
-        try:
-            self._gate.wait()
-            return self._model(features)
-        except (TypeError, ValueError):
-            if attempt is not None:
-                attempt.failed = True
-            raise
-        finally:
-            with self._lock:
-                self._running -= 1
-
-
-class FallbackAnswer:
-    """The fallback, which notes that it answered."""
-
-    def __init__(self, fallback: HourlyShare, model: HangingModel) -> None:
-        self._fallback = fallback
-        self._model = model
-
-    def __call__(self, features: Features) -> float:
-        attempt = _attempt.get()
-        if attempt is not None:
-            attempt.fell_back = True
-            attempt.pool_full = self._model.full
-        return self._fallback(features)
+        self._gate.wait()
+        return self._model(features)
 
 
 class PredictApp:
@@ -134,10 +71,10 @@ class PredictApp:
         if features is None:
             await _answer(send, 400, {"error": f"the body is no JSON object below {MAX_BODY_BYTES} bytes"})
             return
-        attempt = Attempt()
-        _attempt.set(attempt)
         late15 = await self._guard.acall(self._model, features)
-        await _answer(send, 200, {"late15": late15, "served_by": attempt.served_by, "cause": attempt.cause})
+        answered = last_answer()
+        served_by, cause = (answered.served_by, answered.why) if answered is not None else ("primary", "")
+        await _answer(send, 200, {"late15": late15, "served_by": served_by, "cause": cause})
 
 
 async def _body(receive: Receive) -> bytes:
@@ -173,7 +110,7 @@ def guarded_app(
     endpoint: str, model: HangingModel, fallback: HourlyShare, api_keys: Mapping[str, str], **options: Any
 ) -> tuple[PalisadeMiddleware, Guard]:
     """The application as it is served, and its Guard. `options` are Guard's; `api_keys`: key -> caller."""
-    guard = Guard(endpoint, fallback=FallbackAnswer(fallback, model), max_inflight=MAX_INFLIGHT, **options)
+    guard = Guard(endpoint, fallback=fallback, max_inflight=MAX_INFLIGHT, **options)
     return PalisadeMiddleware(PredictApp(guard, model), api_keys=api_keys), guard
 
 

@@ -98,12 +98,23 @@ async def test_a_hanging_model_is_answered_by_the_fallback_in_time_until_it_is_c
     assert (cleared["served_by"], cleared["cause"]) == ("primary", "")
 
 
-async def test_calls_beyond_the_pool_of_a_hanging_model_are_told_from_directives(artifact):
+async def test_a_directive_is_the_cause_also_while_hanging_calls_fill_the_pool(artifact):
     async with served(artifact) as service:
         service.model.hang()
-        causes = [(await service.ask(row)).json()["cause"] for row in islice(caller_rows(CALLER), MAX_INFLIGHT + 3)]
+        for row in islice(caller_rows(CALLER), MAX_INFLIGHT + 3):
+            assert (await service.ask(row)).json()["cause"] == "timeout"
+        service.order(route="fallback", probe_share=0.0)
 
-    assert causes == ["timeout"] * MAX_INFLIGHT + ["pool_full"] * 3
+        assert (await service.ask(features())).json()["cause"] == "directive"
+
+
+async def test_a_probe_of_the_primary_says_that_it_is_one(artifact):
+    async with served(artifact) as service:
+        await service.ask(features())
+        service.order(route="fallback", probe_share=0.5)
+        served_by = {(await service.ask(features())).json()["served_by"] for _ in range(4)}
+
+    assert served_by == {"probe", "fallback"}
 
 
 async def test_features_that_the_model_cannot_take_are_answered_by_the_fallback(artifact):
