@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from detectors.base import Detector, LogPoint, Reading, ReportAt, ReportEvent, part_of
 from detectors.signal_book import SignalBook
@@ -25,7 +25,9 @@ Input = TypeVar("Input")
 
 MAGIC = b"PALISADE-PART-1\n"
 MAX_PART_BYTES = 262_144
-"""A part's saved state at most; a larger one is not saved and said so (64 kB of incidents + detectors' bounds)."""
+"""A part's saved state as the bounds of its detectors and of its incidents (170 kB) let it grow; twice this is refused."""
+MAX_PARTS = 16_384
+"""Parts whose incidents are kept; names beyond it make the oldest without an open incident forgotten."""
 
 
 class Place(NamedTuple):
@@ -75,7 +77,6 @@ class Bank(Generic[Input]):
         self._place_of = place_of
         self._recover_for_ms = recover_for_ms
         self._books: dict[str, SignalBook] = {}
-        self._failing: dict[tuple[str, str], int] = {}
 
     def update(self, batch: Sequence[Input]) -> Concluded:
         """Hands `batch` to each detector and folds what they say into signals."""
@@ -111,17 +112,12 @@ class Bank(Generic[Input]):
 
         Raises StateRefused if the bytes are not a part's; then the whole part starts cold.
         """
-        header, body = _opened(state)
-        saved: dict[str, tuple[str, bytes]] = {}
-        position = 0
-        for name, detector_hash, size in header["detectors"]:
-            saved[name] = (detector_hash, body[position : position + size])
-            position += size
-        cold = [detector.name for detector in self.detectors if not self._restored(detector, part, saved)]
-        incidents = body[position : position + header["book"]]
+        saved, incidents = _opened(state)
+        book = SignalBook(self._recover_for_ms)
         if incidents:
-            self._book(part).restore(incidents)
-        return cold
+            book.restore(incidents)
+        self._books[part] = book
+        return [detector.name for detector in self.detectors if not self._restored(detector, part, saved)]
 
     def forget(self, part: str) -> None:
         """Drops all state of a part."""
@@ -139,13 +135,15 @@ class Bank(Generic[Input]):
         try:
             detector.restore(part, state)
         except StateRefused:
-            detector.forget(part)
             return False
         return True
 
     def _book(self, part: str) -> SignalBook:
         book = self._books.get(part)
         if book is None:
+            if len(self._books) >= MAX_PARTS:
+                quiet = (name for name, held in self._books.items() if not held.has_open)
+                del self._books[next(quiet, next(iter(self._books)))]
             book = self._books[part] = SignalBook(self._recover_for_ms)
         return book
 
@@ -160,9 +158,7 @@ class Bank(Generic[Input]):
             readings = detector.update(batch)
         except Exception as error:  # noqa: BLE001  a broken detector must not stop the others: it becomes a signal
             return self._after_failure(detector, batch, error)
-        if self._failing:
-            readings = readings + self._healed(detector, batch)
-        return readings
+        return readings + self._healed(detector, batch)
 
     def _after_failure(self, detector: Detector[Input], batch: Sequence[Input], error: Exception) -> list[Reading]:
         """Says so once a part of the batch, and lets the detector start cold there."""
@@ -170,30 +166,41 @@ class Bank(Generic[Input]):
         places = {place.part: place for place in map(self._place_of, batch) if place is not None}
         for part, place in places.items():
             detector.forget(part)
-            self._failing[detector.name, part] = place.at.ms
             said.append(_failure(detector, place, firing=True, detail=_detail(error)))
         return said
 
     def _healed(self, detector: Detector[Input], batch: Sequence[Input]) -> list[Reading]:
-        readings = []
+        """A calm reading for each input of a part where the detector's failure is still an open incident."""
+        if not any(book.has_open for book in self._books.values()):
+            return []
+        calm = []
         for place in map(self._place_of, batch):
-            if place is not None and (detector.name, place.part) in self._failing:
-                readings.append(_failure(detector, place, firing=False, detail=""))
-                if place.at.ms - self._failing[detector.name, place.part] > 2 * self._recover_for_ms:
-                    del self._failing[detector.name, place.part]
-        return readings
+            book = self._books.get(place.part) if place is not None else None
+            if place is not None and book is not None and book.has_open:
+                reading = _failure(detector, place, firing=False, detail="")
+                if book.is_open(reading):
+                    calm.append(reading)
+        return calm
 
 
-def _opened(state: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and body of a saved part, after its size, magic and hash were checked."""
+def _opened(state: bytes) -> tuple[dict[str, tuple[str, bytes]], bytes]:
+    """Each detector's hash and state by name, and the incidents. Raises StateRefused."""
     start = len(MAGIC) + 32
     if len(state) > 2 * MAX_PART_BYTES or not state.startswith(MAGIC):
         raise StateRefused("saved part has another format or is too large")
     body = state[start:]
     if hashlib.sha256(body).digest() != state[len(MAGIC) : start]:
         raise StateRefused("saved part is damaged: its hash does not match")
-    (size,) = struct.unpack_from("<I", body)
-    return json.loads(body[4 : 4 + size]), body[4 + size :]
+    try:
+        (size,) = struct.unpack_from("<I", body)
+        header = json.loads(body[4 : 4 + size])
+        position, saved = 4 + size, {}
+        for name, detector_hash, length in header["detectors"]:
+            saved[str(name)] = (str(detector_hash), body[position : position + length])
+            position += length
+        return saved, body[position : position + header["book"]]
+    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StateRefused(f"saved part cannot be read: {error}") from error
 
 
 def _detail(error: Exception) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from detectors.base import Reading
 from schemas.errors import StateRefused
@@ -17,8 +17,9 @@ from schemas.signals import SEVERITY_ORDER, CallerShare, Signal, SignalState
 
 UPDATE_EVERY_MS = 1_000
 MAX_OPEN = 1_024
-"""Open incidents of one part. Each holds about 200 bytes; a flood of new subjects beyond it opens none."""
-SNAPSHOT_SCHEMA = 1
+"""Open incidents of one part, 130 bytes each when saved; a flood of new subjects beyond it opens none. As many subjects
+are remembered as unknown, 36 bytes each."""
+SNAPSHOT_SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,17 @@ class SignalBook:
     def has_open(self) -> bool:
         return bool(self._open)
 
+    def is_open(self, reading: Reading) -> bool:
+        """Whether an incident is open on what `reading` speaks of."""
+        return _key(reading) in self._open
+
     def fold(self, readings: Iterable[Reading]) -> list[Signal]:
         """The signals that `readings` (of this part, in log order) give rise to."""
         signals = (self._signal_of(reading) for reading in readings)
         return [signal for signal in signals if signal is not None]
 
     def _signal_of(self, reading: Reading) -> Signal | None:
-        auth = reading.caller_auth or ""
-        key = f"{reading.detector}|{reading.kind}|{reading.subject_kind}|{auth}|{reading.subject}"
+        key = _key(reading)
         if not reading.known:
             return self._unknown_of(key, reading)
         self._unknown.discard(key)
@@ -98,8 +102,9 @@ class SignalBook:
 
     def snapshot(self) -> bytes:
         """The open incidents as JSON."""
-        incidents = {key: asdict(incident) for key, incident in self._open.items()}
-        return json.dumps({"schema": SNAPSHOT_SCHEMA, "open": incidents, "unknown": sorted(self._unknown)}).encode()
+        incidents = {key: astuple(incident) for key, incident in self._open.items()}
+        saved = {"schema": SNAPSHOT_SCHEMA, "open": incidents, "unknown": sorted(self._unknown)}
+        return json.dumps(saved, separators=(",", ":")).encode()
 
     def restore(self, state: bytes) -> None:
         """Takes back a snapshot; raises StateRefused on anything else."""
@@ -107,10 +112,16 @@ class SignalBook:
             saved = json.loads(state)
             if saved["schema"] != SNAPSHOT_SCHEMA:
                 raise StateRefused(f"incidents of schema {saved['schema']}, this version reads {SNAPSHOT_SCHEMA}")
-            self._open = {key: _Incident(**incident) for key, incident in saved["open"].items()}
-            self._unknown = set(saved["unknown"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            opened = {str(key): _Incident(*incident) for key, incident in saved["open"].items()}
+            unknown = {str(key) for key in saved["unknown"]}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StateRefused(f"incidents cannot be read: {error}") from error
+        self._open, self._unknown = opened, unknown
+
+
+def _key(reading: Reading) -> str:
+    """Names what a reading speaks of, in 32 characters however long the subject is."""
+    return stable_id(reading.detector, reading.kind, reading.subject_kind, reading.caller_auth or "", reading.subject)
 
 
 def _signal(reading: Reading, state: SignalState, incident_id: str, seq: int) -> Signal:

@@ -1,0 +1,102 @@
+"""One scenario a detector: what the suite puts it through. A detector of the registry without one fails the suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from detectors.bank import Bank, place_of_block, place_of_report
+from detectors.base import Budget, Detector, part_of
+from detectors.registry import block_detectors, fit, report_detectors
+from palisade.settings import default_policy
+from schemas.config import EndpointConfig
+from schemas.signals import SignalKind
+from tests.conformance import logs
+
+BUDGET = Budget(1.0, 100_000 / 30)
+"""1 alarm in 100,000 rows."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`make` gives the detector, cold, ready for `parts`. `planted` changes at its event `change_at`, which must raise
+    `fires` within `within` events. `lacking` is too little to know anything. `many(first, count)` names other subjects.
+    `hostile` is what may come, `impossible` what decoding keeps away."""
+
+    make: Callable[[], Detector[Any]]
+    parts: tuple[str, ...]
+    quiet: Callable[[], Sequence[Any]]
+    planted: Callable[[], Sequence[Any]]
+    change_at: int
+    fires: tuple[SignalKind, ...]
+    within: int
+    hostile: Callable[[], Sequence[Any]]
+    lacking: Callable[[], Sequence[Any]]
+    many: Callable[[int, int], Sequence[Any]]
+    impossible: Callable[[], Sequence[Any]] = list
+
+    def bank(self) -> Bank[Any]:
+        detector = self.make()
+        place = place_of_block if detector.log == "predictions" else place_of_report
+        return Bank([detector], place, 2_000)  # type: ignore[arg-type]
+
+
+def _block_detector(name: str) -> Callable[[], Detector[Any]]:
+    def make() -> Detector[Any]:
+        (found,) = [detector for detector in block_detectors(default_policy()) if detector.name == name]
+        for endpoint in logs.ENDPOINTS:
+            fit([found], part_of(endpoint, "v1"), logs.profile(), BUDGET)
+        return found
+
+    return make
+
+
+def _report_detector(name: str) -> Callable[[], Detector[Any]]:
+    def make() -> Detector[Any]:
+        detectors, _ = report_detectors({endpoint: EndpointConfig(name=endpoint) for endpoint in logs.ENDPOINTS})
+        (found,) = [detector for detector in detectors if detector.name == name]
+        return found
+
+    return make
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "feature_drift": Scenario(
+        make=_block_detector("feature_drift"),
+        parts=tuple(part_of(endpoint, "v1") for endpoint in logs.ENDPOINTS),
+        quiet=logs.quiet_blocks,
+        planted=logs.planted_blocks,
+        change_at=logs.BLOCK_CHANGE,
+        fires=("feature_drift",),
+        within=2,
+        hostile=logs.hostile_blocks,
+        lacking=lambda: [logs.block(k * 256, version="nobody-profiled-it") for k in range(20)],
+        many=logs.blocks_of_many,
+        impossible=logs.impossible_blocks,
+    ),
+    "traffic": Scenario(
+        make=_report_detector("traffic"),
+        parts=logs.ENDPOINTS,
+        quiet=logs.quiet_reports,
+        planted=logs.planted_reports,
+        change_at=3 * logs.REPORT_CHANGE,
+        fires=("caller_rate",),
+        within=3,
+        hostile=logs.hostile_reports,
+        lacking=lambda: logs.quiet_reports()[:24],
+        many=logs.reports_of_many,
+    ),
+    "health": Scenario(
+        make=_report_detector("health"),
+        parts=logs.ENDPOINTS,
+        quiet=logs.quiet_reports,
+        planted=logs.planted_reports,
+        change_at=3 * (logs.REPORT_CHANGE + 8),
+        fires=("errors",),
+        within=6,
+        hostile=logs.hostile_reports,
+        lacking=lambda: logs.quiet_reports()[:24],
+        many=logs.reports_of_many,
+    ),
+}

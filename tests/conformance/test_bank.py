@@ -1,0 +1,215 @@
+"""The bank: a detector that breaks is said and isolated; state of a part is taken back whole, or by the detectors that can."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Sequence
+from typing import Literal
+
+import pytest
+
+from detectors import bank as bank_module
+from detectors.bank import MAGIC, Bank, Place
+from detectors.base import LogPoint, Reading
+from schemas.errors import StateRefused
+
+Event = tuple[str, int, bool]
+"""endpoint, log time, whether it fires."""
+
+
+class Counting:
+    """Fires where the event says so; its state is a count a part."""
+
+    log: Literal["predictions", "reports"] = "reports"
+
+    def __init__(self, name: str = "counting", version: int = 1) -> None:
+        self.name = name
+        self.hash = f"{name}-{version}"
+        self.counts: dict[str, int] = {}
+        self.raises_on: str | None = None
+
+    def update(self, batch: Sequence[Event]) -> list[Reading]:
+        readings = []
+        for endpoint, ms, fires in batch:
+            if endpoint == self.raises_on:
+                raise ZeroDivisionError("planted")
+            self.counts[endpoint] = self.counts.get(endpoint, 0) + 1
+            readings.append(
+                Reading(
+                    detector=self.name, detector_hash=self.hash, kind="errors", endpoint=endpoint,
+                    subject_kind="endpoint", subject=endpoint, score=float(fires), threshold=0.5, firing=fires,
+                    calm=not fires, severity="warning", at=LogPoint("log", 0, ms, 0, ms), first_ms=ms,
+                )
+            )  # fmt: skip
+        return readings
+
+    def snapshot(self, part: str) -> bytes:
+        return struct.pack("<I", self.counts[part]) if part in self.counts else b""
+
+    def restore(self, part: str, state: bytes) -> None:
+        try:
+            (self.counts[part],) = struct.unpack("<I", state)
+        except struct.error as error:
+            raise StateRefused(str(error)) from error
+
+    def forget(self, part: str) -> None:
+        self.counts.pop(part, None)
+
+
+def place_of(event: Event) -> Place | None:
+    endpoint, ms, _ = event
+    return None if endpoint == "tick" else Place(endpoint, endpoint, None, LogPoint("log", 0, ms, 0, ms))
+
+
+def bank_of(*detectors: Counting, recover_for_ms: int = 1_000) -> Bank[Event]:
+    return Bank(detectors, place_of, recover_for_ms)
+
+
+def test_an_empty_batch_concludes_nothing() -> None:
+    concluded = bank_of(Counting()).update([])
+
+    assert (concluded.readings, concluded.signals) == ([], [])
+
+
+def test_what_several_detectors_say_comes_in_the_order_of_the_log() -> None:
+    concluded = bank_of(Counting("a"), Counting("b")).update([("x", 1, True), ("y", 2, True)])
+
+    assert [(reading.at.ms, reading.detector) for reading in concluded.readings] == [
+        (1, "a"), (1, "b"), (2, "a"), (2, "b"),
+    ]  # fmt: skip
+    assert [(signal.endpoint, signal.detector) for signal in concluded.signals] == [
+        ("x", "a"), ("x", "b"), ("y", "a"), ("y", "b"),
+    ]  # fmt: skip
+
+
+def test_a_detector_that_raises_becomes_a_signal_and_the_others_go_on() -> None:
+    broken, sound = Counting("broken"), Counting("sound")
+    broken.raises_on = "x"
+
+    signals = bank_of(broken, sound).update([("x", 1, True)]).signals
+
+    assert [(signal.kind, signal.state) for signal in signals] == [("detector_failed", "opened"), ("errors", "opened")]
+    assert signals[0].evidence["detector"] == "broken"
+    assert "ZeroDivisionError: planted at test_bank.py" in str(signals[0].evidence["error"])
+    assert (signals[1].detector, signals[0].severity) == ("sound", "warning")
+
+
+def test_a_broken_detector_starts_cold_and_its_failure_recovers_after_lasting_good_work() -> None:
+    broken = Counting("broken")
+    bank = bank_of(broken)
+    bank.update([("x", 0, False), ("x", 1, False)])
+    broken.raises_on = "x"
+    bank.update([("x", 2, False)])
+    assert broken.counts == {}
+
+    broken.raises_on = None
+    states = [
+        signal.state for ms in (10, 500, 1_009, 1_010, 1_020) for signal in bank.update([("x", ms, False)]).signals
+    ]
+
+    assert states == ["recovered"]
+    assert bank.open_parts() == set()
+
+
+def test_a_failure_that_was_open_at_a_restart_recovers_too() -> None:
+    broken = Counting("broken")
+    broken.raises_on = "x"
+    before = bank_of(broken)
+    before.update([("x", 0, False)])
+    after = bank_of(Counting("broken"))
+    after.restore("x", before.snapshot("x"))
+
+    assert after.open_parts() == {"x"}
+    signals = after.update([("x", 10, False), ("x", 2_000, False)]).signals
+
+    assert [(signal.kind, signal.state) for signal in signals] == [("detector_failed", "recovered")]
+
+
+def test_a_part_comes_back_with_its_detectors_and_its_open_incidents() -> None:
+    before = bank_of(Counting("a"), Counting("b"))
+    (opened, _) = before.update([("x", 0, True)]).signals
+    after = bank_of(Counting("a"), Counting("b"))
+
+    assert after.restore("x", before.snapshot("x")) == []
+    assert after.snapshot("x") == before.snapshot("x")
+    assert after.update([("x", 1_000, True)]).signals[0].incident_id == opened.incident_id
+
+
+def test_a_detector_that_is_new_or_of_other_parameters_starts_cold_and_is_named() -> None:
+    before = bank_of(Counting("a"), Counting("b", version=1))
+    before.update([("x", 0, False)])
+    a, b, c = Counting("a"), Counting("b", version=2), Counting("c")
+
+    assert bank_of(a, b, c).restore("x", before.snapshot("x")) == ["b", "c"]
+    assert (a.counts, b.counts, c.counts) == ({"x": 1}, {}, {})
+
+
+def test_a_detector_that_refuses_its_state_starts_cold_alone() -> None:
+    a, b = Counting("a"), Counting("b")
+    before = bank_of(a, b)
+    before.update([("x", 0, False)])
+    a.snapshot = lambda part: b"no count"  # type: ignore[method-assign]
+    fresh = Counting("a"), Counting("b")
+
+    assert bank_of(*fresh).restore("x", before.snapshot("x")) == ["a"]
+    assert (fresh[0].counts, fresh[1].counts) == ({}, {"x": 1})
+
+
+def _sealed(header: object, body: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    content = struct.pack("<I", len(text)) + text + body
+    return MAGIC + hashlib.sha256(content).digest() + content
+
+
+@pytest.mark.parametrize(
+    "state",
+    [b"", b"\x80\x04K\x01.", MAGIC, _sealed([]), _sealed({}), _sealed({"detectors": [1], "book": 0}),
+     _sealed({"detectors": [["a", "b", "c"]], "book": 0}), _sealed({"detectors": [], "book": "x"}),
+     _sealed({"detectors": [], "book": 9}, b"no book!!"), MAGIC + hashlib.sha256(b"").digest()],
+)  # fmt: skip
+def test_what_is_no_part_is_refused_and_leaves_it_cold(state: bytes) -> None:
+    bank = bank_of(Counting())
+
+    with pytest.raises(StateRefused):
+        bank.restore("x", state)
+    assert bank.snapshot("x") == bank_of(Counting()).snapshot("x")
+
+
+def test_any_damaged_byte_of_a_part_is_refused() -> None:
+    bank = bank_of(Counting())
+    bank.update([("x", 0, True)])
+    saved = bank.snapshot("x")
+    for place in range(len(saved)):
+        damaged = saved[:place] + bytes([saved[place] ^ 1]) + saved[place + 1 :]
+        with pytest.raises(StateRefused):
+            bank_of(Counting()).restore("x", damaged)
+
+
+def test_a_forgotten_part_is_cold() -> None:
+    bank = bank_of(Counting())
+    bank.update([("x", 0, True)])
+    bank.forget("x")
+
+    assert bank.open_parts() == set()
+    assert bank.snapshot("x") == bank_of(Counting()).snapshot("x")
+
+
+def test_a_flood_of_names_keeps_those_with_open_incidents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank_module, "MAX_PARTS", 10)
+    bank = bank_of(Counting())
+    bank.update([("open", 0, True)])
+
+    bank.update([(f"x{number}", number, False) for number in range(1_000)])
+
+    assert bank.open_parts() == {"open"}
+    assert len(bank._books) == 10
+
+
+def test_the_hash_of_a_bank_names_its_detectors_their_order_and_its_patience() -> None:
+    a, b = Counting("a"), Counting("b")
+    hashes = {bank_of(a, b).hash, bank_of(b, a).hash, bank_of(a).hash, bank_of(a, b, recover_for_ms=2).hash}
+
+    assert len(hashes) == 4
+    assert bank_of(a, b).hash == bank_of(Counting("a"), Counting("b")).hash
