@@ -23,7 +23,7 @@ ANCHORED_SHARE, ADAPTIVE_SHARE = 0.8, 0.1
 some tens of alarms, and is out by a quarter either way."""
 STATE_MAGIC = b"pfd1"
 _HEAD = struct.Struct("<4s32s32s4H?")
-_SLOT = struct.Struct("<?qqd")
+_SLOT = struct.Struct("<Bqqd")
 _DIGEST = 32
 _WINDOWS = len(WINDOW_ROWS)
 
@@ -165,7 +165,7 @@ def pack(shelf: Shelf, part: Part, parameters: bytes) -> bytes:
     pieces = [
         _HEAD.pack(STATE_MAGIC, parameters, bytes.fromhex(part.profile_hash), *shape, same),
         _SLOT.pack(
-            bool(shelf.fired[slot]),
+            int(shelf.fired[slot]),
             int(shelf.calm_blocks[slot]),
             int(shelf.first_ms[slot]),
             float(shelf.feed_rows[slot]),

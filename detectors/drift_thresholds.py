@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.stats import chi2
 
 from detectors.adwin import FEED_ROWS, JumpWatch
-from detectors.drift_windows import WINDOW_ROWS, Spreads, divergence, faded, scores
+from detectors.drift_windows import WINDOW_ROWS, Spreads, coarse, divergence, faded, scores
 from detectors.profile import LOOK_ROWS, SPAN_ROWS, AdaptiveTail, AlarmTail, FeatureSpread
 from schemas.blocks import BLOCK_ROWS, Floats, Longs
 
@@ -63,6 +63,11 @@ class OrderedTable:
     def units(self) -> int:
         return len(self.counts) - 1
 
+    @property
+    def ordinary(self) -> Floats:
+        """1 for cells that are neither alien nor missing, else 0."""
+        return np.asarray(1.0 - self.alien - self.missing, np.float64)
+
     def shares(self, starts: Longs, units: int) -> Floats:
         """Cell shares [starts, features, CELLS] of stretches of `units` units."""
         return (self.counts[starts + units] - self.counts[starts]) / float(units * UNIT_ROWS)
@@ -79,11 +84,11 @@ def feature_spreads(table: OrderedTable) -> tuple[FeatureSpread, ...]:
     filled = _filled_divergences(table)
     for size in SPAN_ROWS:
         if size <= BLOCK_ROWS:
-            far, moved = _stretch_divergences(table, size)
+            far, usual, groups = _stretch_divergences(table, size)
             if size == BLOCK_ROWS:
-                alien, missing = moved
+                alien, missing = groups
         elif size in filled:
-            far = filled[size]
+            far, usual = filled[size]
         else:
             for column in columns:
                 column.append(column[-1])
@@ -95,7 +100,7 @@ def feature_spreads(table: OrderedTable) -> tuple[FeatureSpread, ...]:
         # A table of few independent stretches knows little of their tail: sqrt(1 / stretches) of the level at least.
         share = max(MIN_SCALE_SHARE, math.sqrt(size / table.rows))
         scale = np.maximum(scale, np.maximum(MIN_SCALE / size, share * upper))
-        largest = np.maximum(far.max(axis=0), MIN_LARGEST / size)
+        largest = np.maximum(usual, MIN_LARGEST / size)
         for column, measured in zip(columns, (upper, scale, shape, largest), strict=True):
             column.append(measured)
     level, scale_, shape_, largest_ = (np.stack(column, axis=1).tolist() for column in columns)
@@ -112,24 +117,28 @@ def feature_spreads(table: OrderedTable) -> tuple[FeatureSpread, ...]:
     )
 
 
-def _stretch_divergences(table: OrderedTable, size: int) -> tuple[Floats, tuple[Floats, Floats]]:
-    """Divergences [stretches, features] of contiguous `size` rows; the largest alien and missing excess [features]."""
+def _stretch_divergences(table: OrderedTable, size: int) -> tuple[Floats, Floats, tuple[Floats, Floats]]:
+    """Divergences [stretches, features] of contiguous `size` rows; the largest over ordinary cells [features]; the
+    largest alien and missing excess [features]."""
     units = size // UNIT_ROWS
     last = table.units - units
     starts = np.unique(np.linspace(0, last, min(MAX_STARTS, last + 1)).astype(np.int64))
     far = np.empty((len(starts), len(table.expected)))
-    largest = np.zeros((2, len(table.expected)))
+    largest = np.zeros((3, len(table.expected)))
     for at in range(0, len(starts), 1024):
         shares = table.shares(starts[at : at + 1024], units)
-        far[at : at + 1024], moved = divergence(shares, None, table.expected, np.full(len(shares), float(size)))
-        moved = np.maximum(moved, 0.0)
-        groups = [(moved * cells).sum(axis=-1).max(axis=0) for cells in (table.alien, table.missing)]
-        largest = np.maximum(largest, groups)
-    return far, (largest[0], largest[1])
+        rows = np.full(len(shares), float(size))
+        far[at : at + 1024], moved = divergence(shares, None, table.expected, rows)
+        more = np.maximum(moved, 0.0)
+        groups = [(more * cells).sum(axis=-1) for cells in (table.alien, table.missing)]
+        parts = [coarse(moved, table.expected, table.ordinary, rows), *groups]
+        largest = np.maximum(largest, [part.max(axis=0) for part in parts])
+    return far, largest[0], (largest[1], largest[2])
 
 
-def _filled_divergences(table: OrderedTable) -> dict[int, Floats]:
-    """Divergences [starts, features] of the long window when it holds each of the `SPAN_ROWS` above a block.
+def _filled_divergences(table: OrderedTable) -> dict[int, tuple[Floats, Floats]]:
+    """Divergences [starts, features] of the long window when it holds each of the `SPAN_ROWS` above a block, and the
+    largest over ordinary cells [features].
 
     Half of the windows hold one stretch; the other half begin in another one and change over at some block, as a
     stream does that pauses and goes on at another hour of the week.
@@ -144,7 +153,7 @@ def _filled_divergences(table: OrderedTable) -> dict[int, Floats]:
     change_at = np.arange(len(starts)) % steps
     window = np.zeros((len(starts), *table.expected.shape))
     weight = squares = 0.0
-    found: dict[int, Floats] = {}
+    found: dict[int, tuple[Floats, Floats]] = {}
     wanted = [rows for rows in SPAN_ROWS if BLOCK_ROWS < rows <= table.units * UNIT_ROWS // 4]
     for step in range(steps):
         window *= left
@@ -154,7 +163,10 @@ def _filled_divergences(table: OrderedTable) -> dict[int, Floats]:
         # A window of 2,048 rows tends to 4,100 effective ones and is measured as 4,096 once 98 % full.
         if wanted and rows >= 0.98 * wanted[0]:
             shares = window / weight
-            found[wanted.pop(0)], _ = divergence(shares, None, table.expected, np.full(len(starts), rows))
+            size_now = np.full(len(starts), rows)
+            far, moved = divergence(shares, None, table.expected, size_now)
+            usual = coarse(moved, table.expected, table.ordinary, size_now)
+            found[wanted.pop(0)] = far, usual.max(axis=0)
     return found
 
 

@@ -18,12 +18,14 @@ WINDOW_ROWS = (48.0, 2048.0)
 left) and joins small ones; the long one finds small shifts in 8 to 16 blocks."""
 LEVEL_SCORE = 2.302585092994046
 """-ln(1/10): the score of a divergence that 1 stretch of the table in 10 exceeds."""
+COARSE_SHARE = 0.03
 CRITICAL_SHARE_FLOOR = 0.04
 """Alien or missing values in fewer rows than this (or 2 rows) count as this many in the profile."""
 
 
 def divergence(seen: Floats, capped: Floats | None, expected: Floats, rows: Floats) -> tuple[Floats, Floats]:
-    """Pearson divergence sum((p - q)^2 / q) [..., features] of cell shares from the `expected`, and p - q by cell.
+    """Pearson divergence sum((p - q)^2 / q) [..., features] of cell shares p from the `expected` q, and the deviations
+    p - q [..., features, CELLS].
 
     `seen` and `capped` [..., features, CELLS] are shares by the callers' own and by their capped weights; `rows` [...]
     the effective number of rows. A cell counts with the smaller of both deviations, and not at all where they disagree
@@ -39,9 +41,22 @@ def divergence(seen: Floats, capped: Floats | None, expected: Floats, rows: Floa
         np.copyto(moved, fair, where=np.abs(fair) < np.abs(moved))
         moved *= agree
     floor = 1.0 / np.maximum(rows, 1.0)
-    ratio = moved * moved
-    ratio /= np.maximum(expected, floor[..., None, None])
-    return ratio.sum(axis=-1), moved
+    terms = moved * moved
+    terms /= np.maximum(expected, floor[..., None, None])
+    return terms.sum(axis=-1), moved
+
+
+def coarse(moved: Floats, expected: Floats, ordinary: Floats, rows: Floats) -> Floats:
+    """The divergence [..., features] over `ordinary` cells (1, else 0), no cell taken as rarer than 3 % of the rows.
+
+    The coldest day of a year fills the coldest 1 % of the training rows, and is no broken pipeline: so counted, a block
+    of slow weather is at most some twice as far out as the training blocks were, and a unit change of a steady feature
+    is still ten times.
+    """
+    terms = moved * moved
+    terms /= np.maximum(expected, np.maximum(1.0 / np.maximum(rows, 1.0), COARSE_SHARE)[..., None, None])
+    terms *= ordinary
+    return np.asarray(terms.sum(axis=-1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +100,27 @@ def scores(divergences: Floats, level: Floats, scale: Floats, shape: Floats) -> 
     return LEVEL_SCORE + np.where(out > 0, np.log1p(shape * np.maximum(out, 0.0)) / shape, out)
 
 
-def critical_ratio(
-    divergences: Floats,
-    largest: Floats,
+def relative(
     moved: Floats,
+    expected: Floats,
+    largest: Floats,
     groups: tuple[Floats, Floats],
     group_largest: tuple[Floats, Floats],
     rows: Floats,
 ) -> Floats:
-    """The block statistic [m, features] in units of the largest in the profile: of the divergence, of the alien share
-    and of the missing share, whichever is most out. `groups` [m, features, CELLS], 0 or 1, mark alien and missing cells."""
-    ratio = divergences / largest
-    floor = np.maximum(CRITICAL_SHARE_FLOOR, 2.0 / np.maximum(rows, 1.0))[:, None]
+    """The statistic [..., features] in units of the largest in the profile: of the coarse divergence, of the alien share
+    and of the missing share, whichever is most out.
+
+    `groups` [..., features, CELLS], 0 or 1, mark alien and missing cells, which have their own scale: a new category in
+    1 row of 20 is news, but no reason to stop a model.
+    """
+    alien, missing = groups
+    ratio = coarse(moved, expected, 1.0 - alien - missing, rows) / largest
+    floor = np.maximum(CRITICAL_SHARE_FLOOR, 2.0 / np.maximum(rows, 1.0))[..., None]
+    more = np.maximum(moved, 0.0)
     for cells, most in zip(groups, group_largest, strict=True):
-        share = (np.maximum(moved, 0.0) * cells).sum(axis=-1)
-        ratio = np.maximum(ratio, share / np.maximum(most, floor))
-    return ratio
+        ratio = np.maximum(ratio, (more * cells).sum(axis=-1) / np.maximum(most, floor))
+    return np.asarray(ratio)
 
 
 def faded(rows: Floats) -> Floats:

@@ -23,7 +23,7 @@ from detectors.cells import CELLS
 from detectors.drift_blocks import Sums, feed_ready, sums
 from detectors.drift_evidence import evidence_of, jump_evidence, shares_of
 from detectors.drift_shelf import ADAPTIVE_SHARE, Part, Shelf, pack, unpack
-from detectors.drift_windows import WINDOW_ROWS, critical_ratio, divergence, faded, scores
+from detectors.drift_windows import WINDOW_ROWS, divergence, faded, relative, scores
 from detectors.profile import LOOK_ROWS, Profile
 from schemas.blocks import Block, Floats, Longs
 from schemas.errors import StateRefused
@@ -33,6 +33,10 @@ CALM_BLOCKS = 2
 """Blocks within the profile's range after which what came before them leaves the long window."""
 TOGETHER = 32
 """Parts stepped at once: with 20 features their windows are 0.25 MB, which stays in the second-level cache."""
+WARNING_SHARE = 0.5
+"""At half the critical factor times the largest in the profile, in either window, it is a warning whatever the score."""
+FIRED_LONG, FIRED_SHORT = 1, 2
+"""Which window an alarm that is not over yet came from, at its worst."""
 UNKNOWN_EVERY_MS = 1000
 MAX_UNKNOWN_PARTS = 4096
 """Parts without a profile whose last `unknown` is remembered; above it the longest silent one is forgotten."""
@@ -56,8 +60,8 @@ class FeatureDrift:
     """Feature drift of many endpoints; `Detector[Block]`, state a part (`endpoint@version`).
 
     A block fires when its score, -ln of the chance of so far a stretch in the training table's own order, passes the
-    threshold of the part's budget, or its statistic is above `critical_factor` times the largest in the profile
-    (severity `critical`, else `warning`). It is calm when both windows are as usual as 95 % of the profile's blocks.
+    threshold of the part's budget, or its statistic is above half of `critical_factor` times the largest in the
+    profile; severity is `critical` where the block's own is above all of it, else `warning`. It is calm when both windows are as usual as 95 % of the profile's blocks.
     20 features take about 27 kB a part, up to 45 kB while callers are over the weight cap.
     """
 
@@ -156,22 +160,23 @@ class FeatureDrift:
         before = shelf.seen[slots]
         shelf.seen[slots] = seen = before * fade + measured.seen[turn, None]
         fair = self._capped(shelf, slots, measured, turn, before, fade)
+        expected = shelf.expected[slots][:, None]
         far, moved = divergence(
             seen / by_weight,
             None if fair is None else fair / by_weight,
-            shelf.expected[slots][:, None],
+            expected,
             effective,
         )
         level, scale, shape, largest = shelf.spreads(slots).at(effective)
         by_window = scores(far, level, scale, shape)
-        statistic = critical_ratio(
-            far[:, 0],
-            largest[:, 0],
-            moved[:, 0],
-            (shelf.alien[slots], shelf.missing[slots]),
-            (shelf.alien_most[slots], shelf.missing_most[slots]),
-            effective[:, 0],
-        ).max(axis=1)
+        statistic = relative(
+            moved,
+            expected,
+            largest,
+            (shelf.alien[slots][:, None], shelf.missing[slots][:, None]),
+            (shelf.alien_most[slots][:, None], shelf.missing_most[slots][:, None]),
+            effective,
+        ).max(axis=2)
         return self._judge(shelf, slots, rows, by_window, statistic)
 
     @staticmethod
@@ -191,28 +196,33 @@ class FeatureDrift:
         return np.asarray(after)
 
     def _judge(self, shelf: Shelf, slots: Longs, rows: Floats, by_window: Floats, statistic: Floats) -> _Verdicts:
-        """Entry and exit: `by_window` [m, windows, features] are scores."""
-        threshold, quiet = _at_size(shelf.threshold[slots], rows), _at_size(shelf.calm[slots], rows)
+        """Entry and exit: `by_window` [m, windows, features] are scores, `statistic` [m, windows] relative."""
+        threshold, quiet = _at_size((shelf.threshold[slots], shelf.calm[slots]), rows)
         top = by_window.max(axis=2)
         recent_calm = top[:, 0] <= quiet
         shelf.calm_blocks[slots] = np.where(recent_calm, shelf.calm_blocks[slots] + 1, 0)
-        # After an alarm the long window would stay far out for 2,048 rows: two usual blocks, and it begins anew.
-        renewed = (shelf.fired[slots] > 0) & (shelf.calm_blocks[slots] >= CALM_BLOCKS) & (top.max(axis=1) > quiet)
+        # After an alarm of the short window the long one would stay far out for thousands of rows: two usual blocks, and
+        # it begins anew. An alarm of the long window alone is of what single blocks do not show: it fades by itself.
+        was = shelf.fired[slots]
+        renewed = (was == FIRED_SHORT) & (shelf.calm_blocks[slots] >= CALM_BLOCKS) & (top.max(axis=1) > quiet)
         for name in ("seen", "capped", "weight", "squares"):
             state = getattr(shelf, name)
             state[slots[renewed], 1:] = state[slots[renewed], :1]
         by_feature = np.where(renewed[:, None], by_window[:, 0], by_window.max(axis=1))
-        # So far out that no training block came near is an alarm at any budget.
-        score = np.maximum(by_feature.max(axis=1), threshold * statistic / self.critical_factor)
+        # So far out that no training block came near is an alarm at any budget: a tail fitted to weather has no end.
+        beyond = np.where(renewed, statistic[:, 0], statistic.max(axis=1)) / (WARNING_SHARE * self.critical_factor)
+        score = np.maximum(by_feature.max(axis=1), threshold * beyond)
         firing = score > threshold
         calm = (by_feature.max(axis=1) <= quiet) & ~firing
-        shelf.fired[slots] = (shelf.fired[slots] | firing) & ~calm
+        short = (top[:, 0] > threshold) | (statistic[:, 0] > WARNING_SHARE * self.critical_factor)
+        now = np.maximum(np.where(renewed, 0, was), np.where(firing, np.where(short, FIRED_SHORT, FIRED_LONG), 0))
+        shelf.fired[slots] = np.where(calm, 0, now)
         return _Verdicts(
             score.tolist(),
             threshold.tolist(),
             calm.tolist(),
             firing.tolist(),
-            statistic.tolist(),
+            statistic[:, 0].tolist(),
             by_feature,
             rows.tolist(),
         )
@@ -347,10 +357,10 @@ def _turns(slots: Longs, rows: Floats, capped: npt.NDArray[np.bool_]) -> list[Lo
     return [np.array(group[at : at + TOGETHER]) for group in groups for at in range(0, len(group), TOGETHER)]
 
 
-def _at_size(table: Floats, rows: Floats) -> Floats:
-    """A score of `table` [m, LOOK_ROWS] for blocks of `rows` [m]: on a line over ln rows. Smaller blocks look more
+def _at_size(tables: Sequence[Floats], rows: Floats) -> list[Floats]:
+    """Scores of `tables` [m, LOOK_ROWS] for blocks of `rows` [m]: on a line over ln rows. Smaller blocks look more
     often: below the first size each look has the chance of one of that size, and the score that makes up for it."""
-    part = np.log(np.maximum(rows, 1.0) / LOOK_ROWS[0]) / math.log(LOOK_ROWS[1] / LOOK_ROWS[0])
-    inside = np.clip(part, 0.0, 1.0)
-    more = np.maximum(np.log(LOOK_ROWS[0] / np.maximum(rows, 1.0)), 0.0)
-    return np.asarray(table[:, 0] + inside * (table[:, 1] - table[:, 0]) + more)
+    smaller = np.log(LOOK_ROWS[0] / np.maximum(rows, 1.0))
+    inside = np.minimum(np.maximum(smaller / math.log(LOOK_ROWS[0] / LOOK_ROWS[1]), 0.0), 1.0)
+    more = np.maximum(smaller, 0.0)
+    return [table[:, 0] + inside * (table[:, 1] - table[:, 0]) + more for table in tables]

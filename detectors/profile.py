@@ -80,7 +80,8 @@ class FeatureSpread(_Part):
     """How far contiguous stretches of the table lie from the whole, one number for each of `SPAN_ROWS`.
 
     Of the divergence: `level` is exceeded by 1 stretch in 10; what exceeds it has a generalised Pareto tail of `scale`
-    and `shape` (>= 0: never lighter than exponential); `largest` is the most seen. `alien_largest` and `missing_largest` are the largest shares of alien and missing values in 256 rows.
+    and `shape` (>= 0: never lighter than exponential); `largest` is the most seen of the coarse
+    divergence. `alien_largest` and `missing_largest` are the largest shares of alien and missing values in 256 rows.
     """
 
     level: tuple[float, ...] = Field(min_length=len(SPAN_ROWS), max_length=len(SPAN_ROWS))
