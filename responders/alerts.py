@@ -44,6 +44,7 @@ WHY: Final[dict[Reason, str]] = {
     "command_expired": "the command had expired when it was read",
     "command_refused": "the command cannot be carried out",
     "too_little_evidence": "the evidence is too weak",
+    "few_callers": "too few callers bring the evidence",
     "mass_trip": "so many endpoints trip at once that the monitor itself is in doubt",
 }
 

@@ -30,7 +30,7 @@ DAY_MS: Final = 86_400_000
 MAX_SAID: Final = 8
 """Things said of one incident that are remembered."""
 
-_NO_TRIPS: Final = frozenset({"unknown_endpoint", "too_little_evidence"})
+_NO_TRIPS: Final = frozenset({"unknown_endpoint", "too_little_evidence", "few_callers"})
 """A fallback refused for these does not count towards a mass trip: weak evidence must not switch protection off."""
 _ACTS: Final = frozenset({"fallback", "limit"})
 _RELEASES: Final = frozenset({"restore", "unlimit"})

@@ -34,6 +34,8 @@ EXIT_SHARE: Final = 0.5
 
 NO_SELECTOR: Final = frozenset({"*", "@all", "@none", "@other"} | {clean_id(text) for text in ("", "*")})
 """What selects nobody, or everybody: refused as a target (R10)."""
+ENOUGH_CALLERS: Final = 20
+"""So many callers, or half of those present, must have moved before their content moves a whole endpoint (R7)."""
 _ENDPOINT_WIDE_SUBJECTS: Final = frozenset({"endpoint", "model_version", "group"})
 _ALONE_TOO_WEAK: Final = frozenset({"adaptive_drift"})
 
@@ -87,6 +89,7 @@ def fallback_refusal(state: RespondState, signal: Signal, now_ms: int, mandate: 
         return Refusal("kill_switch")
     return (
         _weak_evidence(signal, now_ms)
+        or _few_callers(signal)
         or fallback_health(state.seen.views.get(endpoint), now_ms)
         or _cooling_down(state, endpoint, None, now_ms, mandate)
         or _tripped_too_often(state, endpoint, now_ms, mandate)
@@ -189,6 +192,20 @@ def _weak_evidence(signal: Signal, now_ms: int) -> Refusal | None:
         return Refusal("too_little_evidence", f"score {signal.score:g} of {signal.threshold:g}")
     age = now_ms - signal.at_ms
     return Refusal("too_little_evidence", f"evidence is {age // 1000} s old") if age > STALE_EVIDENCE_MS else None
+
+
+def _few_callers(signal: Signal) -> Refusal | None:
+    """Content that one or a few callers bring does not act on everybody (R7): a flood or a partner's fault is theirs.
+
+    Detectors of content state how many callers were present and how many moved, as effective numbers (1 / sum of squared
+    shares, Hill's number of order 2).
+    """
+    moved, present = signal.evidence.get("callers_moved"), signal.evidence.get("callers_present")
+    if not isinstance(moved, int | float) or not isinstance(present, int | float):
+        return None
+    if moved >= ENOUGH_CALLERS or moved >= present / 2:
+        return None
+    return Refusal("few_callers", f"{moved:.1f} of {present:.1f} callers moved")
 
 
 def _cooling_down(

@@ -42,6 +42,7 @@ Reason = Literal[
     "command_expired",
     "command_refused",
     "too_little_evidence",
+    "few_callers",
     "mass_trip",
 ]
 
