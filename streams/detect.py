@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from schemas.errors import StateRefused
+from schemas.errors import PalisadeError, StateRefused
 from schemas.events import Tick
 from schemas.ids import clean_id
 from schemas.topics import PREDICTIONS, REPORTS
@@ -32,6 +32,10 @@ SNAPSHOT_BYTES_A_ROUND = 40_000_000
 TICK_S = 0.25
 SLOW_TICK_S = 1.0
 LOG_NAMES = {PREDICTIONS: "predictions", REPORTS: "reports"}
+
+
+class UnconfirmedOutcome(PalisadeError):
+    """State that has said more than the broker confirmed is not saved: the next process says it again."""
 
 
 class PartitionLog(Protocol):
@@ -78,6 +82,14 @@ class _Owned:
     unconfirmed: set[asyncio.Future[Confirmed]] = field(default_factory=set)
     saved_from: dict[str, int] = field(default_factory=dict)
     ticked: float = 0.0
+    lost: bool = False
+    """An outcome was not confirmed: this process ends, and its state must not outlive what it failed to say."""
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held from taking a run until its outcomes are on their way: state is saved at no other moment."""
+
+    def settle(self, sent: asyncio.Future[Confirmed]) -> None:
+        self.unconfirmed.discard(sent)
+        self.lost = self.lost or sent.cancelled() or sent.exception() is not None
 
 
 class DetectRole:
@@ -103,8 +115,9 @@ class DetectRole:
         owned = self._owned[run.tp]
         started = time.perf_counter()
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
-        outgoing = await owned.log.take(records, owned.quiet_below)
-        sent = self._send(owned, outgoing)
+        async with owned.busy:
+            outgoing = await owned.log.take(records, owned.quiet_below)
+            sent = self._send(owned, outgoing)
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
         run.done_when(sent)
 
@@ -123,6 +136,8 @@ class DetectRole:
                     log.warning("%s[%d] %s starts cold: %s", tp.topic, tp.partition, part, refused)
             if saved.start is not None and tp in committed:
                 starts[tp] = owned.began = min(saved.start, committed[tp])
+            if saved.start is None:  # parts saved without a manifest would skip the rows of blocks that were open
+                await self._store.save(LOG_NAMES[tp.topic], tp.partition, {}, owned.began)
         return starts
 
     async def leave(self, revoked: frozenset[TP]) -> None:
@@ -173,7 +188,7 @@ class DetectRole:
         for record in outgoing:
             future = outbox.send(record.topic, record.key, record.value, record.headers, record.partition)
             owned.unconfirmed.add(future)
-            future.add_done_callback(owned.unconfirmed.discard)
+            future.add_done_callback(owned.settle)
             sent.append(future)
             self._metrics.sent(record)
         return sent
@@ -185,24 +200,27 @@ class DetectRole:
         crash in between would lose a signal that the saved state believes to have said.
         """
         owned_log = owned.log
-        restart, dirty = owned_log.restart, owned_log.dirty()
         parts: dict[str, bytes] = {}
         size = 0
-        for part in dirty:
-            if size >= budget:
-                restart = min(restart, owned.saved_from.get(part, owned.began))
-                continue
-            parts[part] = owned_log.snapshot(part)
-            size += len(parts[part])
-        taken_from = owned_log.restart
+        async with owned.busy:
+            restart = taken_from = max(owned_log.restart, owned.began)
+            for part in owned_log.dirty():
+                if size >= budget:
+                    restart = min(restart, owned.saved_from.get(part, owned.began))
+                    continue
+                parts[part] = owned_log.snapshot(part)
+                size += len(parts[part])
+            unconfirmed = set(owned.unconfirmed)
         try:
-            if owned.unconfirmed:
-                await asyncio.wait(set(owned.unconfirmed))
+            if unconfirmed:
+                await asyncio.wait(unconfirmed)
+            if owned.lost:
+                raise UnconfirmedOutcome(f"an outcome of {tp.topic}[{tp.partition}] was not confirmed")
             if self._owned.get(tp) is not owned:
                 return 0
             await self._store.save(LOG_NAMES[tp.topic], tp.partition, parts, restart)
         except BaseException:
-            for part in parts:
+            for part in reversed(parts):  # the longest unsaved is put in front last
                 owned_log.unsaved(part)
             raise
         owned.saved_from.update(dict.fromkeys(parts, taken_from))

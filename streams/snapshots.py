@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from schemas.errors import StateRefused
 from schemas.topics import SNAPSHOTS
 from schemas.wire import KIND_HEADER
 from streams.reading import read_newest
@@ -23,8 +23,10 @@ from streams.transport.outbox import Outbox
 from streams.transport.settings import KafkaConnection
 
 MAX_BLOB_BYTES = 1_000_000
-"""A larger part is refused: it would not fit a record."""
+"""A larger part would not fit a record: its place is cleared instead. Detectors' own bounds are a quarter of it."""
 _MANIFEST = "#manifest"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +70,19 @@ class DirectoryStore:
             return Saved()
         parts: dict[str, bytes] = {}
         for path in folder.glob("*.part"):
-            name, _, state = path.read_bytes().partition(b"\n")
-            parts[name.decode()] = state
+            name, line_end, state = path.read_bytes().partition(b"\n")
+            if line_end and path.name == _file_of(name):
+                parts[name.decode()] = state
+            else:
+                logger.warning("%s is no saved part and is left out", path)
         manifest = folder / "manifest.json"
-        start = int(json.loads(manifest.read_bytes())["start"]) if manifest.exists() else None
-        return Saved(start, parts)
+        return Saved(_start_of(manifest.read_bytes() if manifest.exists() else None), parts)
 
     @staticmethod
     def _save(folder: Path, parts: Mapping[str, bytes], start: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, state in parts.items():
-            file = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
-            _replace(folder / f"{file}.part", name.encode() + b"\n" + state)
+            _replace(folder / _file_of(name.encode()), name.encode() + b"\n" + state)
         _replace(folder / "manifest.json", json.dumps({"start": start}).encode())
 
 
@@ -94,20 +97,31 @@ class TopicStore:
         newest = await asyncio.to_thread(read_newest, self._connection, SNAPSHOTS, partition, f"{log}|")
         states = {key.removeprefix(f"{log}|"): message.value() or b"" for key, message in newest.items()}
         manifest = states.pop(_MANIFEST, None)
-        return Saved(int(json.loads(manifest)["start"]) if manifest is not None else None, states)
+        return Saved(_start_of(manifest), states)
 
     async def save(self, log: str, partition: int, parts: Mapping[str, bytes], start: int) -> None:
         headers = {KIND_HEADER: b"snapshot"}
-        too_large = [name for name, state in parts.items() if len(state) > MAX_BLOB_BYTES]
-        if too_large:
-            raise StateRefused(f"state of {too_large[0]} is larger than {MAX_BLOB_BYTES} bytes and was not saved")
-        sent = [
-            self._outbox().send(SNAPSHOTS, f"{log}|{name}".encode(), state, headers, partition)
-            for name, state in parts.items()
-        ]
+        sent = []
+        for name, state in parts.items():
+            if len(state) > MAX_BLOB_BYTES:
+                logger.warning("state of %s has %d bytes and is not saved: it will start cold", name, len(state))
+                state = b""
+            sent.append(self._outbox().send(SNAPSHOTS, f"{log}|{name}".encode(), state or None, headers, partition))
         await asyncio.gather(*sent)
         manifest = json.dumps({"start": start}).encode()
         await self._outbox().send(SNAPSHOTS, f"{log}|{_MANIFEST}".encode(), manifest, headers, partition)
+
+
+def _start_of(manifest: bytes | None) -> int | None:
+    try:
+        return int(json.loads(manifest)["start"]) if manifest is not None else None
+    except (ValueError, KeyError, TypeError):
+        logger.warning("a manifest cannot be read; what it counted on is read again from the committed offset")
+        return None
+
+
+def _file_of(name: bytes) -> str:
+    return hashlib.blake2b(name, digest_size=16).hexdigest() + ".part"
 
 
 def _replace(path: Path, content: bytes) -> None:
