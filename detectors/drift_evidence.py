@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from detectors.base import top_shares
@@ -37,6 +39,26 @@ def shares_of(
         for name, verified in zip(block.callers, block.verified.tolist(), strict=True)
     }
     return top_shares(dict(zip(block.callers, by_caller, strict=True)), auth)
+
+
+def breadth_of(block: Block, shares: tuple[tuple[str, CallerAuth, float], ...]) -> Evidence:
+    """How many callers were present in a block, by weight, and how many brought what moved.
+
+    Both are effective numbers, 1 / sum of squared shares (Hill 1973, order 2); all claimed callers count as one. What
+    moves an endpoint for everybody moves about as many as are present; a flood or one partner's fault moves few.
+    """
+    weight = row_weights([block])[0]
+    present = np.bincount(block.caller, weight, minlength=len(block.callers))
+    verified = np.asarray(block.verified, dtype=bool)
+    moved = [share for _, auth, share in shares if auth == "verified"]
+    moved.append(sum(share for _, auth, share in shares if auth != "verified"))
+    here = [*present[verified].tolist(), float(present[~verified].sum())]
+    return {"callers_moved": _effective(moved), "callers_present": _effective(here)}
+
+
+def _effective(weights: Sequence[float]) -> float:
+    total = sum(weights)
+    return 0.0 if total <= 0 else total * total / sum(weight * weight for weight in weights)
 
 
 def evidence_of(block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature: Floats) -> Evidence:

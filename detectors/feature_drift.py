@@ -21,7 +21,7 @@ from detectors.base import Budget, LogPoint, Reading, part_of
 from detectors.caller_weights import MIN_CAP
 from detectors.cells import CELLS
 from detectors.drift_blocks import Sums, feed_ready, sums
-from detectors.drift_evidence import evidence_of, jump_evidence, shares_of
+from detectors.drift_evidence import breadth_of, evidence_of, jump_evidence, shares_of
 from detectors.drift_shelf import ADAPTIVE_SHARE, Part, Shelf, pack, unpack
 from detectors.drift_windows import WINDOW_ROWS, divergence, faded, relative, scores
 from detectors.profile import LOOK_ROWS, Profile
@@ -235,6 +235,10 @@ class FeatureDrift:
         first_ms = begun if begun and not calm else int(block.broker_ts[0])
         shelf.first_ms[part.slot] = 0 if calm else first_ms
         own = measured.seen[at]
+        shares = shares_of(block, shelf, part, own, verdicts.by_feature[k]) if firing else ()
+        more = (
+            evidence_of(block, shelf, part, own, verdicts.by_feature[k]) | breadth_of(block, shares) if firing else {}
+        )
         return Reading(
             detector=self.name,
             detector_hash=self.hash,
@@ -250,8 +254,8 @@ class FeatureDrift:
             at=_log_point(block),
             first_ms=first_ms,
             version=block.version,
-            shares=shares_of(block, shelf, part, own, verdicts.by_feature[k]) if firing else (),
-            evidence=(evidence_of(block, shelf, part, own, verdicts.by_feature[k]) if firing else {})
+            shares=shares,
+            evidence=more
             | {"block_statistic": statistic, "critical_at": self.critical_factor, "rows": int(verdicts.rows[k])},
         )
 
