@@ -13,9 +13,10 @@ import numpy as np
 from detectors.profile import SPAN_ROWS, FeatureSpread
 from schemas.blocks import Floats
 
-WINDOW_ROWS = (48.0, 2048.0)
-"""Rows after which what a window holds has faded to 1/e. The short one is one full block (0.5 % of the block before is
-left) and joins small ones; the long one finds small shifts in 8 to 16 blocks."""
+WINDOW_ROWS = (128.0, 2048.0)
+"""Rows after which what a window holds has faded to 1/e. The short one is a full block for its greater part (14 % of
+what was before is left) and gathers the blocks of 30 to 50 rows of a slow endpoint until they say as much as a full
+one; the long one finds small shifts in 8 to 16 blocks."""
 LEVEL_SCORE = 2.302585092994046
 """-ln(1/10): the score of a divergence that 1 stretch of the table in 10 exceeds."""
 COARSE_SHARE = 0.03
