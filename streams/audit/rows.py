@@ -5,22 +5,26 @@ What cannot be decoded gives no row here: the detect role dead-letters it, and t
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ValidationError
 
 from schemas.actions import Command, Directive, JournalEntry, KillSwitch
 from schemas.deadletter import DeadLetter
-from schemas.events import Prediction, ProfileActivated, Report
+from schemas.events import ProfileActivated, Report
 from schemas.signals import EndpointState, Signal
 from schemas.tables import BY_NAME, IDENTITY, TableSpec
-from schemas.topics import PROFILES
+from schemas.topics import PREDICTIONS, PROFILES, REPORTS
 from schemas.verdicts import VERDICT_BLOCKS_KIND, VERDICT_ROWS_KIND
 from schemas.wire import KIND_HEADER
+from streams.audit.prediction_rows import ARROW_START, arrow_predictions, json_predictions, json_text
 from streams.records import Records, header_of
+
+log = logging.getLogger(__name__)
 
 Tables = dict[str, list[pa.Table]]
 Identity = tuple[str, int, int, int, int]
@@ -49,6 +53,16 @@ _PLAIN: dict[str, pa.DataType] = {
 }
 
 
+LAST_MS = 10_413_791_999_999
+"""The end of the year 2299, beyond which DateTime64 holds nothing."""
+BOUNDS: dict[pa.DataType, tuple[int, int]] = {
+    pa.int64(): (-(2**63), 2**63 - 1),
+    pa.timestamp("ms", "UTC"): (0, LAST_MS),
+}
+"""What a sender may choose freely is moved to the ends of what its column holds."""
+_KIND_WITHOUT_HEADER = {PREDICTIONS: b"prediction", REPORTS: b"report"}
+
+
 def arrow_type(clickhouse: str) -> pa.DataType:
     """The Arrow type that a column is inserted as."""
     for wrapper in ("LowCardinality(", "Nullable("):
@@ -68,6 +82,7 @@ class _Rows:
     def __init__(self, table: TableSpec) -> None:
         self._schema = ARROW_SCHEMAS[table.name]
         self._nested = {name for name, kind in table.columns if kind == "String"}
+        self._bounds = {field.name: BOUNDS[field.type] for field in self._schema if field.type in BOUNDS}
         self._columns: dict[str, list[Any]] = {name: [] for name, _ in table.all_columns}
 
     def add(self, identity: Identity, values: Mapping[str, Any]) -> None:
@@ -78,7 +93,10 @@ class _Rows:
                 continue
             value = values.get(name)
             if name in self._nested:
-                value = value if isinstance(value, str) else _json(value)
+                value = value if isinstance(value, str) else json_text(value)
+            elif isinstance(value, int) and name in self._bounds:
+                low, high = self._bounds[name]
+                value = min(max(value, low), high)
             column.append(value)
 
     def table(self) -> pa.Table:
@@ -98,10 +116,10 @@ def rows_of(topic: str, partition: int, records: Records) -> Tables:
         if not value:
             continue
         identity = (topic, partition, offset, 0, records.timestamps[index])
-        kind = header_of(records.headers[index], KIND_HEADER) or b"prediction"
+        kind = header_of(records.headers[index], KIND_HEADER) or _KIND_WITHOUT_HEADER.get(topic, b"")
         if kind in (VERDICT_ROWS_KIND.encode(), VERDICT_BLOCKS_KIND.encode()):
-            _take(whole, _verdicts(kind.decode(), value, identity))
-        elif kind == b"prediction":
+            _take_verdicts(whole, kind.decode(), value, identity)
+        elif kind == b"prediction" and topic == PREDICTIONS:
             _take_predictions(whole, gathered, value, identity)
         elif topic == PROFILES:
             key = (records.keys[index] or b"").decode("utf-8", "replace")
@@ -155,7 +173,7 @@ def _take_record(gathered: dict[str, _Rows], kind: bytes, value: bytes, identity
 def _take_journal(gathered: dict[str, _Rows], value: bytes, identity: Identity) -> None:
     try:
         entry: JournalEntry = JournalEntry.from_bytes(value)
-    except ValidationError:
+    except (ValidationError, RecursionError):
         return
     _rows(gathered, "journal").add(identity, entry.model_dump(mode="json"))
     topic, partition, offset, _, ms = identity
@@ -164,69 +182,33 @@ def _take_journal(gathered: dict[str, _Rows], value: bytes, identity: Identity) 
 
 
 def _take_predictions(whole: Tables, gathered: dict[str, _Rows], value: bytes, identity: Identity) -> None:
-    if value[:4] == b"\xff\xff\xff\xff":
-        table = _arrow_predictions(value, identity)
-        if table is not None:
-            _take(whole, ("predictions", table))
+    topic, partition, offset, _, ms = identity
+    if not value.startswith(ARROW_START):
+        for row, fields in json_predictions(value):
+            _rows(gathered, "predictions").add((topic, partition, offset, row, ms), fields)
         return
-    topic, partition, offset, _, ms = identity
-    for row, prediction in _json_predictions(value):
-        _rows(gathered, "predictions").add((topic, partition, offset, row, ms), prediction.model_dump(mode="json"))
-
-
-def _json_predictions(value: bytes) -> list[tuple[int, Prediction]]:
-    found: list[tuple[int, Prediction]] = []
-    try:
-        if value.lstrip()[:1] == b"[":
-            items: Sequence[bytes] = [json.dumps(item).encode() for item in json.loads(value)]
-        else:
-            items = [value]
-    except (ValueError, RecursionError):
-        return found
-    for row, item in enumerate(items):
-        try:
-            found.append((row, Prediction.model_validate_json(item)))
-        except (ValidationError, RecursionError):
-            continue
-    return found
-
-
-def _arrow_predictions(value: bytes, identity: Identity) -> pa.Table | None:
     schema = ARROW_SCHEMAS["predictions"]
+    found = arrow_predictions(value, schema)
+    if found is None:
+        return
+    rows, columns = found
+    n = len(rows)
+    same = {
+        "topic": pa.array([topic] * n, pa.string()),
+        "partition": pa.array([partition] * n, pa.int32()),
+        "offset": pa.array([offset] * n, pa.int64()),
+        "row": rows,
+        "broker_time": pa.array([ms] * n, pa.timestamp("ms", "UTC")),
+    }
+    held = same | columns
+    _take(whole, ("predictions", pa.Table.from_arrays([_within(held[f.name], f.type) for f in schema], schema=schema)))
+
+
+def _take_verdicts(whole: Tables, kind: str, value: bytes, identity: Identity) -> None:
     try:
-        batch = pa.ipc.open_stream(pa.BufferReader(value)).read_all()
-        arrays = [_prediction_column(batch, field) for field in schema if field.name not in _IDENTITY_NAMES]
-    except (pa.ArrowException, ValueError, TypeError):
-        return None
-    n = batch.num_rows
-    topic, partition, offset, _, ms = identity
-    identities = [
-        pa.array([topic] * n, pa.string()),
-        pa.array([partition] * n, pa.int32()),
-        pa.array([offset] * n, pa.int64()),
-        pa.array(range(n), pa.int32()),
-        pa.array([ms] * n, pa.timestamp("ms", "UTC")),
-    ]
-    return pa.Table.from_arrays(identities + arrays, schema=schema)
-
-
-def _prediction_column(batch: pa.Table, field: pa.Field) -> pa.Array:
-    default = Prediction.model_fields[field.name].get_default()
-    if field.name not in batch.column_names:
-        if field.name in ("features", "endpoint"):
-            raise ValueError(f"no column {field.name}")
-        return pa.array(
-            [default if not pa.types.is_string(field.type) else _text(default)] * batch.num_rows, field.type
-        )
-    column = batch[field.name].combine_chunks()
-    if field.name in ("features", "prediction"):
-        return pa.array([_json(_bare(value)) for value in column.to_pylist()], pa.string())
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    cast = column.cast(field.type if not pa.types.is_timestamp(field.type) else pa.int64())
-    if pa.types.is_timestamp(field.type):
-        cast = cast.cast(pa.timestamp("ms")).cast(field.type)
-    return cast if default is None or cast.null_count == 0 else cast.fill_null(default)
+        _take(whole, _verdicts(kind, value, identity))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        log.warning("a %s record at %s[%d] %d is none and gives no rows", kind, *identity[:3])
 
 
 def _verdicts(kind: str, value: bytes, identity: Identity) -> tuple[str, pa.Table]:
@@ -246,22 +228,18 @@ def _verdicts(kind: str, value: bytes, identity: Identity) -> tuple[str, pa.Tabl
     for field in schema:
         if field.name in batch.column_names:
             column = batch[field.name].combine_chunks()
-            arrays.append(column.dictionary_decode() if pa.types.is_dictionary(column.type) else column)
+            column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+            arrays.append(column.cast(field.type))
         else:
             arrays.append(pa.array(constant[field.name](), field.type))
     return name, pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _bare(value: Any) -> Any:
-    """Without the nulls that a struct column puts where a row lacks a feature: absent and null are the same there."""
-    if isinstance(value, dict):
-        return {name: inner for name, inner in value.items() if inner is not None}
-    return value
-
-
-def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else _json(value)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+def _within(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Times outside of what a column holds are moved to its ends."""
+    if not pa.types.is_timestamp(kind):
+        return column
+    low, high = (pa.scalar(ms, pa.int64()) for ms in BOUNDS[kind])
+    whole = column.cast(pa.timestamp("ms")).cast(pa.int64())
+    clipped = pc.min_element_wise(pc.max_element_wise(whole, low, skip_nulls=False), high, skip_nulls=False)
+    return clipped.cast(pa.timestamp("ms")).cast(kind)
