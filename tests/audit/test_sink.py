@@ -1,0 +1,260 @@
+"""The sink: runs are done only when their rows are in; repeated rows are read once; a busy engine is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from schemas.tables import RAW, TABLES, VIEWS, all_ddl
+from schemas.topics import PREDICTIONS, SIGNALS
+from schemas.wire import KIND_HEADER
+from streams.audit import sink as sink_module
+from streams.audit.engine import ClickHouseError, EmbeddedClickHouse, Unavailable
+from streams.audit.rows import ARROW_SCHEMAS
+from streams.audit.sink import AuditSink
+from streams.metrics import Metrics
+from streams.transport.ledger import Ledger
+from streams.transport.run import TP, Run
+from tests.decode.cases import NOW, arrow_stream, as_json, event
+from tests.streams.fakes import settled
+from tests.streams.test_rows import CONTRACTS
+from tests.transport.fakes import FakeRecord
+
+TP0 = TP(PREDICTIONS, 0)
+LATELY = int(time.time() * 1000)
+"""Rows live for some days after the broker's time."""
+
+
+class FakeEngine:
+    """Takes rows, or raises what the test planned next."""
+
+    def __init__(self) -> None:
+        self.inserts: list[tuple[str, int, str | None]] = []
+        self.commands: list[str] = []
+        self.plans: list[Exception] = []
+
+    def command(self, sql: str) -> str:
+        self._plan()
+        self.commands.append(sql)
+        return ""
+
+    def insert_arrow(self, table: str, rows: pa.Table, token: str | None = None) -> None:
+        self._plan()
+        self.inserts.append((table, rows.num_rows, token))
+
+    def _plan(self) -> None:
+        if self.plans:
+            raise self.plans.pop(0)
+
+
+def run_of(values: list[bytes], first: int = 0, tp: TP = TP0, ledger: Ledger | None = None, kind: str = "") -> Run:
+    ledger = ledger or Ledger()
+    headers = [(KIND_HEADER, kind.encode())] if kind else None
+    ledger.add(
+        tp,
+        [FakeRecord(first + k, value, tp.topic, headers=headers, timestamp=LATELY) for k, value in enumerate(values)],
+        0.0,
+    )
+    (run,) = ledger.take({tp})[tp]
+    return run
+
+
+def sink_of(engine: Any) -> AuditSink:
+    return AuditSink(engine, Metrics("audit"))
+
+
+def test_a_run_is_done_after_its_insert_and_not_before() -> None:
+    async def story() -> None:
+        engine = FakeEngine()
+        sink = sink_of(engine)
+        runs = [run_of([as_json()] * 3), run_of([as_json()] * 2, first=3)]
+        for run in runs:
+            await sink.handle(run)
+        assert [(run.opened, run.finished) for run in runs] == [(True, False)] * 2
+
+        await sink.flush()
+        assert [run.finished for run in runs] == [True, True]
+        assert [(table, rows) for table, rows, _ in engine.inserts] == [(f"{RAW}.predictions", 5)]
+
+    asyncio.run(story())
+
+
+def test_a_run_without_rows_is_done_too() -> None:
+    async def story() -> None:
+        engine = FakeEngine()
+        sink = sink_of(engine)
+        run = run_of([b"rubbish"])
+        await sink.handle(run)
+        await sink.flush()
+        assert (run.finished, engine.inserts) == (True, [])
+
+    asyncio.run(story())
+
+
+def test_a_run_that_was_revoked_meanwhile_is_left_to_its_next_owner() -> None:
+    async def story() -> None:
+        engine, ledger = FakeEngine(), Ledger()
+        sink = sink_of(engine)
+        await sink.handle(run_of([as_json()], ledger=ledger))
+        ledger.close()
+        await sink.flush()
+        assert engine.inserts == []
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_is_away_is_tried_again_with_the_same_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_module, "RETRY_S", (0.0,))
+
+    async def story() -> None:
+        engine = FakeEngine()
+        sink = sink_of(engine)
+        run = run_of([as_json()])
+        engine.plans = [Unavailable("away"), Unavailable("away")]
+        await sink.handle(run)
+        await sink.flush()
+        assert (run.finished, len(engine.inserts)) == (True, 1)
+        assert sink._metrics.insert_failures._value.get() == 2
+
+    asyncio.run(story())
+
+
+def test_an_error_that_no_retry_mends_ends_the_process_and_leaves_the_run_undone() -> None:
+    async def story() -> None:
+        engine = FakeEngine()
+        sink = sink_of(engine)
+        run = run_of([as_json()])
+        engine.plans = [ClickHouseError("no such column")]
+        await sink.handle(run)
+        with pytest.raises(ClickHouseError, match="no such column"):
+            await sink.flush()
+        assert not run.finished
+
+    asyncio.run(story())
+
+
+def test_a_token_names_its_table_and_exactly_its_offsets() -> None:
+    async def token(first: int, count: int) -> str | None:
+        engine = FakeEngine()
+        sink = sink_of(engine)
+        await sink.handle(run_of([as_json()] * count, first=first))
+        await sink.flush()
+        return engine.inserts[0][2]
+
+    tokens = [asyncio.run(token(*where)) for where in ((0, 2), (0, 2), (0, 3), (1, 2))]
+    assert tokens[0] == tokens[1]
+    assert len(set(tokens)) == 3
+
+
+def test_rows_are_inserted_when_enough_have_gathered_without_waiting_for_the_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sink_module, "GATHER_ROWS", 4)
+    monkeypatch.setattr(sink_module, "GATHER_S", 600.0)
+
+    async def story() -> None:
+        sink = sink_of(FakeEngine())
+        task = asyncio.ensure_future(sink.inserts())
+        few, many = run_of([as_json()] * 3), run_of([as_json()] * 3, first=3)
+        await sink.handle(few)
+        await settled()
+        assert not few.finished
+        await sink.handle(many)
+        async with asyncio.timeout(20):
+            while not many.finished:
+                await asyncio.sleep(0.01)
+        assert few.finished
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(story())
+
+
+# -- with the real engine
+
+
+@pytest.fixture
+def audit(fresh_tables: EmbeddedClickHouse) -> Iterator[EmbeddedClickHouse]:
+    for statement in all_ddl():
+        fresh_tables.command(statement)
+    yield fresh_tables
+    for table in TABLES:
+        fresh_tables.command(f"DROP VIEW IF EXISTS {VIEWS}.{table.name}")
+        fresh_tables.command(f"DROP TABLE IF EXISTS {RAW}.{table.name}")
+
+
+def count(engine: EmbeddedClickHouse, table: str) -> int:
+    return int(engine.command(f"SELECT count() FROM {table}"))
+
+
+def insert(engine: EmbeddedClickHouse, *runs: Run) -> None:
+    async def story() -> None:
+        sink = sink_of(engine)
+        for run in runs:
+            await sink.handle(run)
+        await sink.flush()
+        assert all(run.finished for run in runs)
+
+    asyncio.run(story())
+
+
+def test_the_ddl_loads_twice_and_each_table_has_the_columns_of_its_rows(audit: EmbeddedClickHouse) -> None:
+    for statement in all_ddl():
+        audit.command(statement)
+    for table in TABLES:
+        found = audit.command(
+            f"SELECT name, type FROM system.columns WHERE database = '{RAW}' AND table = '{table.name}' ORDER BY position"
+        )
+        columns = [tuple(line.split("\t")) for line in found.replace("\\'", "'").splitlines()]
+        assert columns == [tuple(column) for column in table.all_columns]
+        assert [name for name, _ in columns] == ARROW_SCHEMAS[table.name].names
+
+
+def test_every_contract_is_inserted_and_read_back(audit: EmbeddedClickHouse) -> None:
+    for name, record in CONTRACTS:
+        insert(audit, run_of([record.to_bytes()], tp=TP(SIGNALS, 0), kind=record.KIND))
+        assert count(audit, f"{VIEWS}.{name}") == 1, name
+    stored = audit.query_arrow("SELECT * FROM palisade.signals").to_pylist()[0]
+    assert (stored["signal_id"], stored["caller_auth"], stored["score"], stored["version"]) == (
+        "s",
+        "verified",
+        1.5,
+        None,
+    )
+    assert round(stored["at_ms"].timestamp() * 1000) == NOW
+
+
+def test_rows_that_come_twice_are_read_once_whatever_cut_they_come_in(audit: EmbeddedClickHouse) -> None:
+    values = [as_json(seq=k) for k in range(5)] + [arrow_stream([event(), event()])]
+    insert(audit, run_of(values))
+    insert(audit, run_of(values))  # the same range: its token is known
+    insert(audit, run_of(values[2:], first=2))  # another cut: the view reads each row once
+
+    assert count(audit, f"{RAW}.predictions") > 7
+    assert count(audit, f"{VIEWS}.predictions") == 7
+    assert audit.command("SELECT uniqExact(topic, partition, offset, row) FROM palisade.predictions") == "7"
+
+
+def test_a_signal_that_a_restart_said_twice_is_read_once(audit: EmbeddedClickHouse) -> None:
+    signal = next(record for name, record in CONTRACTS if name == "signals").to_bytes()
+    for first in (0, 1):
+        insert(audit, run_of([signal], first=first, tp=TP(SIGNALS, 0), kind="signal"))
+
+    assert count(audit, f"{VIEWS}.signals") == 1
+
+
+def test_times_at_the_ends_of_a_column_are_taken_by_the_engine(audit: EmbeddedClickHouse) -> None:
+    insert(
+        audit,
+        run_of([as_json(ts=10**30), as_json(ts=-(10**30)), as_json(ts=None), as_json(features={"a": float("nan")})]),
+    )
+
+    found = audit.query_arrow("SELECT ts FROM palisade.predictions ORDER BY offset").to_pylist()
+    assert [row["ts"].year if row["ts"] else None for row in found] == [2299, 1970, None, 2023]
