@@ -65,6 +65,8 @@ _KIND_WITHOUT_HEADER = {PREDICTIONS: b"prediction", REPORTS: b"report"}
 
 def arrow_type(clickhouse: str) -> pa.DataType:
     """The Arrow type that a column is inserted as."""
+    if clickhouse == "LowCardinality(Nullable(String))":  # a null in plain text would be read as an empty text
+        return pa.dictionary(pa.int32(), pa.string())
     for wrapper in ("LowCardinality(", "Nullable("):
         if clickhouse.startswith(wrapper):
             return arrow_type(clickhouse[len(wrapper) : -1])
@@ -142,7 +144,7 @@ def merged(many: Iterable[Tables]) -> dict[str, pa.Table]:
     for tables in many:
         for name, found in tables.items():
             parts.setdefault(name, []).extend(found)
-    return {name: pa.concat_tables(found).combine_chunks() for name, found in parts.items()}
+    return {name: pa.concat_tables(found).unify_dictionaries().combine_chunks() for name, found in parts.items()}
 
 
 def _rows(gathered: dict[str, _Rows], name: str) -> _Rows:
