@@ -290,8 +290,11 @@ class _Reporter:
 
 
 def parse_json_features(table: pa.Table) -> pa.Table:
-    """Features given as JSON text become a struct column."""
+    """Features given as JSON text become a struct column. Raises UnusableFile."""
     if not pa.types.is_string(table["features"].type):
         return table
-    parsed = pa.array([json.loads(text) for text in table["features"].to_pylist()])
+    try:
+        parsed = pa.array([json.loads(text) for text in table["features"].to_pylist()])
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        raise UnusableFile(f"the column `features` holds text that is no JSON object: {error}") from error
     return table.set_column(table.column_names.index("features"), "features", parsed)

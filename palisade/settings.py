@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from responders.signing import Keyring
 from schemas.config import KafkaConfig, PalisadeConfig, PolicyConfig
 from schemas.errors import ConfigError
 from streams.transport.settings import KafkaConnection
@@ -62,11 +63,12 @@ def policy_hash(policy: PolicyConfig) -> str:
 def read_yaml(path: Path, model: type[Model]) -> Model:
     """The YAML file as `model`. Raises ConfigError that names file, line and what to change."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"cannot be read ({error.strerror}); name an existing file with --config", str(path)
-        ) from error
+        raise ConfigError(f"cannot be read ({error.strerror}); name an existing file", str(path)) from error
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError("not text in UTF-8; save it as UTF-8", f"{path}:{number}") from error
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.safe_load(text)
@@ -74,6 +76,10 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"not YAML: {getattr(error, 'problem', error)}", f"{path}{line}") from error
+    twice = _key_given_twice(root)
+    if twice is not None:
+        key, line_number = twice
+        raise ConfigError(f"{key} is given twice, and only the last would count; merge them", f"{path}:{line_number}")
     try:
         return model.model_validate(value if value is not None else {})
     except ValidationError as error:
@@ -96,6 +102,23 @@ def line_of(root: yaml.Node | None, steps: tuple[int | str, ...]) -> int:
     return line
 
 
+def _key_given_twice(node: yaml.Node | None) -> tuple[str, int] | None:
+    """The first repeated key of a mapping anywhere in the document, and its line."""
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, yaml.SequenceNode):
+            waiting += current.value
+        if isinstance(current, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in current.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    return str(key.value), key.start_mark.line + 1
+                seen.add(str(key.value))
+                waiting.append(value)
+    return None
+
+
 def _child(node: yaml.Node | None, step: int | str) -> tuple[yaml.Node, yaml.Node] | None:
     if isinstance(node, yaml.MappingNode):
         return next(((key, value) for key, value in node.value if key.value == str(step)), None)
@@ -109,14 +132,32 @@ def _advice(kind: str) -> str:
 
 
 def _check_across(config: PalisadeConfig, path: Path) -> None:
-    """What no single field shows. Raises ConfigError."""
-    for name in ("signing_key_file",):
-        file = getattr(config, name)
+    """What no single field shows: files that must exist, keys that must be keys. Raises ConfigError."""
+    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+
+    def where(*steps: int | str) -> str:
+        return f"{path}:{line_of(root, steps)}"
+
+    files: tuple[tuple[str | None, tuple[str, ...]], ...] = (
+        (config.signing_key_file, ("signing_key_file",)),
+        (config.clickhouse.password_file, ("clickhouse", "password_file")),
+        (config.kafka.sasl_password_file, ("kafka", "sasl_password_file")),
+    )
+    for file, steps in files:
         if file is not None and not (path.parent / file).exists():
-            raise ConfigError(f"{name}: {file} does not exist; make it with `palisade keys create`", str(path))
-    if config.clickhouse.password_file and not (path.parent / config.clickhouse.password_file).exists():
-        raise ConfigError(f"clickhouse.password_file: {config.clickhouse.password_file} does not exist", str(path))
-    connection_of(config.kafka, path.parent, str(path))
+            advice = "; make it with `palisade keys create`" if steps == ("signing_key_file",) else ""
+            raise ConfigError(f"{'.'.join(steps)}: {file} does not exist{advice}", where(*steps))
+    listed: list[tuple[tuple[str, ...], tuple[int | str, ...]]] = [(config.operator_keys, ("operator_keys",))]
+    listed += [
+        (endpoint.producer_keys, ("endpoints", k, "producer_keys")) for k, endpoint in enumerate(config.endpoints)
+    ]
+    for keys, places in listed:
+        for number, key in enumerate(keys):
+            try:
+                Keyring([key])
+            except ConfigError as error:
+                raise ConfigError(f"{places[-1]}: {error}", where(*places, number)) from error
+    connection_of(config.kafka, path.parent, where("kafka"))
 
 
 def connection_of(kafka: KafkaConfig, home: Path, where: str = "") -> KafkaConnection:

@@ -21,6 +21,8 @@ from schemas.errors import PalisadeError
 GRACE_S = 30.0
 """A worker finishes and commits its open runs within 20 s of SIGTERM; then it is killed."""
 BACK_OFF_S = (0.2, 1.0, 3.0, 10.0)
+GIVE_UP_AFTER = 2
+"""Restarts of a child that was never ready; who waits for it is told then."""
 STEADY_S = 60.0
 """A child that lived so long starts its back-off anew."""
 
@@ -49,6 +51,7 @@ class _Child:
     is_ready: threading.Event = field(default_factory=threading.Event)
     failures: int = 0
     ended: bool = False
+    restart_at: float | None = None
 
 
 class Supervisor:
@@ -90,10 +93,10 @@ class Supervisor:
             child = self._children[name]
             if child.is_ready.wait(0.1):
                 return child.ready_line
-            if child.process.poll() is not None and not child.spec.restart:
+            if child.process.poll() is not None and (not child.spec.restart or child.failures >= GIVE_UP_AFTER):
                 break
         raise ChildFailed(
-            f"{name} did not become ready in {timeout_s:.0f} s; the end of {self.log(name)}:\n{self.tail(name)}"
+            f"{name} did not become ready (waited up to {timeout_s:.0f} s); the end of {self.log(name)}:\n{self.tail(name)}"
         )
 
     def pid(self, name: str) -> int:
@@ -166,28 +169,29 @@ class Supervisor:
                     log.flush()
 
     def _watch(self) -> None:
-        while not self._stopping.wait(0.1):
+        while not self._stopping.wait(0.05):
             with self._lock:
-                ended = [
-                    child for child in self._children.values() if not child.ended and child.process.poll() is not None
-                ]
-            for child in ended:
-                self._after_end(child)
+                children = list(self._children.values())
+            now = time.monotonic()
+            for child in children:
+                if not child.ended and child.process.poll() is not None:
+                    self._after_end(child, now)
+                if child.restart_at is not None and now >= child.restart_at:
+                    self._again(child)
 
-    def _after_end(self, child: _Child) -> None:
-        code = child.process.returncode
-        if self._on_exit is not None:
-            self._on_exit(child.spec.name, code)
+    def _after_end(self, child: _Child, now: float) -> None:
         child.ended = True
-        if not child.spec.restart:
-            return
-        steady = time.monotonic() - child.started > STEADY_S
-        failures = 0 if steady else child.failures + 1
-        if self._stopping.wait(BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)] if failures > 1 else 0.0):
-            return
+        if child.spec.restart:
+            failures = 0 if now - child.started > STEADY_S else child.failures
+            child.restart_at = now + (BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1] if failures else 0.0)
+        if self._on_exit is not None:
+            self._on_exit(child.spec.name, child.process.returncode)
+
+    def _again(self, child: _Child) -> None:
+        """Starts a child that ended, the first time at once, then after longer and longer waits."""
         with self._lock:
             fresh = self._launch(child.spec)
-            fresh.failures = failures
+            fresh.failures = 1 if time.monotonic() - child.started > STEADY_S else child.failures + 1
             self._children[child.spec.name] = fresh
 
 
