@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from detectors.base import top_shares
-from detectors.caller_weights import row_weights
+from detectors.caller_weights import capped_totals, row_weights
 from detectors.cells import CELLS, categorical_cells, numeric_cells
 from detectors.drift_shelf import Part, Shelf
 from schemas.blocks import Block, Floats
@@ -44,21 +42,25 @@ def shares_of(
 def breadth_of(block: Block, shares: tuple[tuple[str, CallerAuth, float], ...]) -> Evidence:
     """How many callers were present in a block, by weight, and how many brought what moved.
 
-    Both are effective numbers, 1 / sum of squared shares (Hill 1973, order 2); all claimed callers count as one. What
+    Both are effective numbers, 1 / sum of squared shares (Hill 1973, order 2), each caller capped as in the statistic and
+    all claimed ones counted as one. What
     moves an endpoint for everybody moves about as many as are present; a flood or one partner's fault moves few.
     """
-    weight = row_weights([block])[0]
-    present = np.bincount(block.caller, weight, minlength=len(block.callers))
+    weight = np.bincount(block.caller, row_weights([block])[0], minlength=len(block.callers))
     verified = np.asarray(block.verified, dtype=bool)
-    moved = [share for _, auth, share in shares if auth == "verified"]
-    moved.append(sum(share for _, auth, share in shares if auth != "verified"))
-    here = [*present[verified].tolist(), float(present[~verified].sum())]
-    return {"callers_moved": _effective(moved), "callers_present": _effective(here)}
+    present = np.append(weight[verified], weight[~verified].sum())
+    capped = capped_totals(present)
+    factor = np.divide(capped, present, out=np.zeros_like(capped), where=present > 0)
+    by_name = {name: share for name, auth, share in shares if auth == "verified"}
+    names = [name for name, known in zip(block.callers, verified.tolist(), strict=True) if known]
+    claimed = sum(share for _, auth, share in shares if auth != "verified")
+    moved = np.array([*(by_name.get(name, 0.0) for name in names), claimed]) * factor
+    return {"callers_moved": _effective(moved), "callers_present": _effective(capped)}
 
 
-def _effective(weights: Sequence[float]) -> float:
-    total = sum(weights)
-    return 0.0 if total <= 0 else total * total / sum(weight * weight for weight in weights)
+def _effective(weights: Floats) -> float:
+    squares = float((weights * weights).sum())
+    return 0.0 if squares <= 0 else float(weights.sum()) ** 2 / squares
 
 
 def evidence_of(block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature: Floats) -> Evidence:
