@@ -22,9 +22,16 @@ def block_detectors(policy: PolicyConfig) -> list[Detector[Block]]:
     return [FeatureDrift(critical_factor=policy.drift_critical_factor)]
 
 
-def report_detectors(endpoints: Mapping[str, EndpointConfig]) -> tuple[list[Detector[ReportEvent]], EndpointStates]:
+LINGER_MS = 900_000
+"""A calmed subject is read so long at least; a longer `recover_for` needs twice its own."""
+
+
+def report_detectors(
+    endpoints: Mapping[str, EndpointConfig], recover_for_ms: int = 0
+) -> tuple[list[Detector[ReportEvent]], EndpointStates]:
     """The default bank of the reports log, and what the responder must know of those endpoints."""
-    return [Traffic(endpoints), Health(endpoints)], EndpointStates(endpoints)
+    linger_ms = max(LINGER_MS, 2 * recover_for_ms)
+    return [Traffic(endpoints, linger_ms=linger_ms), Health(endpoints, linger_ms=linger_ms)], EndpointStates(endpoints)
 
 
 def fit(detectors: Iterable[Detector[Block]], part: str, profile: Profile, budget: Budget) -> None:

@@ -48,7 +48,7 @@ class PartitionLogs:
 
     def _reports(self, partition: int) -> ReportLog:
         def make(endpoint: str) -> EndpointReports:
-            detectors, states = report_detectors({endpoint: self._endpoints[endpoint]})
+            detectors, states = report_detectors({endpoint: self._endpoints[endpoint]}, self._recover_for_ms)
             return EndpointReports(Bank(detectors, place_of_report, self._recover_for_ms), states)
 
         return ReportLog(partition, self._endpoints, make)
