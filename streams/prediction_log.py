@@ -7,6 +7,7 @@ import logging
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from pydantic import ValidationError
 
@@ -26,7 +27,7 @@ from streams.deadletters import Place, dead_letter
 from streams.decode import Columns, Control, Decoder, Segment
 from streams.outgoing import dead, said
 from streams.profiles import Active, ProfileMissing, active_record
-from streams.records import Outgoing, Records, header_of
+from streams.records import Outgoing, RawHeaders, Records, header_of
 from streams.verdicts import block_verdicts, row_verdicts
 
 log = logging.getLogger(__name__)
@@ -198,7 +199,7 @@ class PredictionLog:
         try:
             activation: ProfileActivated = ProfileActivated.from_bytes(value)
             content = await self._profiles.get(activation.profile_hash)
-            profile = Profile.from_bytes(content)
+            profile = _profile_of(content)
         except (ValidationError, ProfileMissing, ConfigError, ValueError) as error:
             batch.letters.append(dead_letter(place, "wrong_shape", str(error), value, control.headers))
             return
@@ -243,7 +244,7 @@ class PredictionLog:
 
     def _fit_profile(self, endpoint: str, version: str, profile_hash: str, content: bytes) -> None:
         try:
-            profile = Profile.from_bytes(content)
+            profile = _profile_of(content)
         except (ConfigError, ValueError) as error:
             raise StateRefused(f"profile {profile_hash[:12]} cannot be read: {error}") from error
         self._switch_on(endpoint, version, profile_hash, profile)
@@ -262,13 +263,24 @@ class PredictionLog:
         return fitted[0] if fitted is not None else ""
 
 
+@lru_cache(maxsize=64)
+def _profile_of(content: bytes) -> Profile:
+    """The profile of these bytes; endpoints of one model share it. Raises ConfigError or ValueError."""
+    return Profile.from_bytes(content)
+
+
 def _up_to_activations(records: Records) -> Iterator[Records]:
     """The records in pieces that end with an activation: what follows it is decoded by the new profile."""
     start = 0
     wanted = ProfileActivated.KIND.encode()
+    seen: RawHeaders = None
     for index, headers in enumerate(records.headers):
-        if headers and header_of(headers, KIND_HEADER) == wanted:
+        if headers == seen:
+            continue  # neighbours mostly have equal headers; two activations differ in their signatures
+        seen = headers
+        if header_of(headers, KIND_HEADER) == wanted:
             yield records.part(start, index + 1)
             start = index + 1
+            seen = None
     if start < len(records):
         yield records.part(start, len(records))
