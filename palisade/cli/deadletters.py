@@ -45,7 +45,7 @@ def list_(
 
 @app.command()
 def show(
-    where: Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET[/ROW], as `list` prints it")],
+    where: Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET/ROW, as `list` prints it; /0 may be left out")],
     config: ConfigOption = None,
 ) -> None:
     """Explains one dead letter: what was wrong, what to change, what it began with."""

@@ -1,0 +1,146 @@
+"""The command line offline: help, keys, profiles, checks; and errors that say what to do."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from palisade.cli.main import app
+from palisade.settings import default_policy_text
+from responders.signing import SigningKey
+from tests.palisade.conftest import Run
+from tests.streams.log_of_predictions import profile
+
+COMMANDS = ["", "check", "dev", "worker", "publish", "status", "kill", "unkill", "fallback", "restore", "limit", "unlimit",
+            "topics", "topics create", "keys", "keys create", "profile", "profile build", "profile show",
+            "profile activate", "forensics", "forensics timeline", "forensics caller", "deadletter", "deadletter list",
+            "deadletter show"]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
+
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+    assert len(result.output.splitlines()) > 5
+
+
+def test_the_list_above_is_the_whole_command_line() -> None:
+    from typer.main import get_command
+
+    def walk(command: object, path: tuple[str, ...] = ()) -> list[str]:
+        children = getattr(command, "commands", {})
+        return [" ".join(path)] + [name for key, child in children.items() for name in walk(child, (*path, key))]
+
+    assert sorted(walk(get_command(app))) == sorted(COMMANDS)
+
+
+def test_a_checked_configuration_says_what_it_believes(palisade: Run, tmp_path: Path) -> None:
+    path = tmp_path / "palisade.yaml"
+    path.write_text(
+        f"endpoints:\n  - name: a\n    producer_keys: ['{SigningKey.generate().public_base64}']\n  - name: b\n"
+    )
+
+    status, out, _ = palisade("check", "--config", path)
+
+    assert status == 0
+    assert "2 endpoints" in out
+    assert "a: observe; believes signed reports" in out
+    assert "b: observe; believes nobody's word" in out
+
+
+def test_a_policy_can_be_checked_alone(palisade: Run, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(default_policy_text())
+
+    status, out, _ = palisade("check", "--policy", tmp_path / "policy.yaml")
+
+    assert (status, "4 rules" in out) == (0, True)
+
+
+def test_an_error_ends_with_status_2_and_names_file_and_line(palisade: Run, tmp_path: Path) -> None:
+    path = tmp_path / "palisade.yaml"
+    path.write_text("endpoints:\n  - name: '[/bold] x'\n")
+
+    status, out, errors = palisade("check", "--config", path)
+
+    assert (status, out) == (2, "")
+    assert errors.startswith("error:")
+    assert f"{path}:2" in errors
+    assert "[/bold] x" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("check", "--config", "none.yaml"), "name an existing file"),
+        (("status",), "start `palisade dev` in this folder"),
+        (("worker", "cook"), "detect, respond, audit"),
+        (("dev",), "--endpoint credit"),
+        (("profile", "build", "rows.xls"), ".parquet or .csv"),
+        (("profile", "build", "none.csv"), "cannot be read"),
+        (("profile", "show", "none.json"), "cannot be read"),
+        (("kill", "--config", "some.yaml"), "operator.pem"),
+        (("forensics", "timeline", "--config", "some.yaml"), "palisade worker audit"),
+        (("status", "--config", "away.yaml"), "check kafka.bootstrap"),
+        (("deadletter", "list", "--config", "away.yaml"), "check kafka.bootstrap"),
+        (("topics", "create", "--config", "away.yaml"), "check kafka.bootstrap"),
+        (("publish", "rows.xls", "--config", "some.yaml"), ".parquet, .jsonl or .arrow"),
+    ],
+)
+def test_errors_say_what_to_do(
+    palisade: Run, words: tuple[str, ...], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PALISADE_CONFIG", raising=False)
+    for module in ("palisade.cli.status", "streams.reading", "streams.admin"):
+        monkeypatch.setattr(f"{module}.TIMEOUT_S", 0.3, raising=False)
+    (tmp_path / "some.yaml").write_text("endpoints: [{name: a}]\n")
+    (tmp_path / "away.yaml").write_text("kafka: {bootstrap: '127.0.0.1:1'}\nendpoints: [{name: a}]\n")
+
+    status, _, errors = palisade(*words)
+
+    assert status == 2
+    assert told in errors.replace("\n", " ")
+    assert "Traceback" not in errors
+
+
+def test_a_key_pair_is_made_once_and_its_private_half_is_for_its_owner_alone(palisade: Run, tmp_path: Path) -> None:
+    path = tmp_path / "keys" / "ann.pem"
+
+    status, out, _ = palisade("keys", "create", path)
+    public = path.with_name("ann.pem.pub").read_text().strip()
+
+    assert status == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert SigningKey.load(path).public_base64 == public
+    assert public in out
+    before = path.read_bytes()
+    assert palisade("keys", "create", path)[0] == 2
+    assert path.read_bytes() == before
+
+
+def test_a_profile_is_built_and_shown(palisade: Run, tmp_path: Path) -> None:
+    rng_rows = 3_000
+    table = pa.table({"x": [float(k * 37 % 101) for k in range(rng_rows)], "kind": ["a", "b", "c"] * (rng_rows // 3),
+                      "target": [0.0] * rng_rows})  # fmt: skip
+    pq.write_table(table, tmp_path / "train.parquet")
+
+    status, out, _ = palisade("profile", "build", tmp_path / "train.parquet", "--exclude", "target")
+    assert status == 0
+    assert "3,000 rows, 2 features" in out
+    status, out, _ = palisade("profile", "show", tmp_path / "train.profile.json")
+    assert status == 0
+    assert ("x" in out, "category" in out, "target" in out) == (True, True, False)
+
+
+def test_a_damaged_profile_is_refused(palisade: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_bytes(profile().to_bytes()[:-20])
+
+    assert palisade("profile", "show", tmp_path / "p.json")[0] == 2
