@@ -33,7 +33,7 @@ from streams.metrics import Metrics
 from streams.outgoing import dead_record
 from streams.reading import read_newest, read_to_end
 from streams.records import Outgoing, Records, header_of
-from streams.transport.outbox import Confirmed, Outbox
+from streams.transport.outbox import Confirmed, Outbox, OutboxClosed, OutboxFull
 from streams.transport.run import TP, Run
 from streams.transport.settings import KafkaConnection, kafka_settings
 
@@ -247,8 +247,11 @@ class RespondRole:
         state, offset = self._saved_state()
         entries: list[JournalEntry] = []
         for message in read_to_end(self._connection, ACTIONS, 0, offset):
-            entries.append(JournalEntry.from_bytes(message.value() or b""))
             opened.next_offset = int(message.offset() or 0) + 1
+            try:
+                entries.append(JournalEntry.from_bytes(message.value() or b""))
+            except ValidationError:  # somebody else's: it must not keep the responder from starting
+                log.error("%s[0] %d is no entry of the journal and is passed over", ACTIONS, message.offset())
         state = journal.replay(entries, state)
         state, entry = journal.takeover(state, _now_ms())
         opened.commit([entry])
@@ -277,7 +280,7 @@ class RespondRole:
             value = to_bytes(active.state)
             headers = ((KIND_HEADER, b"respond_state"), (_OFFSET_HEADER, str(active.journal.next_offset).encode()))
             await self._send(Outgoing(RESPOND_STATE, _STATE_KEY, value, headers, 0))
-        except (StateRefused, KafkaException) as error:
+        except (StateRefused, KafkaException, OutboxFull, OutboxClosed) as error:
             log.warning("the state was not saved (%s): a takeover reads more of the journal", error)
             return
         active.saved_entry, active.saved_at = active.state.entry, time.monotonic()

@@ -1,0 +1,198 @@
+"""Role respond: journal before acting, signed directives, refused commands, takeover; on both brokers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import pytest
+from confluent_kafka import KafkaException
+
+from responders import journal
+from responders.state import RespondState, as_dict
+from schemas.deadletter import DeadLetter
+from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE, SIGNALS
+from streams import respond
+from streams.embedded_broker import EmbeddedBroker
+from streams.reading import read_to_end
+from streams.transport.run import TP
+from streams.transport.settings import KafkaConnection
+from tests.responders.given import command, view
+from tests.streams.broker import produce
+from tests.streams.responding import OURS, directives_on, journal_on, now, role_on, run_of, trouble
+from tests.support.kafka import RealKafka
+
+Start = Callable[[Mapping[str, int]], EmbeddedBroker]
+TOPICS = {ACTIONS: 1, RESPOND_STATE: 1, DIRECTIVES: 1, DEAD_LETTERS: 1}
+
+
+@pytest.fixture
+def embedded(embedded_broker: Start) -> KafkaConnection:
+    return embedded_broker(TOPICS).connection
+
+
+@pytest.fixture
+def real(kafka: RealKafka, monkeypatch: pytest.MonkeyPatch) -> KafkaConnection:
+    for name in ("ACTIONS", "RESPOND_STATE", "DIRECTIVES"):
+        topic = kafka.unique(name.lower())
+        kafka.create_topics({topic: 1})
+        monkeypatch.setattr(respond, name, topic)
+    monkeypatch.setattr(respond, "TRANSACTIONAL_ID", kafka.unique("respond"))
+    return KafkaConnection(bootstrap=kafka.bootstrap)
+
+
+def persons(kind: str, endpoint: str = "a") -> object:
+    at = now()
+    return command(kind, endpoint, issued_ms=at, expires_ms=at + 600_000)
+
+
+def test_a_failing_endpoint_is_journaled_and_then_told_its_fallback_in_a_signed_directive(
+    embedded: KafkaConnection,
+) -> None:
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as role:
+            await role.join(OURS)
+            run = trouble("a", first=0)
+            await role.handle(run)
+            assert run.finished
+
+    asyncio.run(story())
+    entries = journal_on(embedded)
+    acted = [decision for entry in entries for decision in entry.decisions if decision.kind == "fallback"]
+    assert [(decision.endpoint, decision.outcome) for decision in acted] == [("a", "published")]
+    last = directives_on(embedded)[-1]
+    assert (last.endpoint, last.route, last.mode) == ("a", "fallback", "enforce")
+    assert last.route_action_id == acted[0].action_id
+
+
+def test_what_a_journal_does_not_take_is_neither_kept_nor_told(
+    embedded: KafkaConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise KafkaException("the journal is away")
+
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as role:
+            await role.join(OURS)
+            assert role._active is not None
+            before = as_dict(role._active.state)
+            monkeypatch.setattr(role._active.journal, "commit", refuse)
+            run = trouble("a", first=0)
+            with pytest.raises(KafkaException, match="away"):
+                await role.handle(run)
+            assert (run.finished, run.failed) == (False, True)
+            assert as_dict(role._active.state) == before
+
+    asyncio.run(story())
+    assert [directive for directive in directives_on(embedded) if directive.route == "fallback"] == []
+
+
+def test_a_command_without_a_good_signature_is_a_dead_letter_and_is_not_obeyed(embedded: KafkaConnection) -> None:
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as role:
+            await role.join(OURS)
+            await role.handle(run_of(SIGNALS, (view("a", now()), False)))
+            bad = [(persons("fallback"), False), (b'{"kind":"kill"}', True), (view("a", now()), False)]
+            await role.handle(run_of(COMMANDS, *bad))  # type: ignore[arg-type]
+            assert role._active is not None
+            assert role._active.state.endpoints.get("a") is None or not role._active.state.endpoints["a"].route
+            await role.handle(run_of(COMMANDS, (persons("fallback"), True), first=3))  # type: ignore[arg-type]
+
+    asyncio.run(story())
+    letters = [DeadLetter.from_bytes(m.value() or b"") for m in read_to_end(embedded, DEAD_LETTERS, 0)]
+    assert [letter.reason for letter in letters] == ["unsigned_control", "wrong_shape", "unknown_kind"]
+    assert directives_on(embedded)[-1].route == "fallback"
+
+
+def test_runs_before_the_takeover_are_never_decided(embedded: KafkaConnection) -> None:
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as role:
+            with pytest.raises(RuntimeError, match="before this process took over"):
+                await role.handle(trouble("a", first=0))
+
+    asyncio.run(story())
+
+
+def test_a_journal_with_foreign_records_can_still_be_taken_over(embedded: KafkaConnection) -> None:
+    produce(embedded, ACTIONS, (b"x", b"rubbish", ()), (b"x", None, ()))
+
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as role:
+            await role.join(OURS)
+            assert role._active is not None
+            assert role._active.state.epoch == 1
+
+    asyncio.run(story())
+
+
+def check_takeover(connection: KafkaConnection, *, fenced: bool) -> None:
+    """The second process continues the first one's journal: one epoch more, nothing lost, nothing doubled."""
+
+    async def story() -> None:
+        async with role_on(connection, fenced=fenced) as old, role_on(connection, fenced=fenced) as new:
+            await old.join(OURS)
+            await old.handle(trouble("a", first=0))
+            assert old._active is not None
+            await new.join(OURS)
+            assert new._active is not None
+            assert new._active.state.epoch > old._active.state.epoch
+            assert new._active.state.endpoints["a"].route is not None
+            if fenced:
+                run = trouble("b", first=2)
+                with pytest.raises(KafkaException):
+                    await old.handle(run)
+                assert run.failed
+
+            await new.handle(trouble("a", first=0))  # delivered again: the journal says that it is answered
+            await new.handle(trouble("b", first=2))
+            held = as_dict(new._active.state)
+            replayed = journal.replay(journal_on(connection), RespondState())
+            assert {name: held[name] for name in ("epoch", "entry")} == {
+                "epoch": replayed.epoch,
+                "entry": replayed.entry,
+            }
+            assert {name for name, endpoint in replayed.endpoints.items() if endpoint.route is not None} == {"a", "b"}
+            await new.leave(OURS)
+
+    asyncio.run(story())
+    entries = journal_on(connection)
+    assert [entry.entry for entry in entries] == list(range(1, len(entries) + 1))
+    fallbacks = [d.endpoint for entry in entries for d in entry.decisions if d.kind == "fallback"]
+    assert fallbacks == ["a", "b"]
+    epochs = [directive.epoch for directive in directives_on(connection) if directive.endpoint == "a"]
+    assert epochs == sorted(epochs)
+
+
+def test_a_second_responder_takes_over_and_nothing_is_lost_or_doubled(embedded: KafkaConnection) -> None:
+    check_takeover(embedded, fenced=False)
+
+
+@pytest.mark.kafka
+def test_a_takeover_on_apache_kafka_fences_the_old_responder(real: KafkaConnection) -> None:
+    check_takeover(real, fenced=True)
+
+
+def test_state_saved_on_leaving_spares_the_next_one_the_old_journal(
+    embedded: KafkaConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    reading = respond.read_to_end
+
+    def counted(connection: KafkaConnection, topic: str, partition: int, start: int) -> object:
+        messages = list(reading(connection, topic, partition, start))
+        read.append(len(messages))
+        return iter(messages)
+
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as first:
+            await first.join(OURS)
+            await first.handle(trouble("a", first=0))
+            await first.leave(OURS | {TP(COMMANDS, 0)})
+        monkeypatch.setattr(respond, "read_to_end", counted)
+        async with role_on(embedded, fenced=False) as second:
+            await second.join(OURS)
+            assert second._active is not None
+            assert second._active.state.endpoints["a"].route is not None
+
+    asyncio.run(story())
+    assert read == [0]
