@@ -11,9 +11,10 @@ from functools import lru_cache
 
 from pydantic import ValidationError
 
-from detectors.bank import Bank
+from detectors.bank import Bank, place_of_block
 from detectors.base import Budget, Reading, part_of
 from detectors.profile import Profile
+from detectors.unregistered import UnknownNames
 from responders.signing import Keyring
 from schemas.blocks import Block, FeatureSchema, RowId
 from schemas.deadletter import DeadLetter, DeadReason
@@ -32,6 +33,8 @@ from streams.verdicts import block_verdicts, row_verdicts
 
 log = logging.getLogger(__name__)
 
+MAX_UNFITTED = 256
+"""Versions without a profile that are said to be unknown one by one; further ones of the partition are not judged."""
 Fit = Callable[[str, Profile, Budget], None]
 """Tells the detectors that need one the profile of a part, and its budget."""
 
@@ -81,6 +84,9 @@ class PredictionLog:
         self._fitted: dict[tuple[str, str], tuple[str, FeatureSchema]] = {}
         self._applied: dict[str, RowId] = {}
         self._dirty: dict[str, None] = {}
+        self._registered = registered
+        self._unknown = UnknownNames()
+        self._unfitted: set[str] = set()
         self._decoder = Decoder(PREDICTIONS, partition, partitions, self._schema_of, registered)
         self._builder: BlockBuilder | None = None
         self._next = 0
@@ -213,17 +219,32 @@ class PredictionLog:
 
     def _conclude(self, batch: _Batch) -> None:
         """Hands the bank all blocks closed so far in one call."""
-        if not batch.blocks:
+        blocks, batch.blocks = [block for block in batch.blocks if self._judged(block, batch)], []
+        if not blocks:
             return
-        concluded = self._bank.update(batch.blocks)
-        for block in batch.blocks:
+        concluded = self._bank.update(blocks)
+        for block in blocks:
             part = part_of(block.endpoint, block.version)
             self._applied[part] = block.last
             self._dirty.setdefault(part)
         batch.readings += concluded.readings
         batch.signals += concluded.signals
-        batch.closed += batch.blocks
-        batch.blocks = []
+        batch.closed += blocks
+
+    def _judged(self, block: Block, batch: _Batch) -> bool:
+        """Whether a block may become state: not of names that a stranger makes up without end."""
+        at = place_of_block(block).at
+        if not self._registered(block.endpoint):
+            batch.signals += self._unknown.endpoint(block.endpoint, at)
+            return False
+        part = part_of(block.endpoint, block.version)
+        if (block.endpoint, block.version) in self._fitted or part in self._unfitted:
+            return True
+        if len(self._unfitted) >= MAX_UNFITTED:
+            batch.signals += self._unknown.version(block.endpoint, at)
+            return False
+        self._unfitted.add(part)
+        return True
 
     def _outgoing(self, batch: _Batch, quiet_below: int) -> list[Outgoing]:
         loud = [letter for letter in batch.letters if letter.log_offset >= quiet_below]

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from detectors.bank import Bank
 from detectors.base import LogPoint, ReportAt, ReportEvent, TickAt
 from detectors.endpoint_state import EndpointStates
+from detectors.unregistered import UnknownNames
 from responders.signing import Keyring
 from schemas.config import EndpointConfig
 from schemas.deadletter import DeadReason
@@ -22,9 +23,6 @@ from schemas.topics import REPORTS
 from schemas.wire import KIND_HEADER, SIGNATURE_HEADER
 from streams.outgoing import dead_record, said
 from streams.records import Outgoing, Records, header_of
-
-MAX_UNREGISTERED = 100
-"""Names of endpoints outside the configuration that are remembered, so that each is said once."""
 
 
 @dataclass(slots=True)
@@ -51,7 +49,7 @@ class ReportLog:
         self._keys = {name: Keyring(endpoint.producer_keys) for name, endpoint in endpoints.items()}
         self._make = make
         self._running: dict[str, EndpointReports] = {}
-        self._unregistered: set[str] = set()
+        self._unknown = UnknownNames()
         self._next = 0
 
     @property
@@ -67,6 +65,7 @@ class ReportLog:
     async def take(self, records: Records, quiet_below: int) -> list[Outgoing]:
         """What `records` lead to; nothing is given for offsets below `quiet_below` (a replay)."""
         dead: list[Outgoing] = []
+        concluded: list[Signal | EndpointState] = []
         batches: dict[str, list[ReportEvent]] = {}
         for index, offset in enumerate(records.offsets):
             at = LogPoint(REPORTS, self._partition, offset, 0, records.timestamps[index])
@@ -74,12 +73,13 @@ class ReportLog:
             if isinstance(event, TickAt):
                 for name in self._running.keys() | batches.keys():
                     batches.setdefault(name, []).append(event)
+            elif isinstance(event, ReportAt) and event.report.endpoint not in self._endpoints:
+                concluded += self._unknown.endpoint(event.report.endpoint, at)
             elif isinstance(event, ReportAt):
                 batches.setdefault(event.report.endpoint, []).append(event)
-            elif event is not None and offset >= quiet_below:
+            elif offset >= quiet_below:
                 dead.append(event)
         self._next = records.offsets[-1] + 1
-        concluded: list[Signal | EndpointState] = []
         for name, batch in batches.items():
             concluded += self._update(name, batch)
         loud = [thing for thing in concluded if thing.log_offset >= quiet_below]
@@ -117,7 +117,7 @@ class ReportLog:
         running.applied = applied
         self._running[part] = running
 
-    def _event(self, records: Records, index: int, at: LogPoint) -> ReportEvent | Outgoing | None:
+    def _event(self, records: Records, index: int, at: LogPoint) -> ReportEvent | Outgoing:
         value, headers = records.values[index], records.headers[index]
         kind = header_of(headers, KIND_HEADER) or b"report"
         if kind == Tick.KIND.encode():
@@ -138,13 +138,12 @@ class ReportLog:
             fault = error.errors()[0]
             reason: DeadReason = "not_json" if fault["type"] == "json_invalid" else "wrong_shape"
             return self._dead(records, index, reason, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")
-        if report.endpoint not in self._endpoints:
-            self._remember(report.endpoint)
-            return None
         return ReportAt(report, self._trusted(report.endpoint, value, records, index), at)
 
     def _trusted(self, endpoint: str, value: bytes, records: Records, index: int) -> bool:
         """A report vouches for its callers if a producer key of the endpoint signed it."""
+        if endpoint not in self._endpoints:
+            return False
         headers = records.headers[index]
         if header_of(headers, SIGNATURE_HEADER) is None:
             return self._endpoints[endpoint].trust_unsigned
@@ -153,10 +152,6 @@ class ReportLog:
         except SignatureRefused:
             return False
         return True
-
-    def _remember(self, endpoint: str) -> None:
-        if len(self._unregistered) < MAX_UNREGISTERED:
-            self._unregistered.add(endpoint)
 
     def _update(self, name: str, batch: list[ReportEvent]) -> list[Signal | EndpointState]:
         running = self._running.get(name)

@@ -41,7 +41,8 @@ FLOOD_S = 10.0
 MET_S = 1.5
 """A cause is ended so long after its first enforced call: people should see the fallback."""
 ENFORCED_WITHIN_S = 20.0
-RELEASED_WITHIN_S = 25.0
+RELEASED_WITHIN_S = 40.0
+"""Drift is over when its rows have faded from a window of 128: at 40 rows a second that takes some ten seconds."""
 QUIET_S = 2.5
 """Between a release and the next scene: calls that met the old directive are answered by then."""
 AUDITED_WITHIN_S = 30.0

@@ -71,8 +71,8 @@ class DemoView:
             self._forget()
 
     def signal(self, signal: SeenSignal) -> None:
-        """A signal of the product; those that only renew it are not shown."""
-        if signal.state != "updated":
+        """A signal of the product; those that only renew it, or say that data lack yet, are not shown."""
+        if signal.state not in ("updated", "unknown"):
             whom = signal.endpoint if signal.subject == signal.endpoint else f"{signal.endpoint} {signal.subject}"
             self._say(Text(f"signal   {signal.kind} {signal.state}: {whom} ({signal.severity})", style="magenta"))
 

@@ -141,3 +141,38 @@ def test_a_record_on_which_decoding_raises_is_found_and_the_others_are_scored(mo
     outcomes = {row["offset"]: row["outcome"] for row in table_of(out, b"verdict_rows")}
     assert outcomes[poison] == 1
     assert sum(outcome == 0 for outcome in outcomes.values()) == len(outcomes) - 1
+
+
+def made_up(endpoint: str, versions: int) -> Records:
+    values = [
+        f'{{"endpoint":"{endpoint}","model_version":"made-up-{n}","features":{{"amount":1}}}}'.encode()
+        for n in range(versions)
+    ]
+    tick = b'{"worker":"w","at_ms":1}'
+    every = [
+        item for value in values for item in ((value, None, endpoint.encode()), (tick, [(KIND_HEADER, b"tick")], None))
+    ]
+    n = len(every)
+    return Records(
+        [e[0] for e in every],
+        [e[2] for e in every],
+        [e[1] for e in every],
+        list(range(n)),
+        [20_000 * k for k in range(n)],
+    )
+
+
+def test_an_endpoint_outside_the_configuration_is_said_once_and_becomes_no_state() -> None:
+    log = open_log()
+    found = signals(feed(log, made_up("stranger", 5), []))
+
+    assert [(signal.kind, signal.endpoint) for signal in found] == [("unknown_endpoint", "stranger")]
+    assert log.dirty() == []
+
+
+def test_versions_without_end_become_no_state_without_end() -> None:
+    log = open_log()
+    found = signals(feed(log, made_up("credit", 400), []))
+
+    assert len(log.dirty()) <= 256
+    assert [signal.endpoint for signal in found if signal.kind == "unknown_version"] == ["credit"]
