@@ -256,7 +256,7 @@ def test_the_kill_switch_reaches_every_partition_signed_and_is_on_record(
         entries = [JournalEntry.from_bytes(message.value() or b"") for message in read_to_end(connection, ACTIONS, 0)]
         return any(decision.kind == kind for entry in entries for decision in entry.decisions)
 
-    until(lambda: journaled("kill"), "the kill in the journal")
+    until(lambda: journaled("kill"), f"the kill in the journal; see {stack.supervisor.log('respond')}")
     assert "kill switch is thrown" in palisade("status", "--config", stack.config)[1]
     assert palisade("unkill", "--config", stack.config)[0] == 0
     until(lambda: journaled("unkill"), "the unkill in the journal")
