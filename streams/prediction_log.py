@@ -227,6 +227,9 @@ class PredictionLog:
             part = part_of(block.endpoint, block.version)
             self._applied[part] = block.last
             self._dirty.setdefault(part)
+        for reading in concluded.readings:
+            if reading.kind == "detector_failed" and reading.firing:
+                self._fit_again(reading.endpoint, reading.version or "")
         batch.readings += concluded.readings
         batch.signals += concluded.signals
         batch.closed += blocks
@@ -269,6 +272,13 @@ class PredictionLog:
         except (ConfigError, ValueError) as error:
             raise StateRefused(f"profile {profile_hash[:12]} cannot be read: {error}") from error
         self._switch_on(endpoint, version, profile_hash, profile)
+
+    def _fit_again(self, endpoint: str, version: str) -> None:
+        """A detector that broke starts cold, and with the profile that holds: it must not stay unknown for good."""
+        profile_hash = self._hash_of(endpoint, version)
+        content = self._profiles.peek(profile_hash) if profile_hash else None
+        if content is not None:
+            self._fit_profile(endpoint, version, profile_hash, content)
 
     def _switch_on(self, endpoint: str, version: str, profile_hash: str, profile: Profile) -> None:
         self._fitted[endpoint, version] = (profile_hash, profile.features)

@@ -176,3 +176,25 @@ def test_versions_without_end_become_no_state_without_end() -> None:
 
     assert len(log.dirty()) <= 256
     assert [signal.endpoint for signal in found if signal.kind == "unknown_version"] == ["credit"]
+
+
+def test_a_detector_that_broke_goes_on_cold_with_the_profile_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = open_log()
+    feed(log, records().part(0, 1_200), [])
+    (detector,) = log._bank.detectors
+    update = detector.update
+
+    def breaking(blocks: object) -> object:
+        monkeypatch.setattr(detector, "update", update)
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(detector, "update", breaking)
+    broken = feed(log, records().part(1_200, 1_800), [])
+    after = feed(log, records().part(1_800, 2_400), [])
+
+    assert {signal.kind for signal in signals(broken)} == {"detector_failed"}
+    read = [
+        row["state"] for row in table_of(after, b"verdict_blocks") if row["detector"] == "feature_drift:feature_drift"
+    ]
+    assert read
+    assert "unknown" not in read
