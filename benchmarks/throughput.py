@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +39,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import stock_faust
-from benchmarks.throughput_load import PLANTED, RATE_PER_S, VERSION, Load, draw, produce, real_rows, records
+from benchmarks.throughput_load import PLANTED, RATE_PER_S, VERSION, Load, NotWritten, draw, produce, real_rows, records
 from detectors.profile_build import build_profile
 from detectors.registry import DETECTORS_OF_PREDICTIONS
 from palisade.operate import send
@@ -62,6 +63,7 @@ LOADS = {
     "json-100": Load(100, 600_000),
     "json-1000": Load(1_000, 1_000_000),
     "arrow-1": Load(1, 2_000_000, arrow=True),
+    "arrow-100": Load(100, 400_000, arrow=True),
 }
 STOCK = Load(1, 150_000, partitions=1)
 STOCK_TOPIC = "stock.predictions"
@@ -101,7 +103,8 @@ class Figures:
     start_cpu_s: float
     scored: int
     other_alarms: int
-    rss_mb: list[float] = field(default_factory=list)
+    rss_mb: tuple[float, ...] = ()
+    """First, largest and last of about one a second."""
 
 
 class Broker:
@@ -110,7 +113,7 @@ class Broker:
     def __init__(self, bootstrap: str) -> None:
         self.connection = KafkaConnection(bootstrap=bootstrap)
         self.bootstrap = bootstrap
-        self._admin = AdminClient({"bootstrap.servers": bootstrap})
+        self._admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 2})
 
     @contextmanager
     def topics(self, partitions: int) -> Iterator[None]:
@@ -139,7 +142,9 @@ class Broker:
 
     def reader(self, group: str) -> Consumer:
         """A consumer that never joins: it only asks for offsets."""
-        return Consumer({"bootstrap.servers": self.bootstrap, "group.id": group, "enable.auto.commit": False})
+        return Consumer(
+            {"bootstrap.servers": self.bootstrap, "log_level": 2, "group.id": group, "enable.auto.commit": False}
+        )
 
     def _remove(self) -> None:
         there = set(self._admin.list_topics(timeout=15).topics)
@@ -173,11 +178,17 @@ class Bench:
             self._activate(load)
             begin_ms = self._write(name, load, PREDICTIONS, "lz4")
             config = self._config(load)
-            port = 9_309
+            port = _free_port()
             command = ["-m", "palisade.cli.main", "worker", "detect", "--config", str(config)]
             command += ["--metrics-port", str(port)]
             if self._profile_calls:
-                command = ["-m", "cProfile", "-o", f"/tmp/{name}.prof", *command]
+                command = [
+                    "-m",
+                    "cProfile",
+                    "-o",
+                    str(Path(tempfile.gettempdir()) / f"throughput-{name}.prof"),
+                    *command,
+                ]
             contender = Contender("palisade", command, "palisade.detect", PREDICTIONS, SIGNALS, port)
             return self._measure(name, contender, load, begin_ms)
 
@@ -248,7 +259,7 @@ class Bench:
             start_cpu_s=round(start_cpu, 2),
             scored=scored,
             other_alarms=others,
-            rss_mb=rss,
+            rss_mb=(rss[0], max(rss), rss[-1]) if rss else (),
         )
 
     def _watch(
@@ -348,6 +359,12 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _rss_mb(pid: int) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
@@ -372,7 +389,7 @@ def main() -> int:
     """Exit status 0 if the expected bounds hold, 1 if not, 2 if it could not run."""
     parser = argparse.ArgumentParser(prog="benchmarks.throughput")
     parser.add_argument("--only", help=f"comma-separated, of stock, {', '.join(LOADS)}; prints their figures")
-    parser.add_argument("--profile-calls", action="store_true", help="run the worker under cProfile: /tmp/NAME.prof")
+    parser.add_argument("--profile-calls", action="store_true", help="under cProfile, into the temporary folder")
     given = parser.parse_args()
     console = Console(stderr=True)
     wanted = given.only.split(",") if given.only else ["stock", *LOADS]
@@ -387,7 +404,7 @@ def main() -> int:
             for name in wanted:
                 figures[name] = bench.stock(STOCK) if name == "stock" else bench.palisade(name, LOADS[name])
                 progress.console.print(name, asdict(figures[name]))
-    except (CouldNotRun, KafkaUnavailable, KafkaException) as error:
+    except (CouldNotRun, NotWritten, KafkaUnavailable, KafkaException) as error:
         console.print(f"could not run: {error}")
         return 2
     if given.only:
@@ -431,6 +448,7 @@ def summary(figures: dict[str, Figures]) -> dict[str, object]:
         ],
         "flatness": round(grown, 2),
         "arrow_cpu_s_per_million": figures["arrow-1"].cpu_s_per_million,
+        "load_average": [round(load, 1) for load in os.getloadavg()],
         "runs": {name: asdict(of) for name, of in figures.items()},
         "versions": {
             "python": platform.python_version(),

@@ -32,8 +32,10 @@ PLANTED = "distance"
 KM_A_MILE = 1.609344
 """The planted change: `distance` arrives in kilometres, from everybody."""
 VERSION = "v1"
+LINGER_EVENTS = RATE_PER_S // 50
+"""What comes in 20 ms, for which a Guard gathers the predictions of an endpoint into one Arrow batch ..."""
 ARROW_ROWS = 500
-"""Rows of an Arrow batch: 10 ms of one endpoint at the rate."""
+"""... and the rows of a batch at most: beyond it an endpoint has several Guards."""
 
 NUMERIC = (
     *("departs", "arrives", "duration", "distance", "departures_in_hour", "flight", "seats", "engines", "built"),
@@ -170,6 +172,10 @@ def caller_names(rows: Rows) -> list[str]:
 Headers = list[tuple[str, str | bytes | None]]
 
 
+class NotWritten(RuntimeError):
+    """The broker did not take the log."""
+
+
 class Record(NamedTuple):
     """A record of the log, `rows` predictions in it."""
 
@@ -243,9 +249,10 @@ def _texts(features: dict[str, npt.NDArray[Any]]) -> list[str]:
 
 
 def _arrow(load: Load, rows: Rows, drawn: Draw) -> Write:
-    """Batches of `ARROW_ROWS` of one endpoint, as a Guard lingers for; what is left at a tick goes out then."""
+    """One endpoint's events of 20 ms a batch, at most `ARROW_ROWS`."""
     plain, changed = _table(rows.features, rows), _table(rows.changed(np.arange(len(rows))), rows)
     keys, callers = [name.encode() for name in load.names], pa.array(caller_names(rows))
+    homes = [partition_of(key, load.partitions) for key in keys]
 
     def batch(key: bytes, events: Longs, begin_ms: int) -> bytes:
         row = drawn.row[events]
@@ -277,15 +284,16 @@ def _arrow(load: Load, rows: Rows, drawn: Draw) -> Write:
         return bytes(sink.getvalue())
 
     def write(first: int, stop: int, begin_ms: int) -> Iterator[Record]:
-        events = np.arange(first, stop)
-        found = []
-        for endpoint in np.unique(drawn.endpoint[first:stop]).tolist():
-            own = events[drawn.endpoint[first:stop] == endpoint]
-            found += [(own[at : at + ARROW_ROWS], endpoint) for at in range(0, len(own), ARROW_ROWS)]
-        for own, endpoint in sorted(found, key=lambda item: int(item[0][-1])):
-            key, at_ms = keys[endpoint], begin_ms + int(own[-1]) * 1000 // RATE_PER_S
-            value = batch(key, own, begin_ms)
-            yield Record(key, value, partition_of(key, load.partitions), at_ms, ARROW_HEADERS, len(own))
+        for start in range(first, stop, LINGER_EVENTS):
+            end = min(start + LINGER_EVENTS, stop)
+            at_ms = begin_ms + (end - 1) * 1000 // RATE_PER_S
+            endpoints = drawn.endpoint[start:end]
+            for endpoint in np.unique(endpoints).tolist():
+                own, key = start + np.flatnonzero(endpoints == endpoint), keys[endpoint]
+                for at in range(0, len(own), ARROW_ROWS):
+                    rows = own[at : at + ARROW_ROWS]
+                    value = batch(key, rows, begin_ms)
+                    yield Record(key, value, homes[endpoint], at_ms, ARROW_HEADERS, len(rows))
 
     return write
 
@@ -304,10 +312,11 @@ def produce(
     compression: str,
     progress: Callable[[int], None],
 ) -> None:
-    """Writes the log and returns when all of it is confirmed. Raises RuntimeError if a record is not."""
+    """Writes the log and returns when all of it is confirmed. Raises NotWritten if a record is not."""
     producer = Producer(
         {
             "bootstrap.servers": bootstrap,
+            "log_level": 2,
             "enable.idempotence": True,
             "compression.type": compression,
             "linger.ms": 20,
@@ -344,5 +353,5 @@ def produce(
             progress(since)
             since = 0
     if producer.flush(60) or failures:
-        raise RuntimeError(f"the broker did not take the log: {failures[:1] or 'no answer in 60 s'}")
+        raise NotWritten(f"the log was not confirmed: {failures[:1] or 'no answer in 60 s'}")
     progress(since)

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.blocks import Codes, Flags, Longs
+from schemas.blocks import Codes, Flags, Floats, Longs
 from schemas.deadletter import DeadReason
 from streams.decode import arrow
 from streams.decode import envelope as env
 from streams.decode.columns import Group
+from streams.decode.fast import Plan
 from streams.decode.gather import Rows, SegmentNames, Target
 from streams.decode.layout import settle
 
@@ -122,22 +123,31 @@ def _groups(
         order = np.argsort(part, kind="stable")
         edges = np.concatenate(([0], np.flatnonzero(np.diff(part[order])) + 1, [len(order)]))
     flags = np.zeros(len(part), dtype=np.uint32)
-    groups = []
+    cuts: list[tuple[Target, npt.NDArray[np.intp]]] = []
     for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        rows = order[first:last]
-        endpoint, version = divmod(int(part[rows[0]]), len(versions))
-        target = target_of(endpoints[endpoint], versions[version])
-        features = np.empty((len(rows), 0))
-        layout = None if target.plan is None else target.plan.layout
-        if layout is not None:
-            features, bits = batch.matrix(layout, _of(kept, rows, batch.rows))
-            flags[rows] = bits | settle(features, layout)
-        groups.append(Group(target.endpoint, target.version, layout, rows, features))
-    return groups, flags
+        endpoint, version = divmod(int(part[order[first]]), len(versions))
+        cuts.append((target_of(endpoints[endpoint], versions[version]), order[first:last]))
+    # Columns are looked at once for all endpoints of one layout: a batch may hold a few rows of each of many.
+    by_plan: dict[Plan | None, list[int]] = {}
+    for number, (target, _) in enumerate(cuts):
+        by_plan.setdefault(target.plan, []).append(number)
+    parts: dict[int, Floats] = {}
+    for plan, numbers in by_plan.items():
+        rows = np.concatenate([cuts[number][1] for number in numbers])
+        matrix = np.empty((len(rows), 0))
+        if plan is not None:
+            matrix, bits = batch.matrix(plan.layout, _of(kept, rows, len(cuts) == 1))
+            flags[rows] = bits | settle(matrix, plan.layout)
+        ends = np.cumsum([len(cuts[number][1]) for number in numbers])
+        parts |= zip(numbers, np.split(matrix, ends[:-1]), strict=True)
+    return [
+        Group(target.endpoint, target.version, None if target.plan is None else target.plan.layout, rows, parts[number])
+        for number, (target, rows) in enumerate(cuts)
+    ], flags
 
 
-def _of(kept: arrow.Picked, rows: npt.NDArray[np.intp], count: int) -> arrow.Picked:
-    """Rows of the kept ones as rows of the batch of `count`."""
+def _of(kept: arrow.Picked, rows: npt.NDArray[np.intp], alone: bool) -> arrow.Picked:
+    """Rows of the kept ones as rows of the batch. `alone`: of one endpoint, so all of them as they lie."""
     if not isinstance(kept, slice):
         return kept[rows]
-    return kept if len(rows) == count else rows
+    return kept if alone else rows

@@ -180,7 +180,7 @@ def figures(cost: float, **changes: Any) -> Figures:
 def test_the_benchmark_fails_when_a_bound_does_not_hold(name: str, worse: Figures, said: str) -> None:
     held = {
         "stock": figures(100.0), "json-1": figures(10.0), "json-100": figures(12.0), "json-1000": figures(15.0),
-        "arrow-1": figures(3.0),
+        "arrow-1": figures(3.0), "arrow-100": figures(6.0),
     }  # fmt: skip
     assert summary(held)["ok"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.blocks import FeatureSchema
+from schemas.blocks import UNSEEN, FeatureSchema
 from schemas.flags import RowFlag
 from streams.decode import Control, Decoder, partition_of, records
 from streams.decode.columns import Headers
-from tests.decode.cases import JSON, NOW, SCHEMA, as_json, one, schema_of, segments
+from tests.decode.cases import ARROW, JSON, NOW, SCHEMA, arrow_stream, as_json, event, one, schema_of, segments
 
 TICK: Headers = [("palisade-kind", b"tick")]
 ACTIVATED: Headers = [("palisade-kind", b"profile_activated"), ("palisade-signature", b"c2ln")]
@@ -111,3 +111,21 @@ def test_an_error_in_the_middle_of_a_run_leaves_nothing_behind_for_the_next() ->
     (segment,) = segments(values, decoder=decoder)
 
     assert [group.features.tolist() for group in segment.columns.groups] == [[[12.5, 1, 3]] * 2, [[12.5, 1, 3]]]
+
+
+def test_rows_of_many_endpoints_in_one_arrow_record_keep_their_own_features() -> None:
+    names = [f"credit-{number * 7 % 5}" for number in range(40)]
+    carriers = ["UA", "AA", "DL"]
+    rows = [
+        event(endpoint=name, features={"distance": float(at), "carrier": carriers[at % 3], "temp": at / 2})
+        for at, name in enumerate(names)
+    ]
+    decoder = Decoder("log", 0, 1, lambda endpoint, version: SCHEMA)
+
+    (segment,) = segments([arrow_stream(rows)], headers=ARROW, key=None, decoder=decoder)
+
+    assert len(segment.columns.groups) == 5
+    for group in segment.columns.groups:
+        assert [names[row] for row in group.rows] == [group.endpoint] * 8
+        assert group.numeric[:, 0].tolist() == group.rows.tolist()
+        assert group.categorical[:, 0].tolist() == [(0, 1, UNSEEN)[row % 3] for row in group.rows]
