@@ -51,4 +51,4 @@ class PartitionLogs:
             detectors, states = report_detectors({endpoint: self._endpoints[endpoint]}, self._recover_for_ms)
             return EndpointReports(Bank(detectors, place_of_report, self._recover_for_ms), states)
 
-        return ReportLog(partition, self._endpoints, make)
+        return ReportLog(partition, self._partitions, self._endpoints, make)

@@ -155,8 +155,12 @@ class PredictionLog:
             if active.offset >= first or (activation.endpoint, activation.version) in self._fitted:
                 continue
             content = self._profiles.peek(activation.profile_hash)
-            if content is not None and self._verified(active.value, active.headers) is None:
+            if content is None or self._verified(active.value, active.headers) is not None:
+                continue
+            try:
                 self._fit_profile(activation.endpoint, activation.version, activation.profile_hash, content)
+            except StateRefused as refused:
+                log.warning("%s@%s starts without a profile: %s", activation.endpoint, activation.version, refused)
         return BlockBuilder(PREDICTIONS, self._partition, self._hash_of, dict(self._applied))
 
     def _segments(self, records: Records, batch: _Batch) -> Iterator[Segment]:

@@ -24,8 +24,10 @@ from streams.transport.settings import KafkaConnection, kafka_settings
 
 log = logging.getLogger(__name__)
 
-MAX_PROFILES = 10_000
-"""Profiles kept in memory as bytes; the oldest read gives way (a profile is 10-100 kB)."""
+MAX_BYTES = 512 << 20
+"""Profiles kept in memory (10-100 kB each)."""
+MAX_ACTIVE = 100_000
+"""Activations remembered, one an endpoint's version."""
 WAIT_S = 10.0
 _PROFILE, _ACTIVE = "profile|", "active|"
 _SIGNED = frozenset({SIGNATURE_HEADER, KEY_ID_HEADER})
@@ -69,6 +71,7 @@ class ProfileTopic:
     def __init__(self, connection: KafkaConnection) -> None:
         self._connection = connection
         self._profiles: dict[str, bytes] = {}
+        self._bytes = 0
         self._active: dict[tuple[str, str], Active] = {}
         self._changed = threading.Condition()
         self._caught_up = False
@@ -150,12 +153,22 @@ class ProfileTopic:
             return
         with self._changed:
             if name.startswith(_PROFILE) and hashlib.sha256(value).hexdigest() == name.removeprefix(_PROFILE):
-                self._profiles[name.removeprefix(_PROFILE)] = value
-                while len(self._profiles) > MAX_PROFILES:
-                    del self._profiles[next(iter(self._profiles))]
+                self._keep(name.removeprefix(_PROFILE), value)
             elif name.startswith(_ACTIVE):
                 self._take_active(value, headers)
             self._changed.notify_all()
+
+    def _keep(self, name: str, value: bytes) -> None:
+        """Keeps a profile; above the bound the oldest goes that no activation names."""
+        self._bytes += len(value) - len(self._profiles.get(name, b""))
+        self._profiles[name] = value
+        if self._bytes <= MAX_BYTES:
+            return
+        named = {active.activation.profile_hash for active in self._active.values()} | {name}
+        for other in [other for other in self._profiles if other not in named]:
+            self._bytes -= len(self._profiles.pop(other))
+            if self._bytes <= MAX_BYTES:
+                return
 
     def _take_active(self, value: bytes, headers: RawHeaders) -> None:
         try:
@@ -164,4 +177,8 @@ class ProfileTopic:
         except (ValidationError, ValueError):
             log.warning("a record on %s that is no activation was ignored", PROFILES)
             return
-        self._active[activation.endpoint, activation.version] = Active(activation, partition, offset, value, headers)
+        key = (activation.endpoint, activation.version)
+        if key not in self._active and len(self._active) >= MAX_ACTIVE:
+            log.warning("more than %d activations: %s@%s is not remembered", MAX_ACTIVE, *key)
+            return
+        self._active[key] = Active(activation, partition, offset, value, headers)

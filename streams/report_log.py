@@ -21,6 +21,7 @@ from schemas.events import MAX_EVENT_BYTES, Report, Tick
 from schemas.signals import EndpointState, Signal
 from schemas.topics import REPORTS
 from schemas.wire import KIND_HEADER, SIGNATURE_HEADER
+from streams.decode import partition_of
 from streams.outgoing import dead_record, said
 from streams.records import Outgoing, Records, header_of
 
@@ -41,10 +42,12 @@ class ReportLog:
     def __init__(
         self,
         partition: int,
+        partitions: int,
         endpoints: Mapping[str, EndpointConfig],
         make: Callable[[str], EndpointReports],
     ) -> None:
         self._partition = partition
+        self._partitions = partitions
         self._endpoints = endpoints
         self._keys = {name: Keyring(endpoint.producer_keys) for name, endpoint in endpoints.items()}
         self._make = make
@@ -103,6 +106,8 @@ class ReportLog:
 
     def restore(self, part: str, state: bytes) -> None:
         """Takes a part back, or leaves it cold; raises StateRefused if it could not be read."""
+        if part not in self._endpoints:
+            raise StateRefused("the endpoint is not in the configuration any more")
         try:
             (size,) = struct.unpack_from("<I", state)
             header = json.loads(state[4 : 4 + size])
@@ -138,6 +143,8 @@ class ReportLog:
             fault = error.errors()[0]
             reason: DeadReason = "not_json" if fault["type"] == "json_invalid" else "wrong_shape"
             return self._dead(records, index, reason, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+        if partition_of(report.endpoint.encode(), self._partitions) != self._partition:
+            return self._dead(records, index, "wrong_partition", f"{report.endpoint} belongs on another partition")
         return ReportAt(report, self._trusted(report.endpoint, value, records, index), at)
 
     def _trusted(self, endpoint: str, value: bytes, records: Records, index: int) -> bool:

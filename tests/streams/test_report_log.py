@@ -14,6 +14,7 @@ from detectors.registry import report_detectors
 from responders.signing import SigningKey
 from schemas.config import EndpointConfig
 from schemas.deadletter import DeadLetter
+from schemas.errors import StateRefused
 from schemas.events import CallerCounts, Report, RouteCounts
 from schemas.signals import Signal
 from schemas.topics import DEAD_LETTERS, SIGNALS
@@ -59,14 +60,14 @@ def log_of_reports(*, signed: bool = True) -> Records:
     return Records(values, [None] * len(values), heads, list(range(len(values))), times)
 
 
-def open_log() -> ReportLog:
+def open_log(partitions: int = 1) -> ReportLog:
     endpoints = {ENDPOINT: EndpointConfig(name=ENDPOINT, producer_keys=(PRODUCER.public_base64,))}
 
     def make(endpoint: str) -> EndpointReports:
         detectors, states = report_detectors({endpoint: endpoints[endpoint]})
         return EndpointReports(Bank(detectors, place_of_report, 2_000), states)
 
-    return ReportLog(0, endpoints, make)
+    return ReportLog(0, partitions, endpoints, make)
 
 
 def feed(log: ReportLog, what: Records, cuts: list[int], quiet_below: int = 0) -> list[Outgoing]:
@@ -142,3 +143,20 @@ def test_a_record_of_another_kind_is_a_dead_letter() -> None:
     out = feed(open_log(), Records([b"{}"], [None], [[(KIND_HEADER, b"directive")]], [0], [1]), [])
 
     assert [DeadLetter.from_bytes(record.value).reason for record in out] == ["unknown_kind"]
+
+
+def test_a_saved_endpoint_that_is_not_configured_any_more_starts_nothing() -> None:
+    log = open_log()
+    feed(log, log_of_reports().part(0, 20), [])
+    state = log.snapshot(ENDPOINT)
+
+    with pytest.raises(StateRefused, match="not in the configuration"):
+        open_log().restore("gone", state)
+
+
+def test_a_report_on_the_wrong_partition_starts_no_second_history() -> None:
+    log = open_log(partitions=64)
+    letters = [DeadLetter.from_bytes(record.value) for record in feed(log, log_of_reports().part(0, 1), [])]
+
+    assert [letter.reason for letter in letters] == ["wrong_partition"]
+    assert log.dirty() == []
