@@ -8,18 +8,19 @@ from detectors.base import Budget, Detector, ReportEvent
 from detectors.endpoint_state import EndpointStates
 from detectors.feature_drift import FeatureDrift
 from detectors.health import Health
+from detectors.odd_input import OddInput
 from detectors.profile import Profile
 from detectors.traffic import Traffic
 from schemas.blocks import Block
 from schemas.config import EndpointConfig, PolicyConfig
 
-DETECTORS_OF_PREDICTIONS = ("feature_drift",)
+DETECTORS_OF_PREDICTIONS = ("feature_drift", "odd_input")
 DETECTORS_OF_REPORTS = ("traffic", "health")
 
 
 def block_detectors(policy: PolicyConfig) -> list[Detector[Block]]:
     """The default bank of the predictions log."""
-    return [FeatureDrift(critical_factor=policy.drift_critical_factor)]
+    return [FeatureDrift(critical_factor=policy.drift_critical_factor), OddInput()]
 
 
 LINGER_MS = 900_000

@@ -157,6 +157,7 @@ def judge_scene(
         (enforced, "no call met the action"),
     )
     problems = [problem for moment, problem in steps if moment is None]
+    problems += ["met only after its cause ended"] if enforced is not None and enforced > scene.cause_ended_s else []
     problems += [late] if late and enforced is not None else []
     problems += [f"wrong action: {target}" for target in wrong]
     return SceneResult(

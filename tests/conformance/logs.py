@@ -14,6 +14,7 @@ from detectors.profile import Profile
 from detectors.profile_build import build_profile
 from schemas.blocks import BLOCK_ROWS, MISSING, UNSEEN, Block, RowId
 from schemas.events import MAX_NUMBER, MAX_REPORT_CALLERS, CallerCounts, Report, RouteCounts
+from schemas.flags import RowFlag
 from tests.detectors.report_makers import START_MS, Log, crowd, primary
 
 ENDPOINTS = ("credit", "spam")
@@ -85,6 +86,15 @@ def planted_blocks() -> tuple[Block, ...]:
         numeric = np.array(blocks[k].numeric)
         numeric[:, profile().features.numeric.index("amount")] *= 2.54
         blocks[k] = block(k * BLOCK_ROWS, ENDPOINTS[k % 2], numeric=numeric)
+    return tuple(blocks)
+
+
+def odd_blocks() -> tuple[Block, ...]:
+    """As the quiet ones, but every row of one caller of the first endpoint is odd from `BLOCK_CHANGE` on."""
+    blocks = list(quiet_blocks())
+    for k in range(BLOCK_CHANGE, 120, 2):
+        flags = np.where(blocks[k].caller == 7, np.uint32(RowFlag.NOT_FINITE), np.uint32(0)).astype(np.uint32)
+        blocks[k] = block(k * BLOCK_ROWS, ENDPOINTS[k % 2], flags=flags)
     return tuple(blocks)
 
 

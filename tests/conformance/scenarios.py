@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from detectors.bank import Bank, place_of_block, place_of_report
@@ -62,6 +62,19 @@ def _report_detector(name: str) -> Callable[[], Detector[Any]]:
 
 
 SCENARIOS: dict[str, Scenario] = {
+    "odd_input": Scenario(
+        make=_block_detector("odd_input"),
+        parts=tuple(part_of(endpoint, "v1") for endpoint in logs.ENDPOINTS),
+        quiet=logs.quiet_blocks,
+        planted=logs.odd_blocks,
+        change_at=logs.BLOCK_CHANGE,
+        fires=("odd_input",),
+        within=12,
+        hostile=logs.hostile_blocks,
+        lacking=lambda: [replace(logs.block(k * 256), profile_hash="") for k in range(20)],
+        many=logs.blocks_of_many,
+        impossible=logs.impossible_blocks,
+    ),
     "feature_drift": Scenario(
         make=_block_detector("feature_drift"),
         parts=tuple(part_of(endpoint, "v1") for endpoint in logs.ENDPOINTS),

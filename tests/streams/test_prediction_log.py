@@ -181,7 +181,7 @@ def test_versions_without_end_become_no_state_without_end() -> None:
 def test_a_detector_that_broke_goes_on_cold_with_the_profile_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     log = open_log()
     feed(log, records().part(0, 1_200), [])
-    (detector,) = log._bank.detectors
+    detector = log._bank.detectors[0]
     update = detector.update
 
     def breaking(blocks: object) -> object:

@@ -1,0 +1,216 @@
+"""Does a caller send what is decodable but odd: non-finite numbers, unknown features, hashed ids, impossible times?
+
+Such rows are scored as missing or clamped, so that nobody becomes invisible by being malformed; here they count against
+their caller. Clean traffic has no such rows at all, so the threshold is a number of rows, not a budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from detectors.base import LogPoint, Reading, part_of
+from detectors.report_state import pack, unpack
+from schemas.blocks import Block
+from schemas.errors import StateRefused
+from schemas.events import CallerAuth
+from schemas.flags import RowFlag
+from schemas.ids import stable_id
+
+VERSION = 1
+ODD = int(
+    RowFlag.ODD_ID
+    | RowFlag.NOT_FINITE
+    | RowFlag.UNKNOWN_FEATURE
+    | RowFlag.WRONG_FEATURE_TYPE
+    | RowFlag.LATE
+    | RowFlag.FUTURE
+    | RowFlag.CONTROL_CHARACTERS
+    | RowFlag.OUT_OF_RANGE
+)
+"""Missing features and unseen categories are not among them: those are drift's."""
+HALF_LIFE_ROWS = 2_048.0
+MAX_CALLERS = 64
+"""Callers with odd rows that are watched of one part, verified and claimed apart: claimed ones cannot hide a verified one."""
+MAX_PARTS = 4_096
+SAY_EVERY_MS = 10_000
+LINGER_MS = 900_000
+"""A caller that fired is read on for so long after its last odd row."""
+
+
+@dataclass(slots=True)
+class _Caller:
+    odd: float = 0.0
+    rows: float = 0.0
+    last_ms: int = 0
+    first_ms: int = 0
+    fired: bool = False
+
+
+@dataclass(slots=True)
+class _Part:
+    said_ms: int
+    callers: dict[tuple[str, CallerAuth], _Caller]
+
+
+class OddInput:
+    """`odd_input` of callers; `Detector[Block]`. Fires at `least` odd rows that are `share` of the caller's own.
+
+    Rows fade with a half-life of 2,048 rows of the part. A part has at most 128 callers (20 kB).
+    """
+
+    name = "odd_input"
+    log: Literal["predictions", "reports"] = "predictions"
+
+    def __init__(self, least: float = 20.0, share: float = 0.2) -> None:
+        self.least = least
+        self.share = share
+        self.hash = stable_id(self.name, VERSION, str(least), str(share), ODD, str(HALF_LIFE_ROWS), MAX_CALLERS)
+        self._parts: dict[str, _Part] = {}
+
+    def update(self, batch: Sequence[Block]) -> list[Reading]:
+        """A reading of each watched caller near its threshold, and of the endpoint each ten seconds."""
+        readings: list[Reading] = []
+        for block in batch:
+            readings += self._block(block)
+        return readings
+
+    def snapshot(self, part: str) -> bytes:
+        kept = self._parts.get(part)
+        if kept is None:
+            return b""
+        rows = [
+            [*key, each.odd, each.rows, each.last_ms, each.first_ms, each.fired] for key, each in kept.callers.items()
+        ]
+        return pack(self.hash, {"said_ms": kept.said_ms, "callers": rows}, {})
+
+    def restore(self, part: str, state: bytes) -> None:
+        values, _ = unpack(self.hash, state, {})
+        self._parts[part] = _part_from(values)
+
+    def forget(self, part: str) -> None:
+        self._parts.pop(part, None)
+
+    def _block(self, block: Block) -> list[Reading]:
+        at = LogPoint(block.topic, block.partition, block.closed_at.offset, block.closed_at.row, block.closed_ms)
+        part = self._part(part_of(block.endpoint, block.version))
+        readings = self._of_endpoint(block, part, at)
+        odd = (block.flags & np.uint32(ODD)) != 0
+        if not part.callers and not odd.any():
+            return readings
+        self._count(block, part, odd)
+        return readings + self._of_callers(block, part, at)
+
+    def _part(self, name: str) -> _Part:
+        part = self._parts.get(name)
+        if part is None:
+            while len(self._parts) >= MAX_PARTS:
+                del self._parts[next(iter(self._parts))]
+            part = self._parts[name] = _Part(-SAY_EVERY_MS, {})
+        return part
+
+    def _count(self, block: Block, part: _Part, odd: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        fade = 0.5 ** (len(block) / HALF_LIFE_ROWS)
+        for each in part.callers.values():
+            each.odd *= fade
+            each.rows *= fade
+        bad = np.bincount(block.caller[odd], minlength=len(block.callers)).tolist()
+        rows = np.bincount(block.caller, minlength=len(block.callers)).tolist()
+        for name, known, of_bad, of_all in zip(block.callers, block.verified.tolist(), bad, rows, strict=True):
+            key: tuple[str, CallerAuth] = (name, "verified" if known else "claimed")
+            watched = part.callers.get(key) or (self._admitted(part, key) if of_bad else None)
+            if watched is None:
+                continue
+            if of_bad:
+                watched.last_ms = block.closed_ms
+                watched.first_ms = watched.first_ms or block.closed_ms
+            watched.odd += of_bad
+            watched.rows += of_all
+
+    @staticmethod
+    def _admitted(part: _Part, key: tuple[str, CallerAuth]) -> _Caller | None:
+        """A place for a caller; where its kind has none left, the weakest that never fired gives way."""
+        alike = [other for other in part.callers if other[1] == key[1]]
+        if len(alike) >= MAX_CALLERS:
+            quiet = [other for other in alike if not part.callers[other].fired]
+            if not quiet:
+                return None
+            del part.callers[min(quiet, key=lambda other: part.callers[other].odd)]
+        each = part.callers[key] = _Caller()
+        return each
+
+    def _of_callers(self, block: Block, part: _Part, at: LogPoint) -> list[Reading]:
+        readings = []
+        for (name, auth), each in list(part.callers.items()):
+            firing = each.odd >= self.least and each.odd >= self.share * each.rows
+            each.fired |= firing
+            if each.fired:
+                readings.append(self._reading(block, at, name, auth, each, firing=firing))
+            over = block.closed_ms - each.last_ms > LINGER_MS if each.fired else each.odd < 0.5
+            if over and not firing:
+                del part.callers[name, auth]
+        return readings
+
+    def _reading(
+        self, block: Block, at: LogPoint, name: str, auth: CallerAuth, each: _Caller, *, firing: bool
+    ) -> Reading:
+        return Reading(
+            detector=self.name,
+            detector_hash=self.hash,
+            kind="odd_input",
+            endpoint=block.endpoint,
+            version=block.version,
+            subject_kind="caller",
+            subject=name,
+            caller_auth=auth,
+            score=each.odd,
+            threshold=self.least,
+            firing=firing,
+            calm=not firing and each.odd < self.least / 2,
+            severity="warning",
+            at=at,
+            first_ms=each.first_ms,
+            shares=((name, auth, 1.0),),
+            evidence={"odd_rows": each.odd, "rows": each.rows},
+        )
+
+    def _of_endpoint(self, block: Block, part: _Part, at: LogPoint) -> list[Reading]:
+        """That the endpoint is watched, or that nothing is known of its features: at most each ten seconds."""
+        if 0 <= block.closed_ms - part.said_ms < SAY_EVERY_MS:
+            return []
+        part.said_ms = block.closed_ms
+        known = block.profile_hash != ""
+        reading = Reading(
+            detector=self.name,
+            detector_hash=self.hash,
+            kind="odd_input",
+            endpoint=block.endpoint,
+            version=block.version,
+            subject_kind="endpoint",
+            subject=block.endpoint,
+            score=float(((block.flags & np.uint32(ODD)) != 0).mean()),
+            threshold=1.0,
+            firing=False,
+            calm=known,
+            severity="info",
+            at=at,
+            first_ms=block.closed_ms,
+            known=known,
+        )
+        return [reading]
+
+
+def _part_from(values: dict[str, Any]) -> _Part:
+    try:
+        callers: dict[tuple[str, CallerAuth], _Caller] = {
+            (str(name), "verified" if auth == "verified" else "claimed"): _Caller(
+                float(odd), float(rows), int(last), int(first), bool(fired)
+            )
+            for name, auth, odd, rows, last, first, fired in values["callers"]
+        }
+        return _Part(int(values["said_ms"]), callers)
+    except (KeyError, ValueError, TypeError) as error:
+        raise StateRefused(f"saved state cannot be read: {error}") from error
