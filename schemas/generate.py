@@ -40,6 +40,14 @@ def generated() -> dict[Path, str]:
     return files
 
 
+_SENDERS = (
+    "Who sends from another language: the key is the endpoint, and the partitioner that of Java's clients "
+    "(`partitioner=murmur2_random` in librdkafka); a row on another partition is dead-lettered as `wrong_partition`. The",
+    'smallest event is `{"endpoint": "credit", "features": {"amount": 12}}`; no header is needed. Many events travel '
+    "best as one Arrow IPC stream with the columns of `prediction` and a struct column `features`.",
+)
+
+
 def _contracts_page() -> str:
     lines = ["# Contracts", "", "Generated from `schemas/` by `make schemas`: do not edit.", "", "## Topics", ""]
     lines += ["| topic | key | partitions | kept | holds |", "| --- | --- | --- | --- | --- |"]
@@ -47,7 +55,7 @@ def _contracts_page() -> str:
         kept = "compacted" if spec.compacted else f"{spec.retention_ms // topics.DAY_MS} days"
         partitions = "as predictions" if spec.follows_input else "1"
         lines.append(f"| `{spec.name}` | {spec.key} | {partitions} | {kept} | {spec.purpose} |")
-    lines += ["", "## Records", ""]
+    lines += ["", *_SENDERS, "", "## Records", ""]
     for name, model in MODELS.items():
         if not issubclass(model, config.Config):
             lines += _record(name, model)
