@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import NamedTuple
 
 from streams.transport.run import TP, Record, Run
 
 MIB = 1 << 20
+ARROW_STREAM = b"\xff\xff\xff\xff"  # how an encapsulated message begins (Arrow columnar format, IPC)
+ARROW_WEIGHT = 8  # work in a byte of Arrow against a byte of JSON: 11 MB/s and 72 MB/s of predictions were measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +21,18 @@ class TopicLimits:
     """Bounds of one topic in one worker.
 
     max_bytes: estimate of the bytes read and not yet finished; above it the topic alone is paused, until half of it.
-    run_max: records in one run. linger_s: how long a run may wait for company at low rates.
+    run_max: records in one run. run_bytes: their bytes, an Arrow stream's counted eight times; a larger record is a run
+    of its own. 2 MiB are about 25 ms of work on the loop either way: 2,000 JSON events, or 256 KiB of Arrow (7,000 rows).
+    A report waits that long. linger_s: how long a run may wait for company at low rates.
     """
 
     max_bytes: int = 64 * MIB
     run_max: int = 2_000
+    run_bytes: int = 2 * MIB
     linger_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1 or self.run_max < 1 or not 0 <= self.linger_s <= 1:
+        if min(self.max_bytes, self.run_max, self.run_bytes) < 1 or not 0 <= self.linger_s <= 1:
             raise ValueError(f"limits out of range: {self}")
 
 
@@ -41,6 +46,15 @@ class PartitionState(NamedTuple):
     undone: int
     safe: int | None
     committed: int | None
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """Records of a partition that wait for company since `since`, below the bounds of a run."""
+
+    since: float
+    records: list[Record] = field(default_factory=list)
+    weight: int = 0
 
 
 class Ledger:
@@ -74,7 +88,7 @@ class Ledger:
         self._opened: set[Run] = set()
         self._order: dict[TP, deque[Run]] = {}  # read and not yet safe, in offset order
         self._inbox: dict[TP, deque[Run]] = {}  # not yet handed over
-        self._gathering: dict[TP, tuple[float, list[Record]]] = {}  # waiting for company since
+        self._gathering: dict[TP, _Gathering] = {}
         self._first: dict[TP, int] = {}
         self._read: dict[TP, int] = {}
         self._safe: dict[TP, int] = {}
@@ -92,13 +106,21 @@ class Ledger:
         with self._lock:
             if self.closed:
                 return False
-            since, waiting = self._gathering.pop(tp, (now, []))
-            gathered = [*waiting, *records] if waiting else records
-            ripe = len(gathered) if now - since >= limits.linger_s else len(gathered) // limits.run_max * limits.run_max
-            for start in range(0, ripe, limits.run_max):
-                self._append(tp, gathered[start : min(start + limits.run_max, ripe)], since)
-            if ripe < len(gathered):
-                self._gathering[tp] = (since if ripe == 0 else now, list(gathered[ripe:]))
+            gathering = self._gathering.pop(tp, None) or _Gathering(now)
+            for record in records:
+                weight = _weight(record)
+                if gathering.records and (
+                    len(gathering.records) >= limits.run_max or gathering.weight + weight > limits.run_bytes
+                ):
+                    self._append(tp, gathering.records, gathering.since)
+                    gathering = _Gathering(now)
+                gathering.records.append(record)
+                gathering.weight += weight
+            full = len(gathering.records) >= limits.run_max or gathering.weight >= limits.run_bytes
+            if full or now - gathering.since >= limits.linger_s:
+                self._append(tp, gathering.records, gathering.since)
+            else:
+                self._gathering[tp] = gathering
             first, last = records[0].offset(), records[-1].offset()
             if first is not None and last is not None:
                 self._first.setdefault(tp, first)
@@ -108,16 +130,16 @@ class Ledger:
     def ripen(self, now: float) -> bool:
         """Turn what has lingered long enough into runs. True when there were any."""
         with self._lock:
-            ripe = [tp for tp, (since, _) in self._gathering.items() if now - since >= self.limits(tp.topic).linger_s]
+            ripe = [tp for tp, has in self._gathering.items() if now - has.since >= self.limits(tp.topic).linger_s]
             for tp in ripe:
-                since, records = self._gathering.pop(tp)
-                self._append(tp, records, since)
+                gathering = self._gathering.pop(tp)
+                self._append(tp, gathering.records, gathering.since)
         return bool(ripe)
 
     def next_ripe(self, now: float) -> float | None:
         """Seconds until `ripen` has something to do; `None` when nothing lingers."""
         with self._lock:
-            waits = [since + self.limits(tp.topic).linger_s - now for tp, (since, _) in self._gathering.items()]
+            waits = [has.since + self.limits(tp.topic).linger_s - now for tp, has in self._gathering.items()]
         return max(0.0, min(waits)) if waits else None
 
     def _append(self, tp: TP, records: Sequence[Record], read_at: float) -> None:
@@ -246,3 +268,9 @@ class Ledger:
         return PartitionState(
             len(runs or ()), self._first[tp], read, undone, self._safe.get(tp), self._committed.get(tp)
         )
+
+
+def _weight(record: Record) -> int:
+    """Bytes of a record as `run_bytes` counts them."""
+    size = len(record)
+    return size * ARROW_WEIGHT if (record.value() or b"").startswith(ARROW_STREAM) else size

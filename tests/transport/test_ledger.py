@@ -40,6 +40,30 @@ def test_a_run_is_cut_at_the_topics_bound() -> None:
     assert [(run.first, run.next, len(run)) for run in taken(ledger)] == [(0, 4, 4), (4, 8, 4), (8, 10, 2)]
 
 
+def test_a_run_is_cut_at_the_topics_bytes_and_a_larger_record_is_a_run_of_its_own() -> None:
+    ledger = Ledger(limits={"t": TopicLimits(run_bytes=100)})
+    ledger.add(A, [FakeRecord(n, b"x" * size) for n, size in enumerate((40, 60, 1, 300, 50, 51))], 0.0)
+    assert [(run.first, run.next) for run in taken(ledger)] == [(0, 2), (2, 3), (3, 4), (4, 5), (5, 6)]
+
+
+def test_a_byte_of_arrow_weighs_eight_of_json() -> None:
+    ledger = Ledger(limits={"t": TopicLimits(run_bytes=800)})
+    arrow, text = b"\xff\xff\xff\xff" + b"x" * 46, b"x" * 50
+    ledger.add(A, [FakeRecord(n, arrow) for n in range(4)], 0.0)
+    ledger.add(B, [FakeRecord(n, text, "u") for n in range(16)], 0.0)
+    assert [len(run) for run in taken(ledger, A)] == [2, 2]
+    assert [len(run) for run in taken(ledger, B)] == [16]
+
+
+def test_a_run_full_of_bytes_does_not_linger() -> None:
+    ledger = Ledger(limits={"t": TopicLimits(linger_s=0.05, run_bytes=100)})
+    ledger.add(A, [FakeRecord(0, b"x" * 60)], 10.0)
+    ledger.add(A, [FakeRecord(1, b"x" * 60)], 10.01)
+    assert [(run.first, run.next) for run in taken(ledger)] == [(0, 1)]
+    ledger.add(A, [FakeRecord(2, b"x" * 40)], 10.02)
+    assert [(run.first, run.next) for run in taken(ledger)] == [(1, 3)]
+
+
 def test_only_active_partitions_are_taken_and_each_run_once() -> None:
     ledger = ledger_with(A, [1, 1])
     ledger_with(B, [1], ledger)
@@ -166,7 +190,9 @@ def test_threads_that_finish_runs_together_lose_none() -> None:
     assert (ledger.busy, ledger.bytes("t")) == (0, 0)
 
 
-@pytest.mark.parametrize("limits", [{"max_bytes": 0}, {"run_max": 0}, {"linger_s": -1}, {"linger_s": 2}])
+@pytest.mark.parametrize(
+    "limits", [{"max_bytes": 0}, {"run_max": 0}, {"run_bytes": 0}, {"linger_s": -1}, {"linger_s": 2}]
+)
 def test_limits_out_of_range_are_refused(limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="out of range"):
         TopicLimits(**limits)
