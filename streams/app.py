@@ -152,6 +152,9 @@ def run_topic(app: faust.App, topic_name: str, handler: Handler, *, in_flight: i
             run.on_over = release
             try:
                 await handler(run)
+            except asyncio.CancelledError:
+                run.abandon()
+                raise
             except Exception as error:
                 run.fail(error)
                 raise

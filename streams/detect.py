@@ -86,6 +86,8 @@ class _Owned:
     """An outcome was not confirmed: this process ends, and its state must not outlive what it failed to say."""
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held from taking a run until its outcomes are on their way: state is saved at no other moment."""
+    saving: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the store writes, so that nobody loads half of it."""
 
     def settle(self, sent: asyncio.Future[Confirmed]) -> None:
         self.unconfirmed.discard(sent)
@@ -115,30 +117,63 @@ class DetectRole:
         owned = self._owned[run.tp]
         started = time.perf_counter()
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
+        run.open()
         async with owned.busy:
             outgoing = await owned.log.take(records, owned.quiet_below)
-            sent = self._send(owned, outgoing)
+            sent = await self._send(owned, outgoing)
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
         run.done_when(sent)
 
     async def start_at(self, committed: Mapping[TP, int], assigned: frozenset[TP]) -> dict[TP, int]:
-        """Restores every assigned partition; says where to read from, which may lie before the committed offset."""
+        """Restores every assigned partition; says where to read from, which may lie before the committed offset.
+
+        A partition is owned only once it is restored: a round that saved it sooner would move the manifest past state
+        that is not there yet.
+        """
         starts: dict[TP, int] = {}
         for tp in sorted(assigned):
+            before = self._owned.pop(tp, None)
+            if before is not None:
+                async with before.saving:
+                    pass
             done = committed.get(tp, 0)
-            self._owned[tp] = owned = _Owned(await self._open_log(tp), quiet_below=done, began=done)
-            saved = await self._store.load(LOG_NAMES[tp.topic], tp.partition)
-            for part, state in saved.parts.items():
-                try:
-                    owned.log.restore(part, state)
-                except StateRefused as refused:
-                    self._metrics.cold_parts.inc()
-                    log.warning("%s[%d] %s starts cold: %s", tp.topic, tp.partition, part, refused)
-            if saved.start is not None and tp in committed:
-                starts[tp] = owned.began = min(saved.start, committed[tp])
-            if saved.start is None:  # parts saved without a manifest would skip the rows of blocks that were open
-                await self._store.save(LOG_NAMES[tp.topic], tp.partition, {}, owned.began)
+            owned = _Owned(await self._open_log(tp), quiet_below=done, began=done)
+            start = await self._restore(tp, owned, committed.get(tp))
+            if start is not None:
+                starts[tp] = start
+            self._owned[tp] = owned
         return starts
+
+    async def _restore(self, tp: TP, owned: _Owned, committed: int | None) -> int | None:
+        """Takes back what the store holds; returns where it wants to be read from."""
+        name = LOG_NAMES[tp.topic]
+        saved = await self._store.load(name, tp.partition)
+        parts = {part: state for part, state in saved.parts.items() if state}
+        if committed is None and (parts or saved.start):
+            # State of a log that was made anew would take its first rows for rows that it has applied.
+            log.warning("%s[%d] starts cold: state up to %s is saved, and nothing of this log is committed",
+                        tp.topic, tp.partition, saved.start)  # fmt: skip
+            self._metrics.cold_parts.inc(len(parts))
+            await self._store.save(name, tp.partition, dict.fromkeys(parts, b""), owned.began)
+            return None
+        for part, state in parts.items():
+            try:
+                owned.log.restore(part, state)
+            except StateRefused as refused:
+                self._metrics.cold_parts.inc()
+                log.warning("%s[%d] %s starts cold: %s", tp.topic, tp.partition, part, refused)
+        if saved.start is None:  # parts saved without a manifest would skip the rows of blocks that were open
+            await self._store.save(name, tp.partition, {}, owned.began)
+        if saved.start is None or committed is None:
+            return None
+        owned.began = min(saved.start, committed)
+        return owned.began
+
+    async def lose(self, lost: frozenset[TP]) -> None:
+        """Forgets what somebody else may own already: saving it would put old state in the place of theirs."""
+        for tp in lost & self._owned.keys():
+            log.warning("%s[%d] was lost: its state is forgotten, not saved", tp.topic, tp.partition)
+            del self._owned[tp]
 
     async def leave(self, revoked: frozenset[TP]) -> None:
         """Saves what is revoked, so that the next owner starts warm."""
@@ -182,10 +217,11 @@ class DetectRole:
         if not sent.cancelled() and sent.exception() is not None:
             self._metrics.ticks_lost.inc()
 
-    def _send(self, owned: _Owned, outgoing: list[Outgoing]) -> list[asyncio.Future[Confirmed]]:
+    async def _send(self, owned: _Owned, outgoing: list[Outgoing]) -> list[asyncio.Future[Confirmed]]:
         outbox = self._outbox()
         sent: list[asyncio.Future[Confirmed]] = []
         for record in outgoing:
+            await outbox.room(len(record.value))  # the dead letters of eight runs are more than its queue
             future = outbox.send(record.topic, record.key, record.value, record.headers, record.partition)
             owned.unconfirmed.add(future)
             future.add_done_callback(owned.settle)
@@ -216,9 +252,10 @@ class DetectRole:
                 await asyncio.wait(unconfirmed)
             if owned.lost:
                 raise UnconfirmedOutcome(f"an outcome of {tp.topic}[{tp.partition}] was not confirmed")
-            if self._owned.get(tp) is not owned:
-                return 0
-            await self._store.save(LOG_NAMES[tp.topic], tp.partition, parts, restart)
+            async with owned.saving:
+                if self._owned.get(tp) is not owned:
+                    return 0
+                await self._store.save(LOG_NAMES[tp.topic], tp.partition, parts, restart)
         except BaseException:
             for part in reversed(parts):  # the longest unsaved is put in front last
                 owned_log.unsaved(part)

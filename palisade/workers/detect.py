@@ -38,7 +38,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         "palisade.detect",
         connection=connection,
         topics={PREDICTIONS: TopicLimits(linger_s=0.05), REPORTS: TopicLimits()},
-        hooks=Hooks(on_assigned=join, on_revoked=lambda tps: role.leave(tps), start_at=start_at),
+        hooks=Hooks(join, lambda tps: role.leave(tps), start_at, on_lost=lambda tps: role.lose(tps)),
         settings=WorkerSettings(consumer=reading(settings)),
     )
     store = (

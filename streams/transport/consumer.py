@@ -32,15 +32,17 @@ class Hooks:
 
     on_assigned(tps): after a rebalance, before anything of them is read: restore state. Bounded by 90 s.
     on_revoked(tps): nothing of them is being worked on and what was done is committed: save state. Also at a stop.
+    on_lost(tps): the session ran out, and somebody else may own them already: forget state, save none. None: on_revoked.
     start_at(committed): where to read from, per partition, when that is before the committed offset (a snapshot, the
     oldest open block); what it leaves out starts at the committed offset, and nothing starts above it. `committed` lacks
-    partitions without a commit. Called at every rewind, so more than once for one assignment: whatever was handed over
+    partitions without a commit, and those whose commit lies above the log's end (it was made anew, or cut). Called at every rewind, so more than once for one assignment: whatever was handed over
     before is stale then and comes again.
     """
 
     on_assigned: Callable[[frozenset[TP]], Awaitable[None]] | None = None
     on_revoked: Callable[[frozenset[TP]], Awaitable[None]] | None = None
     start_at: Callable[[Mapping[TP, int]], Awaitable[Mapping[TP, int]]] | None = None
+    on_lost: Callable[[frozenset[TP]], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,14 @@ class Consumer(base.Consumer):
         self._begin_rebalance()
         await self.on_partitions_revoked({FaustTP(*tp) for tp in tps})
         await self._call_on_revoked(tps)
+
+    async def lost(self, tps: frozenset[TP]) -> None:
+        self._begin_rebalance()
+        await self.on_partitions_revoked({FaustTP(*tp) for tp in tps})
+        self._told_revoked = True
+        hooks = self.options.hooks
+        if (told := hooks.on_lost or hooks.on_revoked) is not None:
+            await told(tps)
 
     async def start_at(self, committed: Mapping[TP, int]) -> Mapping[TP, int]:
         hook = self.options.hooks.start_at

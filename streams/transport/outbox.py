@@ -30,6 +30,11 @@ class Confirmed(NamedTuple):
     timestamp: int
 
 
+ROOM_SHARE = 0.5
+"""Share of the queue that `room` gives out; the rest is for those who do not ask (ticks, a round of snapshots)."""
+QUEUE_KBYTES = 64 << 10
+QUEUE_RECORDS = 100_000
+
 Headers = Mapping[str, bytes | None] | Sequence[tuple[str, bytes | None]]
 
 
@@ -48,7 +53,12 @@ class Outbox:
         self._thread: threading.Thread | None = None
         self._halt = threading.Event()
         self._delivered: deque[tuple[asyncio.Future[Confirmed], KafkaError | None, Message]] = deque()
-        self._pending: set[asyncio.Future[Confirmed]] = set()
+        self._pending: dict[asyncio.Future[Confirmed], int] = {}  # bytes of each
+        self._pending_bytes = 0
+        self._freed = asyncio.Event()
+        kbytes = int(self._settings.get("queue.buffering.max.kbytes", QUEUE_KBYTES))
+        self._most_bytes = int(kbytes * 1024 * ROOM_SHARE)
+        self._most = int(int(self._settings.get("queue.buffering.max.messages", QUEUE_RECORDS)) * ROOM_SHARE)
 
     def start(self) -> None:
         """Begin; must run on the loop that will await the futures."""
@@ -64,6 +74,18 @@ class Outbox:
     def pending(self) -> int:
         """Records sent and not yet confirmed."""
         return len(self._pending)
+
+    async def room(self, size: int) -> None:
+        """Wait until a record of `size` bytes fits beside what is on its way; returns at once when nothing is.
+
+        For whoever sends much: `send` fails with `OutboxFull` instead of waiting. Bounded by message.timeout.ms, after
+        which whatever is on its way has failed.
+        """
+        while self._pending and (
+            self._pending_bytes + size > self._most_bytes or len(self._pending) >= max(1, self._most)
+        ):
+            self._freed.clear()
+            await self._freed.wait()
 
     def send(
         self,
@@ -100,13 +122,14 @@ class Outbox:
         except KafkaException as error:
             future.set_exception(error)
         else:
-            self._pending.add(future)
+            self._pending[future] = size = len(value or b"") + len(key or b"")
+            self._pending_bytes += size
         return future
 
     async def flush(self) -> None:
         """Wait until every record sent so far is confirmed or failed (message.timeout.ms bounds it). Never raises."""
         if self._pending:
-            await asyncio.wait(set(self._pending))
+            await asyncio.wait(list(self._pending))
 
     async def close(self) -> None:
         """Flush, then stop the thread. Futures that are still open fail with `OutboxClosed`."""
@@ -121,6 +144,8 @@ class Outbox:
             if not future.done():
                 future.set_exception(OutboxClosed())
         self._pending.clear()
+        self._pending_bytes = 0
+        self._freed.set()
 
     def _poll(self, producer: Producer, loop: asyncio.AbstractEventLoop) -> None:
         while not self._halt.is_set():
@@ -134,7 +159,7 @@ class Outbox:
     def _resolve(self) -> None:
         while self._delivered:
             future, error, message = self._delivered.popleft()
-            self._pending.discard(future)
+            self._pending_bytes -= self._pending.pop(future, 0)
             if future.done():
                 continue
             if error is not None:
@@ -142,3 +167,4 @@ class Outbox:
             else:
                 topic, partition, offset = message.topic(), message.partition(), message.offset()
                 future.set_result(Confirmed(str(topic), int(partition or 0), int(offset or 0), message.timestamp()[1]))
+        self._freed.set()

@@ -253,16 +253,19 @@ class Poller:
         self._on_loop(self._host.assigned(self.partitions))
 
     def _on_revoke(self, _: Client, revoked: list[TopicPartition]) -> None:
+        self._give_up(self._host.revoked, revoked)
+
+    def _on_lost(self, _: Client, lost: list[TopicPartition]) -> None:
+        """Somebody else may own them already, so nothing of this ledger is committed any more."""
+        self.ledger.close()
+        self._give_up(self._host.lost, lost)
+
+    def _give_up(self, tell: Callable[[frozenset[TP]], Coroutine[Any, Any, None]], parts: list[TopicPartition]) -> None:
         if not self._halt.is_set():
-            self._on_loop(self._host.revoked(frozenset(TP(part.topic, part.partition) for part in revoked)))
+            self._on_loop(tell(frozenset(TP(part.topic, part.partition) for part in parts)))
         self.ledger.close()
         self._forget(frozenset())
         self._consumer.unassign()
-
-    def _on_lost(self, client: Client, lost: list[TopicPartition]) -> None:
-        """Somebody else may own them already, so nothing of this ledger is committed any more."""
-        self.ledger.close()
-        self._on_revoke(client, lost)
 
     def _forget(self, partitions: frozenset[TP]) -> None:
         self.partitions = partitions
@@ -321,8 +324,32 @@ class Poller:
                 self._on_error(answer.error)
                 return None
         committed = {TP(part.topic, part.partition): part.offset for part in answers if part.offset >= 0}
+        for tp in self._beyond_the_log(committed):
+            del committed[tp]
         wanted = self._on_loop(self._host.start_at(committed))
         return {tp: min(start, committed.get(tp, start)) for tp, start in wanted.items() if tp in self.partitions}
+
+    def _beyond_the_log(self, committed: Mapping[TP, int]) -> list[TP]:
+        """Partitions whose committed offset lies above the log's end: the log is another one now, or was cut.
+
+        Reading then goes on at its beginning (auto.offset.reset). A leader that is away holds nobody up: its end is
+        taken to be in order. All questions together are bounded by `committed_s`.
+        """
+        deadline = monotonic() + self._bounds.committed_s
+        beyond = []
+        for tp, offset in committed.items():
+            self.beat = now = monotonic()
+            try:
+                marks = self._consumer.get_watermark_offsets(
+                    TopicPartition(*tp), timeout=max(0.01, deadline - now), cached=False
+                )
+            except KafkaException as error:
+                self._on_error(error.args[0])
+                continue
+            if marks is not None and 0 <= marks[1] < offset:
+                log.warning("%s[%d] ends at %d, before the committed %d: it starts anew", *tp, marks[1], offset)
+                beyond.append(tp)
+        return beyond
 
     # -- the end
 

@@ -127,6 +127,10 @@ class Run:
         """Say that this run cannot be finished here: the process ends, its offsets stay uncommitted."""
         self._ledger.fail(self, error)
 
+    def abandon(self) -> None:
+        """Say that work on this run was cancelled: it stays unfinished and is read again."""
+        self._ledger.abandon(self)
+
     def done_when(self, confirmations: Iterable[Future[Any]]) -> None:
         """Open the run now and mark it done when all of them have a result; the first exception fails it.
 
@@ -139,7 +143,7 @@ class Run:
         def settle(confirmation: Future[Any]) -> None:
             waiting.discard(confirmation)
             if confirmation.cancelled():
-                self._ledger.abandon(self)
+                self.abandon()
             elif (error := confirmation.exception()) is not None:
                 self.fail(error)
             elif not waiting:
@@ -163,6 +167,6 @@ class Run:
         if error is None:
             self.done()
         elif isinstance(error, CancelledError | GeneratorExit):
-            self._ledger.abandon(self)
+            self.abandon()
         else:
             self.fail(error)

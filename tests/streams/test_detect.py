@@ -63,11 +63,38 @@ class CountingLog:
         self.counts[part] = int(state)
 
 
+class Outbox(FakeOutbox):
+    """Has room for `places` records that are not confirmed."""
+
+    places = 1_000_000
+
+    async def room(self, size: int) -> None:
+        while sum(not sent.future.done() for sent in self.sent) >= self.places:
+            await asyncio.sleep(0)
+
+
+class SlowStore(FakeStore):
+    """Loads and saves when the test lets it."""
+
+    def __init__(self, **held: Any) -> None:
+        super().__init__(**held)
+        self.may_load, self.may_save = asyncio.Event(), asyncio.Event()
+
+    async def load(self, log: str, partition: int) -> Any:
+        await self.may_load.wait()
+        return await super().load(log, partition)
+
+    async def save(self, log: str, partition: int, parts: Any, start: int) -> None:
+        self.parts.setdefault((log, partition), {}).update(parts)
+        await self.may_save.wait()
+        await super().save(log, partition, parts, start)
+
+
 class Bench:
     """A role that owns one partition, with its log, store and outbox."""
 
     def __init__(self, parts: int = 1, *, confirms: bool = True, store: FakeStore | None = None) -> None:
-        self.outbox = FakeOutbox(confirms=confirms)
+        self.outbox = Outbox(confirms=confirms)
         self.store = store or FakeStore()
         self.logs: list[CountingLog] = []
         self.metrics = Metrics("detect")
@@ -242,6 +269,103 @@ async def test_a_saved_place_ahead_of_what_was_committed_is_read_from_the_commit
     bench = Bench(store=FakeStore(starts={PLACE: 60}))
 
     assert await bench.start(committed=45) == {TP0: 45}
+
+
+async def test_a_round_while_the_state_is_loaded_leaves_the_manifest_where_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rounds(monkeypatch)
+    store = SlowStore(starts={PLACE: 40}, parts={PLACE: {"p0": b"40"}})
+    store.may_save.set()
+    bench = Bench(store=store)
+
+    async with running(bench.role.save_rounds):
+        starting = asyncio.ensure_future(bench.start(committed=50))
+        await settled()
+        assert (store.saves, store.starts[PLACE]) == ([], 40)
+        store.may_load.set()
+        assert await starting == {TP0: 40}
+        await settled()
+    assert store.starts[PLACE] == 40
+
+
+async def test_a_rewind_loads_only_after_the_save_that_is_under_way() -> None:
+    store = SlowStore(starts={PLACE: 0})
+    store.may_load.set()
+    bench = Bench(store=store)
+    await bench.start(committed=0)
+    await bench.role.handle(run_of(TP0, 0, 5))
+    saving = asyncio.ensure_future(bench.role._save(TP0, bench.role._owned[TP0], 100))
+    await settled()
+
+    starting = asyncio.ensure_future(bench.start(committed=5))
+    await settled()
+    assert not starting.done()
+    store.may_save.set()
+    await saving
+
+    assert await starting == {TP0: 5}
+    assert bench.log.counts == {"p0": 5}
+
+
+@pytest.mark.parametrize("start", [60, 3])
+async def test_state_of_a_log_of_which_nothing_is_committed_is_dropped_for_good(start: int) -> None:
+    store = FakeStore(starts={PLACE: start}, parts={PLACE: {"p0": b"60"}})
+    bench = Bench(store=store)
+
+    assert await bench.start() == {}
+    assert (bench.log.counts, bench.metrics.cold_parts._value.get()) == ({}, 1)
+    await bench.role.handle(run_of(TP0, 0, 2))
+    assert [sent.value for sent in bench.outbox.sent] == [b"0", b"1"]
+
+    assert store.starts[PLACE] == 0
+    again = Bench(store=store)
+    assert await again.start(committed=2) == {TP0: 0}
+    assert again.log.counts == {}
+
+
+async def test_what_is_lost_is_forgotten_and_not_saved() -> None:
+    bench = Bench()
+    await bench.start(committed=0)
+    await bench.role.handle(run_of(TP0, 0, 5))
+    bench.store.saves.clear()
+
+    await bench.role.lose(frozenset({TP0, TP(REPORTS, 9)}))
+
+    assert (bench.store.saves, bench.role._owned) == ([], {})
+
+
+async def test_a_save_that_waits_for_confirmations_stops_at_the_loss_of_the_partition() -> None:
+    bench = Bench(confirms=False)
+    await bench.start(committed=0)
+    await bench.role.handle(run_of(TP0, 0, 5))
+    bench.store.saves.clear()
+    saving = asyncio.ensure_future(bench.role._save(TP0, bench.role._owned[TP0], 100))
+    await settled()
+
+    await bench.role.lose(frozenset({TP0}))
+    bench.outbox.confirm()
+
+    assert await saving == 0
+    assert bench.store.saves == []
+
+
+async def test_outcomes_wait_for_room_and_the_run_counts_as_being_worked_on_meanwhile() -> None:
+    bench = Bench(confirms=False)
+    bench.outbox.places = 2
+    await bench.start()
+    run = run_of(TP0, 0, 5)
+
+    async with running(lambda: bench.role.handle(run)) as handling:
+        await settled()
+        assert (len(bench.outbox.sent), run.opened, run.finished) == (2, True, False)
+        while not handling.done():
+            bench.outbox.confirm()
+            await settled()
+    bench.outbox.confirm()
+    await settled()
+    assert run.finished
+    assert [sent.value for sent in bench.outbox.sent] == [b"0", b"1", b"2", b"3", b"4"]
 
 
 async def test_the_first_start_notes_where_it_began_before_any_part_is_saved() -> None:

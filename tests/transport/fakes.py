@@ -67,6 +67,7 @@ class FakeConsumer:
         self.calls: list[tuple[str, str, Any]] = []
         self.log: dict[TP, list[FakeRecord]] = {}
         self.stored: dict[TP, int] = {}
+        self.ends: dict[TP, int] = {}  # of the log, else 100
         self.position: dict[TP, int] = {}
         self.stopped: set[TP] = set()
         self.scheduled: deque[Callable[[], None]] = deque()
@@ -156,9 +157,11 @@ class FakeConsumer:
             TopicPartition(p.topic, p.partition, self.stored.get(TP(p.topic, p.partition), -1001)) for p in partitions
         ]
 
-    def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int]:
+    def get_watermark_offsets(
+        self, partition: TopicPartition, timeout: float = 0.0, *, cached: bool
+    ) -> tuple[int, int]:
         self._note("watermarks")
-        return 0, 100
+        return 0, self.ends.get(TP(partition.topic, partition.partition), 100)
 
     def close(self) -> None:
         self._note("close")

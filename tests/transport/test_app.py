@@ -159,6 +159,29 @@ async def test_hooks_come_in_order_and_a_stop_commits_what_is_finished() -> None
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("own", [True, False])
+async def test_lost_partitions_are_told_apart_from_revoked_ones_for_who_asks(own: bool) -> None:
+    told: list[str] = []
+    handed: list[Run] = []
+
+    async def on_revoked(_: frozenset[TP]) -> None:
+        told.append("revoked")
+
+    async def on_lost(_: frozenset[TP]) -> None:
+        told.append("lost")
+
+    async def handler(run: Run) -> None:
+        handed.append(run.open())
+        run.done()
+
+    async with running(handler, Hooks(on_revoked=on_revoked, on_lost=on_lost if own else None)) as consumer:
+        await until(lambda: len(handed) == 10)
+        consumer.lose(T)
+        await until(lambda: told)
+    assert told == ["lost" if own else "revoked"]
+
+
+@pytest.mark.anyio
 async def test_at_most_so_many_runs_wait_for_their_confirmations() -> None:
     handed: list[Run] = []
 

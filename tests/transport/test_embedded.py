@@ -201,6 +201,32 @@ async def test_a_full_outbox_says_so_instead_of_blocking() -> None:
     assert [type(outcome) for outcome in outcomes] == [KafkaException] * 10 + [OutboxFull] * 2
 
 
+@pytest.mark.anyio
+async def test_who_waits_for_room_never_finds_the_outbox_full(embedded_broker: Start) -> None:
+    broker = embedded_broker({"out": 1})
+    overrides = {"queue.buffering.max.messages": 10, "queue.buffering.max.kbytes": 100}
+    outbox = Outbox(kafka_settings(KafkaConnection(bootstrap=broker.bootstrap), "producer", overrides=overrides))
+    outbox.start()
+    sent = []
+    for size in [10] * 50 + [20_000] * 50:
+        await outbox.room(size)
+        sent.append(outbox.send("out", None, b"x" * size, partition=0))
+        assert outbox.pending <= 5
+    assert [at.offset for at in await asyncio.gather(*sent)] == list(range(100))
+    await outbox.close()
+
+
+@pytest.mark.anyio
+async def test_who_waits_for_room_goes_on_when_the_broker_stays_away() -> None:
+    overrides = {"queue.buffering.max.messages": 2, "message.timeout.ms": 100}
+    outbox = Outbox(kafka_settings(KafkaConnection(bootstrap="127.0.0.1:1"), "producer", overrides=overrides))
+    outbox.start()
+    first = outbox.send("t", None, b"v")
+    await asyncio.wait_for(outbox.room(1), 10)
+    assert first.exception() is not None
+    await outbox.close()
+
+
 def test_the_broker_process_prints_its_address_and_ends_on_sigterm() -> None:
     command = [sys.executable, "-m", "streams.embedded_broker", "--topics", "a:1,b.c:3"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

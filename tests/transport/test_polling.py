@@ -45,6 +45,11 @@ class Host:
         if "revoked" in self.hooks:
             await self.hooks["revoked"](self)
 
+    async def lost(self, tps: frozenset[TP]) -> None:
+        self.told.append(("lost", tps))
+        if "lost" in self.hooks:
+            await self.hooks["lost"](self)
+
     async def start_at(self, committed: Mapping[TP, int]) -> Mapping[TP, int]:
         self.told.append(("start_at", dict(committed)))
         return self.starts
@@ -142,7 +147,7 @@ async def test_nothing_of_a_lost_partition_is_committed() -> None:
     async def drain(host: Host) -> None:
         assert host.poller.ledger.due() == {}
 
-    host, consumer = Host(revoked=drain), consumer_with(t=5)
+    host, consumer = Host(lost=drain), consumer_with(t=5)
     async with polling(host, consumer):
         await joined(host, A)
         (run,) = await host.runs(5)
@@ -151,6 +156,7 @@ async def test_nothing_of_a_lost_partition_is_committed() -> None:
         await host.until(lambda: consumer.named("unassign"))
     assert consumer.named("commit") == []
     assert run.stale
+    assert [what for what, _ in host.told] == ["assigned", "lost"]
 
 
 @pytest.mark.parametrize("gap", ["before", "after", "both"])
@@ -199,6 +205,14 @@ async def test_start_at_moves_reading_back_and_never_past_what_is_committed() ->
     assert ("start_at", {A: 6}) in host.told
     assert (runs[A].first, runs[B].first) == (6, 4)
     assert again.first == 2
+
+
+async def test_a_committed_offset_above_the_end_of_the_log_is_none() -> None:
+    host, consumer = Host(), consumer_with(t=10, u=10)
+    consumer.stored, consumer.ends = {A: 6, B: 6}, {A: 5, B: 6}
+    async with polling(host, consumer, restarts=True):
+        await joined(host, A, B)
+    assert ("start_at", {B: 6}) in host.told
 
 
 async def test_a_coordinator_that_is_away_is_asked_for_committed_offsets_again() -> None:
