@@ -34,7 +34,8 @@ from schemas.events import CallerAuth
 from schemas.signals import Severity
 
 MAX_OFFENDERS = 64
-"""Callers followed until they have been calm for long; beyond, the one calm longest makes room (200 bytes each)."""
+"""Verified callers, and as many claimed ones, that are followed until they have been calm for long; beyond, the one calm
+longest of the same kind makes room (200 bytes each)."""
 MAX_WINDOWS = 4_096
 """Counts of callers by guard that are kept, over all guards (6 bytes each in a snapshot)."""
 SAY_EVERY_MS = 1_000
@@ -237,9 +238,9 @@ class CallerRates:
             offender = self._offenders.get(key)
             if offender is not None and offender.calm_since_ms is None:
                 continue
-            if offender is None and len(self._offenders) >= MAX_OFFENDERS and not self._dropped_calm():
-                continue
             caller, auth = judged.names[index]
+            if offender is None and not self._room_for(auth):
+                continue
             exit_at = min(max(limit / 2.0, peak), 0.9 * limit)
             said_ms = 0 if offender is None else offender.said_ms
             first_ms = at.ms - judged.interval_ms
@@ -254,8 +255,12 @@ class CallerRates:
             return "hard_bound"
         return "endpoint_pattern" if limit >= self.crowd_limit else "own_pattern"
 
-    def _dropped_calm(self) -> bool:
-        calm = {key: one.calm_since_ms for key, one in self._offenders.items() if one.calm_since_ms is not None}
+    def _room_for(self, auth: CallerAuth) -> bool:
+        """Whether one more caller of a kind can be followed; the one calm longest makes room, and is heard of no more."""
+        alike = {key: one for key, one in self._offenders.items() if one.auth == auth}
+        if len(alike) < MAX_OFFENDERS:
+            return True
+        calm = {key: one.calm_since_ms for key, one in alike.items() if one.calm_since_ms is not None}
         if not calm:
             return False
         del self._offenders[min(calm, key=lambda key: (calm[key], key))]

@@ -1,34 +1,56 @@
 """From readings to signals: incidents open, update at most once a second, recover after lasting calm.
 
-Hysteresis lives here once for all detectors: a subject that is neither firing nor calm keeps its incident open. All times
-are the log's, so a replay opens, updates and closes the same incidents with the same ids.
+Hysteresis lives here once for all detectors: a subject that is neither firing nor calm keeps its incident open. A caller
+that no detector speaks of any more counts as calm, because detectors follow a bounded number of callers. All times are
+the log's, so a replay opens, updates and closes the same incidents with the same ids.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, replace
+from typing import Any, Literal
 
 from detectors.base import Reading
 from schemas.errors import StateRefused
+from schemas.events import CallerAuth
 from schemas.ids import stable_id
-from schemas.signals import SEVERITY_ORDER, CallerShare, Signal, SignalState
+from schemas.signals import SEVERITY_ORDER, CallerShare, Signal, SignalKind, SignalState
 
 UPDATE_EVERY_MS = 1_000
-MAX_OPEN = 1_024
-"""Open incidents of one part, 130 bytes each when saved; a flood of new subjects beyond it opens none. As many subjects
-are remembered as unknown, 36 bytes each."""
-SNAPSHOT_SCHEMA = 2
+UNHEARD_MS = 60_000
+"""A caller's incident recovers when nothing was read of it for `recover_for_ms` and so long beyond."""
+Standing = Literal["claimed", "verified", "own"]
+MAX_OPEN: dict[Standing, int] = {"claimed": 128, "verified": 256, "own": 128}
+"""Open incidents of one part by whose name the subject has: a caller's, claimed or verified (350 bytes each when saved), or
+one of the endpoint's own (130 bytes). Further ones open none; names that strangers make up take no place of others. As
+many subjects are remembered as unknown, 36 bytes each. 175 kB in all."""
+SNAPSHOT_SCHEMA = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """What the last signal of a caller's incident needs when no reading brings it."""
+
+    detector: str
+    detector_hash: str
+    kind: SignalKind
+    subject: str
+    auth: CallerAuth | None
+    threshold: float
+    first_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Incident:
     incident_id: str
     seq: int
-    severity: str
+    severity: Literal["info", "warning", "critical"]
     updated_ms: int
+    heard_ms: int
     calm_since_ms: int | None = None
+    caller: _Caller | None = None
 
 
 class SignalBook:
@@ -36,74 +58,105 @@ class SignalBook:
 
     def __init__(self, recover_for_ms: int) -> None:
         self.recover_for_ms = recover_for_ms
-        self._open: dict[str, _Incident] = {}
-        self._unknown: set[str] = set()
+        # callers' incidents lie in the order in which they were last heard of
+        self._open: dict[Standing, dict[str, _Incident]] = {standing: {} for standing in MAX_OPEN}
+        self._unknown: dict[Standing, set[str]] = {standing: set() for standing in MAX_OPEN}
 
     @property
     def has_open(self) -> bool:
-        return bool(self._open)
+        return any(self._open.values())
 
     def is_open(self, reading: Reading) -> bool:
         """Whether an incident is open on what `reading` speaks of."""
-        return _key(reading) in self._open
+        return _key(reading) in self._open[_standing(reading)]
 
     def fold(self, readings: Iterable[Reading]) -> list[Signal]:
         """The signals that `readings` (of this part, in log order) give rise to."""
-        signals = (self._signal_of(reading) for reading in readings)
-        return [signal for signal in signals if signal is not None]
+        signals: list[Signal] = []
+        for reading in readings:
+            signal = self._signal_of(reading)
+            signals += [] if signal is None else [signal]
+            signals += self._unheard(reading)
+        return signals
 
     def _signal_of(self, reading: Reading) -> Signal | None:
-        key = _key(reading)
+        key, standing = _key(reading), _standing(reading)
+        held = self._open[standing]
+        incident = held.get(key)
+        if incident is not None and incident.caller is not None:
+            del held[key]
+            incident = held[key] = replace(incident, heard_ms=reading.at.ms)
         if not reading.known:
-            return self._unknown_of(key, reading)
-        self._unknown.discard(key)
-        incident = self._open.get(key)
+            return self._unknown_of(key, standing, reading)
+        self._unknown[standing].discard(key)
         if incident is None:
-            return self._opened(key, reading) if reading.firing else None
+            return self._opened(key, standing, reading) if reading.firing else None
         if reading.firing:
-            return self._updated(key, incident, reading)
-        return self._calmer(key, incident, reading)
+            return self._updated(key, held, incident, reading)
+        return self._calmer(key, held, incident, reading)
 
-    def _unknown_of(self, key: str, reading: Reading) -> Signal | None:
-        if key in self._unknown or len(self._unknown) >= MAX_OPEN:
+    def _unheard(self, reading: Reading) -> Iterator[Signal]:
+        """Ends the incidents of callers that no detector has spoken of for long when `reading` came."""
+        for held in (self._open["verified"], self._open["claimed"]):
+            while held:
+                key, incident = next(iter(held.items()))
+                if incident.caller is None or reading.at.ms - incident.heard_ms < self.recover_for_ms + UNHEARD_MS:
+                    break
+                del held[key]
+                last = _last_reading(incident, incident.caller, reading)
+                yield _signal(last, "recovered", incident.incident_id, incident.seq + 1)
+
+    def _unknown_of(self, key: str, standing: Standing, reading: Reading) -> Signal | None:
+        unknown = self._unknown[standing]
+        if key in unknown or len(unknown) >= MAX_OPEN[standing]:
             return None
-        self._unknown.add(key)
+        unknown.add(key)
         return _signal(reading, "unknown", incident_id="", seq=0)
 
-    def _opened(self, key: str, reading: Reading) -> Signal | None:
-        if len(self._open) >= MAX_OPEN:
+    def _opened(self, key: str, standing: Standing, reading: Reading) -> Signal | None:
+        held = self._open[standing]
+        if len(held) >= MAX_OPEN[standing]:
             return None
         signal = _signal(reading, "opened", incident_id="", seq=0)
-        self._open[key] = _Incident(signal.incident_id, 0, reading.severity, reading.at.ms)
+        caller = None if standing == "own" else _caller(reading)
+        at_ms = reading.at.ms
+        held[key] = _Incident(signal.incident_id, 0, reading.severity, at_ms, at_ms, caller=caller)
         return signal
 
-    def _updated(self, key: str, incident: _Incident, reading: Reading) -> Signal | None:
+    @staticmethod
+    def _updated(key: str, held: dict[str, _Incident], incident: _Incident, reading: Reading) -> Signal | None:
         worse = SEVERITY_ORDER[reading.severity] > SEVERITY_ORDER[incident.severity]
         if not worse and reading.at.ms - incident.updated_ms < UPDATE_EVERY_MS:
             if incident.calm_since_ms is not None:
-                self._open[key] = replace(incident, calm_since_ms=None)
+                held[key] = replace(incident, calm_since_ms=None)
             return None
         severity = reading.severity if worse else incident.severity
-        self._open[key] = _Incident(incident.incident_id, incident.seq + 1, severity, reading.at.ms)
+        held[key] = replace(
+            incident, seq=incident.seq + 1, severity=severity, updated_ms=reading.at.ms, calm_since_ms=None
+        )
         return _signal(reading, "updated", incident.incident_id, incident.seq + 1)
 
-    def _calmer(self, key: str, incident: _Incident, reading: Reading) -> Signal | None:
+    def _calmer(self, key: str, held: dict[str, _Incident], incident: _Incident, reading: Reading) -> Signal | None:
         if not reading.calm:
             if incident.calm_since_ms is not None:
-                self._open[key] = replace(incident, calm_since_ms=None)
+                held[key] = replace(incident, calm_since_ms=None)
             return None
         since = incident.calm_since_ms if incident.calm_since_ms is not None else reading.at.ms
         if reading.at.ms - since < self.recover_for_ms:
             if incident.calm_since_ms is None:
-                self._open[key] = replace(incident, calm_since_ms=since)
+                held[key] = replace(incident, calm_since_ms=since)
             return None
-        del self._open[key]
+        del held[key]
         return _signal(reading, "recovered", incident.incident_id, incident.seq + 1)
 
     def snapshot(self) -> bytes:
         """The open incidents as JSON."""
-        incidents = {key: astuple(incident) for key, incident in self._open.items()}
-        saved = {"schema": SNAPSHOT_SCHEMA, "open": incidents, "unknown": sorted(self._unknown)}
+        opened = {
+            standing: {key: astuple(incident) for key, incident in held.items()}
+            for standing, held in self._open.items()
+        }
+        unknown = {standing: sorted(keys) for standing, keys in self._unknown.items()}
+        saved = {"schema": SNAPSHOT_SCHEMA, "open": opened, "unknown": unknown}
         return json.dumps(saved, separators=(",", ":")).encode()
 
     def restore(self, state: bytes) -> None:
@@ -112,11 +165,62 @@ class SignalBook:
             saved = json.loads(state)
             if saved["schema"] != SNAPSHOT_SCHEMA:
                 raise StateRefused(f"incidents of schema {saved['schema']}, this version reads {SNAPSHOT_SCHEMA}")
-            opened = {str(key): _Incident(*incident) for key, incident in saved["open"].items()}
-            unknown = {str(key) for key in saved["unknown"]}
+            opened: dict[Standing, dict[str, _Incident]] = {
+                standing: {str(key): _incident(incident) for key, incident in saved["open"][standing].items()}
+                for standing in MAX_OPEN
+            }
+            unknown: dict[Standing, set[str]] = {
+                standing: {str(key) for key in saved["unknown"][standing]} for standing in MAX_OPEN
+            }
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StateRefused(f"incidents cannot be read: {error}") from error
         self._open, self._unknown = opened, unknown
+
+
+def _incident(saved: Iterable[Any]) -> _Incident:
+    """What `astuple` gave; TypeError on anything else."""
+    incident = _Incident(*saved)
+    return incident if incident.caller is None else replace(incident, caller=_Caller(*astuple(incident)[-1]))
+
+
+def _standing(reading: Reading) -> Standing:
+    if reading.subject_kind != "caller":
+        return "own"
+    return reading.caller_auth or "claimed"
+
+
+def _caller(reading: Reading) -> _Caller:
+    return _Caller(
+        reading.detector,
+        reading.detector_hash,
+        reading.kind,
+        reading.subject,
+        reading.caller_auth,
+        float(reading.threshold),
+        reading.first_ms,
+    )
+
+
+def _last_reading(incident: _Incident, caller: _Caller, now: Reading) -> Reading:
+    """That a caller of whom nothing is read any more is calm, at the row of `now`."""
+    return Reading(
+        detector=caller.detector,
+        detector_hash=caller.detector_hash,
+        kind=caller.kind,
+        endpoint=now.endpoint,
+        version=now.version,
+        subject_kind="caller",
+        subject=caller.subject,
+        caller_auth=caller.auth,
+        score=0.0,
+        threshold=caller.threshold,
+        firing=False,
+        calm=True,
+        severity=incident.severity,
+        at=now.at,
+        first_ms=caller.first_ms,
+        evidence={"reason": "unheard", "unheard_s": round((now.at.ms - incident.heard_ms) / 1000.0, 3)},
+    )
 
 
 def _key(reading: Reading) -> str:
@@ -130,6 +234,7 @@ def _signal(reading: Reading, state: SignalState, incident_id: str, seq: int) ->
         reading.detector_hash,
         reading.kind,
         reading.endpoint,
+        reading.caller_auth or "",
         reading.subject,
         state,
         at.topic,

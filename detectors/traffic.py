@@ -24,7 +24,7 @@ from schemas.config import EndpointConfig
 from schemas.errors import StateRefused
 from schemas.ids import stable_id
 
-VERSION = 1
+VERSION = 2
 MAX_PARTS = 4_096
 """Endpoints of one worker; reports of further ones are not judged."""
 MAX_CALLERS_TOTAL = 1 << 20

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors.base import LogPoint, Reading
-from detectors.signal_book import MAX_OPEN, UPDATE_EVERY_MS, SignalBook
+from detectors.signal_book import MAX_OPEN, UNHEARD_MS, UPDATE_EVERY_MS, SignalBook
 from schemas.errors import StateRefused
+from schemas.signals import Signal
 
 RECOVER_MS = 5_000
+BOTH = ("claimed", "verified")
 
 
 def reading(ms: int, what: str = "firing", **changed: object) -> Reading:
@@ -109,26 +112,90 @@ def test_not_knowing_neither_closes_nor_updates_an_open_incident() -> None:
 
 def test_a_flood_of_subjects_opens_a_bounded_number_of_incidents_and_state_stays_small() -> None:
     book = SignalBook(RECOVER_MS)
-    names = [f"{number:x}".rjust(128, "m") for number in range(3 * MAX_OPEN)]
+    names = [f"{number:x}".rjust(128, "m") for number in range(3 * max(MAX_OPEN.values()))]
+    flood: list[dict[str, Any]] = [{"subject": name, "caller_auth": auth} for auth in BOTH for name in names]
+    flood += [{"subject": name, "subject_kind": "source", "caller_auth": None} for name in names]
 
-    opened = book.fold([reading(0, subject=name) for name in names])
-    book.fold([reading(1, "unknown", subject=f"u{name}") for name in names])
+    opened = book.fold([reading(1_700_000_000_000, detector_hash="f" * 32, **who) for who in flood])
+    book.fold([reading(1_700_000_000_001, "unknown", **who | {"subject": f"u{who['subject']}"}) for who in flood])
 
-    assert len(opened) == MAX_OPEN
-    assert len(book.snapshot()) < 200_000
-    assert states(book, reading(2, "calm", subject=names[0]), reading(9_000, "calm", subject=names[0])) == ["recovered"]
-    assert states(book, reading(9_001, subject=names[-1])) == ["opened"]
+    assert len(opened) == sum(MAX_OPEN.values())
+    assert len(book.snapshot()) < 190_000
+    calm = [reading(1_700_000_000_002 + ms, "calm", subject=names[0]) for ms in (0, 9_000)]
+    assert states(book, *calm) == ["recovered"]
+    assert states(book, reading(1_700_000_009_100, subject=names[-1])) == ["opened"]
+
+
+def test_a_book_full_of_claimed_callers_has_room_for_the_endpoint_and_for_verified_callers() -> None:
+    book = SignalBook(RECOVER_MS)
+    strangers = [reading(0, subject=f"s{n}", caller_auth="claimed") for n in range(2 * MAX_OPEN["claimed"])]
+    assert len(book.fold(strangers)) == MAX_OPEN["claimed"]
+
+    assert states(book, reading(1, kind="timeouts", subject_kind="endpoint", caller_auth=None)) == ["opened"]
+    assert states(book, reading(2), reading(3, subject="s0", caller_auth="verified")) == ["opened", "opened"]
+
+
+@pytest.mark.parametrize("auth", ["claimed", "verified"])
+def test_a_caller_of_whom_nothing_is_read_any_more_recovers_at_the_next_reading(auth: str) -> None:
+    book = SignalBook(RECOVER_MS)
+    (opened,) = book.fold([reading(1, subject="gone", caller_auth=auth, severity="critical")])
+    until = RECOVER_MS + UNHEARD_MS
+
+    assert book.fold([reading(until, "calm", subject_kind="endpoint", caller_auth=None)]) == []
+    (closed,) = book.fold([reading(until + 1, "calm", subject_kind="endpoint", caller_auth=None)])
+
+    assert (closed.state, closed.incident_id, closed.seq) == ("recovered", opened.incident_id, 1)
+    assert (closed.subject, closed.caller_auth, closed.kind, closed.severity) == (
+        "gone",
+        auth,
+        "caller_rate",
+        "critical",
+    )
+    assert closed.evidence["reason"] == "unheard"
+    assert (closed.at_ms, closed.first_ms, closed.threshold) == (until + 1, 1, 1.0)
+    assert not book.has_open
+
+
+@pytest.mark.parametrize("what", ["raised", "unknown", "firing"])
+def test_a_caller_that_is_still_read_of_does_not_recover_for_want_of_readings(what: str) -> None:
+    book = SignalBook(RECOVER_MS)
+    log = [reading(ms, what) for ms in range(0, 600_000, UNHEARD_MS)]
+
+    assert "recovered" not in states(book, reading(0), *log)
+    assert book.has_open
+
+
+def test_an_endpoint_of_which_nothing_is_read_stays_as_it_was() -> None:
+    book = SignalBook(RECOVER_MS)
+    book.fold([reading(0, subject_kind="endpoint", caller_auth=None)])
+
+    assert states(book, reading(10 * UNHEARD_MS, "calm", subject="other")) == []
+    assert book.has_open
+
+
+def test_two_incidents_that_open_at_one_row_under_one_name_have_ids_of_their_own() -> None:
+    signals = SignalBook(0).fold([reading(0), reading(0, caller_auth="claimed")])
+
+    assert len({signal.incident_id for signal in signals}) == 2
 
 
 @settings(derandomize=True, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(["firing", "calm", "raised", "unknown"]), st.integers(0, 4_000)), max_size=40)
+    st.lists(
+        st.tuples(
+            st.sampled_from(["firing", "calm", "raised", "unknown"]),
+            st.sampled_from(["mallory", "eve"]),
+            st.sampled_from(BOTH),
+            st.integers(0, 4_000) | st.just(RECOVER_MS + UNHEARD_MS),
+        ),
+        max_size=40,
+    )
 )
-def test_a_replay_and_a_restart_anywhere_give_the_same_signals(steps: list[tuple[str, int]]) -> None:
+def test_a_replay_and_a_restart_anywhere_give_the_same_signals(steps: list[tuple[str, str, str, int]]) -> None:
     log, ms = [], 0
-    for offset, (what, after) in enumerate(steps):
+    for offset, (what, subject, auth, after) in enumerate(steps):
         ms += after
-        log.append(reading(ms, what, at=LogPoint("log", 0, offset, 0, ms)))
+        log.append(reading(ms, what, subject=subject, caller_auth=auth, at=LogPoint("log", 0, offset, 0, ms)))
     expected = SignalBook(RECOVER_MS).fold(log)
 
     resumed, signals = SignalBook(RECOVER_MS), []
@@ -136,17 +203,31 @@ def test_a_replay_and_a_restart_anywhere_give_the_same_signals(steps: list[tuple
         signals += resumed.fold([one])
         saved, resumed = resumed.snapshot(), SignalBook(RECOVER_MS)
         resumed.restore(saved)
+        assert resumed.snapshot() == saved
 
     assert signals == expected
-    for earlier, later in pairwise(expected):
-        if earlier.incident_id == later.incident_id and later.state == "updated" and earlier.state != "unknown":
-            assert later.at_ms - earlier.at_ms >= UPDATE_EVERY_MS
+    by_incident: dict[str, list[Signal]] = {}
+    for signal in expected:
+        if signal.state != "unknown":
+            by_incident.setdefault(signal.incident_id, []).append(signal)
+    for incident in by_incident.values():
+        assert [signal.seq for signal in incident] == list(range(len(incident)))
+        assert "opened" not in [signal.state for signal in incident[1:]]
+        assert "recovered" not in [signal.state for signal in incident[:-1]]
+        for earlier, later in pairwise(incident):
+            assert later.state != "updated" or later.at_ms - earlier.at_ms >= UPDATE_EVERY_MS
+
+
+def _saved(schema: int = 3, **opened: object) -> bytes:
+    none: dict[str, object] = {"claimed": {}, "verified": {}, "own": {}}
+    return json.dumps({"schema": schema, "open": none | opened, "unknown": {key: [] for key in none}}).encode()
 
 
 @pytest.mark.parametrize(
     "state",
-    [b"", b"[]", b"{", b'{"schema":1}', b'{"schema":2,"open":{"k":[1]},"unknown":[]}', b'{"schema":2,"open":[]}',
-     b'{"schema":2,"open":{},"unknown":4}', json.dumps({"schema": 3, "open": {}, "unknown": []}).encode(), b"[" * 90_000],
+    [b"", b"[]", b"{", b'{"schema":1}', b'{"schema":3,"open":[]}', b'{"schema":3,"open":{},"unknown":4}',
+     _saved(own={"k": [1]}), _saved(claimed={"k": ["i", 0, "warning", 1, 1, None, ["d"]]}),
+     _saved(schema=2), _saved(schema=4), b"[" * 90_000],
 )  # fmt: skip
 def test_what_is_no_saved_book_is_refused_and_changes_nothing(state: bytes) -> None:
     book = SignalBook(RECOVER_MS)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from detectors.base import ReportEvent
+from detectors.caller_rates import MAX_OFFENDERS
 from detectors.caller_table import CallerTable, caller_key
 from detectors.rate_pattern import PatternFactors, predictive_peak
 from detectors.report_state import MAGIC
@@ -289,11 +290,38 @@ def test_memory_is_bounded_and_an_offender_is_never_forgotten() -> None:
     assert len(traffic.snapshot(ENDPOINT)) < 40_000
 
 
+@pytest.mark.parametrize("loud", [70, 100])
+def test_claimed_callers_however_many_and_loud_hide_no_verified_one(loud: int) -> None:
+    traffic, log, second = Traffic(ENDPOINTS), Log(), crowd(13, rate=10)
+    assert not firing(traffic.update([log.report(second()) for _ in range(40)]), "caller_rate")
+    strangers = {f"stranger-{number}": 60 for number in range(loud)}
+    for _ in range(5):
+        rogue = log.report(strangers, trusted=False, guard="rogue", after_ms=500, interval_ms=1_000)
+        assert len(firing(traffic.update([rogue]), "caller_rate")) == MAX_OFFENDERS
+        traffic.update([log.report(second(), after_ms=500, interval_ms=1_000)])
+
+    readings = traffic.update([log.report(second() | {"flooder": 300})])
+
+    assert [one.subject for one in firing(readings, "caller_rate") if one.caller_auth == "verified"] == ["flooder"]
+
+
+def test_verified_callers_however_many_and_loud_leave_claimed_ones_their_places() -> None:
+    traffic, log = watching()
+    traffic.update([log.report({f"flooder-{number}": 300 for number in range(100)})])
+
+    readings = traffic.update([log.report({"stranger": 300}, trusted=False, guard="rogue")])
+
+    assert "stranger" in [one.subject for one in firing(readings, "caller_rate") if one.caller_auth == "claimed"]
+
+
 def test_the_largest_state_fits_its_bound() -> None:
     traffic, log = Traffic(ENDPOINTS), Log()
     for wave in range(130):
-        asked = {f"{'long-name-' * 11}{wave % 40}-{number}": 300 if number < 4 else 3 for number in range(100)}
-        traffic.update([log.report(asked, guard=f"guard-{wave}", after_ms=20, interval_ms=1_000)])
+        name = f"{'long-name-' * 11}{wave % 40}"
+        asked = {f"{name}-{number}": 300 if number < 4 else 3 for number in range(100)}
+        claimed = {f"{name}-{number}": 300 for number in range(4)}
+        traffic.update([log.report(asked, guard=f"guard-{wave}", after_ms=10, interval_ms=1_000)])
+        traffic.update([log.report(claimed, guard="rogue", after_ms=10, interval_ms=1_000, trusted=False)])
         traffic.update([log.report({f"fill-{wave}-{number}": 1 for number in range(100)}, guard="g", after_ms=100)])
 
     assert 100_000 < len(traffic.snapshot(ENDPOINT)) <= 200_000
