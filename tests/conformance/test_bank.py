@@ -6,14 +6,17 @@ import hashlib
 import json
 import struct
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from detectors import bank as bank_module
 from detectors.bank import MAGIC, Bank, Place
 from detectors.base import LogPoint, Reading
+from detectors.feature_drift import FeatureDrift
+from schemas.blocks import Block
 from schemas.errors import StateRefused
+from tests.conformance.scenarios import SCENARIOS
 
 Event = tuple[str, int, bool]
 """endpoint, log time, whether it fires."""
@@ -94,6 +97,69 @@ def test_a_detector_that_raises_becomes_a_signal_and_the_others_go_on() -> None:
     assert signals[0].evidence["detector"] == "broken"
     assert "ZeroDivisionError: planted at test_bank.py" in str(signals[0].evidence["error"])
     assert (signals[1].detector, signals[0].severity) == ("sound", "warning")
+
+
+@pytest.mark.parametrize("poison_at", [0, 2, 4])
+def test_an_input_that_breaks_a_detector_makes_only_its_own_part_cold(poison_at: int) -> None:
+    broken, untouched = Counting("broken"), Counting("broken")
+    bank, alone = bank_of(broken), bank_of(untouched)
+    before = [("x", 0, False), ("y", 1, False), ("z", 2, False)]
+    sound = [("y", 10, True), ("z", 11, False), ("y", 12, False), ("new", 13, True)]
+    bank.update(before)
+    alone.update(before)
+    expected = alone.update(sound)
+    broken.raises_on = "x"
+
+    concluded = bank.update([*sound[:poison_at], ("x", 9, False), *sound[poison_at:]])
+
+    untouched.counts.pop("x")
+    assert broken.counts == untouched.counts == {"y": 3, "z": 2, "new": 1}
+    failures = [reading for reading in concluded.readings if reading.kind == "detector_failed"]
+    assert [(reading.endpoint, reading.firing) for reading in failures] == [("x", True)]
+    assert [one for one in concluded.readings if one not in failures] == expected.readings
+    assert [one for one in concluded.signals if one.kind != "detector_failed"] == expected.signals
+
+
+def test_a_block_that_breaks_the_drift_detector_half_way_leaves_the_other_endpoint_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scenario = SCENARIOS["feature_drift"]
+    sound, poisoned = scenario.parts
+    log = scenario.planted()[:80]
+    alone, bank = scenario.bank(), scenario.bank()
+    expected = [one for start in range(0, 80, 20) for one in alone.update(log[start : start + 20]).readings]
+    usual = FeatureDrift._reading
+
+    def breaks(self: FeatureDrift, block: Block, *rest: Any) -> Reading:
+        if block is log[51]:
+            raise ZeroDivisionError("planted")
+        return usual(self, block, *rest)
+
+    monkeypatch.setattr(FeatureDrift, "_reading", breaks)
+    readings = [one for start in range(0, 80, 20) for one in bank.update(log[start : start + 20]).readings]
+
+    of_sound = sound.partition("@")[0]
+    assert log[51].endpoint == poisoned.partition("@")[0]
+    assert [one for one in readings if one.endpoint == of_sound] == [
+        one for one in expected if one.endpoint == of_sound
+    ]
+    assert bank.snapshot(sound) == alone.snapshot(sound)
+    assert [one.endpoint for one in readings if one.kind == "detector_failed" and one.firing] == [log[51].endpoint]
+    assert bank.detectors[0].snapshot(poisoned) == b""
+
+
+def test_a_part_whose_state_before_a_failed_batch_is_refused_starts_cold_and_says_so() -> None:
+    broken = Counting("broken")
+    bank = bank_of(broken)
+    bank.update([("y", 0, False)])
+    broken.snapshot = lambda part: b"no count"  # type: ignore[method-assign]
+    broken.raises_on = "x"
+
+    signals = bank.update([("x", 1, False), ("y", 2, False)]).signals
+
+    assert broken.counts == {"y": 1}
+    said = {(one.endpoint, str(one.evidence["error"])[:24]) for one in signals}
+    assert ("y", "the state before the bat") in said
 
 
 def test_a_broken_detector_starts_cold_and_its_failure_recovers_after_lasting_good_work() -> None:
