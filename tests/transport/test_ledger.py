@@ -46,13 +46,13 @@ def test_a_run_is_cut_at_the_topics_bytes_and_a_larger_record_is_a_run_of_its_ow
     assert [(run.first, run.next) for run in taken(ledger)] == [(0, 2), (2, 3), (3, 4), (4, 5), (5, 6)]
 
 
-def test_a_byte_of_arrow_weighs_eight_of_json() -> None:
-    ledger = Ledger(limits={"t": TopicLimits(run_bytes=800)})
+def test_a_byte_of_arrow_weighs_four_of_json() -> None:
+    ledger = Ledger(limits={"t": TopicLimits(run_bytes=400)})
     arrow, text = b"\xff\xff\xff\xff" + b"x" * 46, b"x" * 50
     ledger.add(A, [FakeRecord(n, arrow) for n in range(4)], 0.0)
-    ledger.add(B, [FakeRecord(n, text, "u") for n in range(16)], 0.0)
+    ledger.add(B, [FakeRecord(n, text, "u") for n in range(8)], 0.0)
     assert [len(run) for run in taken(ledger, A)] == [2, 2]
-    assert [len(run) for run in taken(ledger, B)] == [16]
+    assert [len(run) for run in taken(ledger, B)] == [8]
 
 
 def test_a_run_full_of_bytes_does_not_linger() -> None:
