@@ -6,13 +6,14 @@ import json
 import logging
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+import numpy as np
 from pydantic import ValidationError
 
 from detectors.bank import Bank, place_of_block
-from detectors.base import Budget, Reading, part_of
+from detectors.base import Budget, LogPoint, Reading, part_of
 from detectors.profile import Profile
 from detectors.unregistered import UnknownNames
 from responders.signing import Keyring
@@ -25,7 +26,7 @@ from schemas.topics import PREDICTIONS
 from schemas.wire import KIND_HEADER
 from streams.blocks import BlockBuilder
 from streams.deadletters import Place, dead_letter
-from streams.decode import Columns, Control, Decoder, Segment
+from streams.decode import Columns, Control, DeadRows, Decoder, Segment
 from streams.outgoing import dead, said
 from streams.profiles import Active, ProfileMissing, active_record
 from streams.records import Outgoing, RawHeaders, Records, header_of
@@ -54,11 +55,18 @@ class _Batch:
 
     columns: list[Columns] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
+    dead_rows: list[DeadRows] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     closed: list[Block] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
     signals: list[Signal] = field(default_factory=list)
     more: list[Outgoing] = field(default_factory=list)
+
+    def bury(self, letter: DeadLetter) -> None:
+        """A record that is refused here and not by the decoder: its letter, and its outcome."""
+        self.letters.append(letter)
+        offset, row = np.array([letter.log_offset]), np.array([letter.log_row], dtype=np.int32)
+        self.dead_rows.append(DeadRows(offset, row, [letter.endpoint or ""]))
 
 
 class PredictionLog:
@@ -180,7 +188,7 @@ class PredictionLog:
             log.exception("decoding failed at %s[%d] %d", PREDICTIONS, self._partition, records.offsets[0])
             place = Place(PREDICTIONS, self._partition, records.offsets[0], records.timestamps[0])
             detail = f"{type(error).__name__}: {error}"
-            batch.letters.append(dead_letter(place, "handler_failed", detail, records.values[0], records.headers[0]))
+            batch.bury(dead_letter(place, "handler_failed", detail, records.values[0], records.headers[0]))
             return
         yield from segments
 
@@ -188,7 +196,8 @@ class PredictionLog:
         assert self._builder is not None
         batch.columns.append(segment.columns)
         batch.letters += segment.dead_letters
-        batch.blocks += self._builder.add(segment.columns)
+        batch.dead_rows.append(segment.dead_rows)
+        batch.blocks += self._builder.add(self._registered_rows(segment.columns, batch))
         control = segment.control
         if control is None:
             return
@@ -197,6 +206,24 @@ class PredictionLog:
         elif control.kind == ProfileActivated.KIND:
             await self._activate(control, batch)
 
+    def _registered_rows(self, columns: Columns, batch: _Batch) -> Columns:
+        """Without the groups of unregistered endpoints: open blocks of invented names would be state, and hold back
+        the restart. They are said at once."""
+        strangers = [group for group in columns.groups if not self._registered(group.endpoint)]
+        for group in strangers:
+            row = int(group.rows[0])
+            at = LogPoint(
+                PREDICTIONS,
+                self._partition,
+                int(columns.offset[row]),
+                int(columns.row[row]),
+                int(columns.broker_ts[row]),
+            )
+            batch.signals += self._unknown.endpoint(group.endpoint, at)
+        if not strangers:
+            return columns
+        return replace(columns, groups=tuple(group for group in columns.groups if self._registered(group.endpoint)))
+
     async def _activate(self, control: Control, batch: _Batch) -> None:
         """Switches a profile on from this record. Refusals are dead letters; the old profile then goes on."""
         assert self._builder is not None
@@ -204,14 +231,14 @@ class PredictionLog:
         value = control.value or b""
         refused = self._verified(value, control.headers)
         if refused is not None:
-            batch.letters.append(dead_letter(place, refused, "", value, control.headers))
+            batch.bury(dead_letter(place, refused, "", value, control.headers))
             return
         try:
             activation: ProfileActivated = ProfileActivated.from_bytes(value)
             content = await self._profiles.get(activation.profile_hash)
             profile = _profile_of(content)
         except (ValidationError, ProfileMissing, ConfigError, ValueError) as error:
-            batch.letters.append(dead_letter(place, "wrong_shape", str(error), value, control.headers))
+            batch.bury(dead_letter(place, "wrong_shape", str(error), value, control.headers))
             return
         batch.blocks += self._builder.activate(
             activation.endpoint, activation.version, control.offset, control.broker_ms
@@ -239,23 +266,19 @@ class PredictionLog:
         batch.closed += blocks
 
     def _judged(self, block: Block, batch: _Batch) -> bool:
-        """Whether a block may become state: not of names that a stranger makes up without end."""
-        at = place_of_block(block).at
-        if not self._registered(block.endpoint):
-            batch.signals += self._unknown.endpoint(block.endpoint, at)
-            return False
+        """Whether a block may become state: not of versions that a stranger makes up without end."""
         part = part_of(block.endpoint, block.version)
         if (block.endpoint, block.version) in self._fitted or part in self._unfitted:
             return True
         if len(self._unfitted) >= MAX_UNFITTED:
-            batch.signals += self._unknown.version(block.endpoint, at)
+            batch.signals += self._unknown.version(block.endpoint, place_of_block(block).at)
             return False
         self._unfitted.add(part)
         return True
 
     def _outgoing(self, batch: _Batch, quiet_below: int) -> list[Outgoing]:
         loud = [letter for letter in batch.letters if letter.log_offset >= quiet_below]
-        rows = row_verdicts(PREDICTIONS, self._partition, batch.columns, loud, quiet_below, self._bank.hash)
+        rows = row_verdicts(PREDICTIONS, self._partition, batch.columns, batch.dead_rows, quiet_below, self._bank.hash)
         blocks = block_verdicts(
             PREDICTIONS, self._partition, batch.closed, batch.readings, quiet_below, self._bank.hash
         )

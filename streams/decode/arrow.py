@@ -58,6 +58,7 @@ class Batch:
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.rows = batch.num_rows
         self._columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        self._words: dict[str, tuple[npt.NDArray[np.int32], list[str]]] = {}
         self.features = self._features()
         if "endpoint" not in self._columns:
             raise ArrowRefused("arrow_schema", "endpoint: the column is missing")
@@ -75,6 +76,11 @@ class Batch:
 
     def words(self, name: str) -> tuple[npt.NDArray[np.int32], list[str]]:
         """Codes [n] of a string column and what they mean; null and an absent column are the contract's default."""
+        if name not in self._words:
+            self._words[name] = self._read_words(name)
+        return self._words[name]
+
+    def _read_words(self, name: str) -> tuple[npt.NDArray[np.int32], list[str]]:
         default = Prediction.model_fields[name].default
         column = self._columns.get(name)
         if column is None or pa.types.is_null(column.type):

@@ -91,10 +91,22 @@ class Control:
     headers: Headers
 
 
+class DeadRows(NamedTuple):
+    """Rows that were refused [n]: each is one outcome, whether it has a letter of its own or not."""
+
+    offset: Longs
+    row: Codes
+    endpoint: Sequence[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows of a run up to and without `control`, which comes after them in the log; None: the run ends here."""
+    """Rows of a run up to and without `control`, which comes after them in the log; None: the run ends here.
+
+    `dead_letters` may be fewer than `dead_rows`: a letter may stand for the rest of a record.
+    """
 
     columns: Columns
     dead_letters: tuple[DeadLetter, ...]
     control: Control | None
+    dead_rows: DeadRows

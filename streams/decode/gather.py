@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.blocks import Bytes, Codes, Flags, Floats, Longs
-from schemas.deadletter import DeadLetter
 from schemas.flags import RowFlag
 from streams.decode import envelope as env
 from streams.decode.columns import Columns, Group
 from streams.decode.fast import GENERIC, NAMES, Form, Plan
 from streams.decode.ipc import Stream
 from streams.decode.layout import settle
+from streams.decode.refusals import Refusals
 
 _AT = {name: at for at, name in enumerate(NAMES)}
 Registered = Callable[[str], bool]
@@ -118,17 +118,13 @@ class Gather:
     names: SegmentNames = field(default_factory=SegmentNames)
     streams: list[tuple[int, Stream]] = field(default_factory=list)
     others: list[Rows] = field(default_factory=list)
-    dead: list[DeadLetter] = field(default_factory=list)
+    refused: Refusals = field(default_factory=Refusals)
 
     def slot_of(self, target: Target) -> int:
         if target.slot < 0:
             target.slot = len(self.targets)
             self.targets.append(target)
         return target.slot
-
-    def dead_letters(self) -> tuple[DeadLetter, ...]:
-        """In log order."""
-        return tuple(sorted(self.dead, key=lambda letter: (letter.log_offset, letter.log_row)))
 
     def columns(self, offsets: Longs, broker_ms: Longs, registered: Registered | None) -> Columns:
         """All rows gathered, in log order; frees the targets for the next segment."""

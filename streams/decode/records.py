@@ -33,6 +33,7 @@ from streams.decode.headers import ARROW_MAGIC, SPACE, Mark, marks_of, shown
 from streams.decode.ipc import MAX_DECODED_BYTES, ArrowRefused, Stream, inspect
 from streams.decode.judge import Judged, Refused, judge, refusal
 from streams.decode.partitioner import partition_of
+from streams.decode.refusals import MAX_LETTERS, Refusals
 from streams.decode.scan import simple, too_deep
 
 MAX_TARGETS = 16_384
@@ -104,10 +105,10 @@ class Decoder:
         """
         run = _Run(values, keys, headers, marks_of(headers), offsets, timestamps)
         offset, broker = np.array(offsets, dtype=np.int64), np.array(timestamps, dtype=np.int64)
-        first = 0
+        first, letters_left = 0, MAX_LETTERS
         for last in [at for at, mark in enumerate(run.marks) if mark.kind in _CONTROLS] + [len(values)]:
             self._forget_strangers()
-            gather = Gather()
+            gather = Gather(refused=Refusals(letters_left))
             try:
                 self._decode(run, first, last, gather)
                 self._arrow_streams(run, gather)
@@ -118,7 +119,9 @@ class Decoder:
                 raise
             control = run.control(last) if last < len(values) else None
             if control is not None or last > first:
-                yield Segment(columns, gather.dead_letters(), control)
+                dead = gather.refused
+                letters_left = dead.left
+                yield Segment(columns, dead.dead_letters(), control, dead.dead_rows(offsets))
             if control is not None and control.kind == ProfileActivated.KIND:
                 self.forget()
             first = last + 1
@@ -193,8 +196,14 @@ class Decoder:
         return None
 
     def _event(self, row: _Row, short: bool, gather: Gather) -> None:
-        """One JSON event: decoders of the endpoint that is expected, generic decoder, judge; in this order."""
+        """One JSON event: decoders of the endpoint that is expected, generic decoder, judge; in this order.
+
+        The judge is slow: once it has refused many rows of a record, it sees no more of them.
+        """
         value = row.value
+        spent = row.of_array and gather.refused.judge_is_spent(row.at)
+        if spent and value[:1] != b"{":
+            return self._bury(gather, row, "wrong_shape", "the row is no JSON object")
         if len(value) > MAX_EVENT_BYTES:
             return self._bury(gather, row, "too_large", f"an event of {len(value)} bytes, at most {MAX_EVENT_BYTES}")
         if not short and too_deep(value):
@@ -206,8 +215,11 @@ class Decoder:
             event = GENERIC[0 if short else 1].decode(value)
             judged = Judged(astuple(event)[:-1], event.features, finite=True)
         except REFUSED:
+            if spent:
+                return self._bury(gather, row, "wrong_shape", "not judged: too many rows of the record were refused")
             verdict = judge(value)
             if isinstance(verdict, Refused):
+                gather.refused.judged[row.at] = gather.refused.judged.get(row.at, 0) + 1
                 return self._bury(gather, row, verdict.reason, verdict.detail)
             judged = verdict
         endpoint, version = judged.envelope[_ENDPOINT_AT], judged.envelope[_VERSION_AT]
@@ -302,7 +314,7 @@ class Decoder:
         if rows is not None:
             gather.others.append(rows)
         for bad in refused:
-            shown_row = _Row(run, bad.record, bad.row, to_json(bad.shown))
+            shown_row = _Row(run, bad.record, bad.row, to_json(bad.shown, inf_nan_mode="constants"))
             self._bury(gather, shown_row, bad.reason, bad.detail, clean_id(bad.shown["endpoint"]), None)
         return None
 
@@ -349,11 +361,16 @@ class Decoder:
         endpoint: str | None = None,
         caller: str | None = None,
     ) -> None:
+        of_key = clean_id(row.key.decode("utf-8", "surrogateescape")) if row.key else None
+        if not gather.refused.lettered(row.at):
+            gather.refused.row(row.at, row.number, endpoint or of_key or "")
+            return
         place = Place(self._topic, self._partition, row.run.offsets[row.at], row.run.timestamps[row.at], row.number)
         letter = dead_letter(place, reason, detail, row.value, row.run.headers[row.at], endpoint, caller)
-        if letter.endpoint is None and row.key:
-            letter = letter.model_copy(update={"endpoint": clean_id(row.key.decode("utf-8", "surrogateescape"))})
-        gather.dead.append(letter)
+        if letter.endpoint is None and of_key is not None:
+            letter = letter.model_copy(update={"endpoint": of_key})
+        gather.refused.letters.append(letter)
+        gather.refused.row(row.at, row.number, letter.endpoint or "")
 
 
 class _Run(NamedTuple):
