@@ -1,33 +1,59 @@
 """Records of predictions to values and columns of their table: what the detect role scores is a row, what it cannot decode is none.
 
-Rows on a wrong partition and records whose header lies are dead-lettered there and still kept here, as they were sent.
+The decoder of the detect role says which rows are scored; the values are read here, as they were sent.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
-from schemas.blocks import STATUS_CODES
 from schemas.events import MAX_EVENT_BYTES, MAX_RECORD_BYTES, MAX_ROWS_PER_RECORD, Prediction
 from schemas.ids import clean_id
-from streams.decode.arrow import read_streams
+from schemas.topics import PREDICTIONS
+from streams.decode import Decoder
+from streams.decode.arrow import Batch, is_number, read_streams
+from streams.decode.envelope import NO_TIME
 from streams.decode.ipc import ArrowRefused, inspect
 from streams.decode.scan import too_deep
+from streams.records import Records
+
+log = logging.getLogger(__name__)
 
 ARROW_START = b"\xff\xff\xff\xff"
 _FLAT = "features."
 _IDS = frozenset({"endpoint", "producer", "request_id", "model_version", "caller", "served_by"})
-_WORDS = {"status": frozenset(STATUS_CODES), "caller_auth": frozenset({"verified", "claimed"})}
 _items = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def scored_rows(partition: int, partitions: int | None, records: Records) -> dict[int, set[int]]:
+    """Offset to the rows of it that are scored. `partitions` None: whatever the partition an endpoint belongs on."""
+    here = (partition, partitions) if partitions is not None else (0, 1)
+    decoder = Decoder(PREDICTIONS, *here, lambda _endpoint, _version: None)
+    found: dict[int, set[int]] = {}
+    try:
+        for segment in decoder.segments(
+            records.values, records.keys, records.headers, records.offsets, records.timestamps
+        ):
+            columns = segment.columns
+            for offset, row in zip(columns.offset.tolist(), columns.row.tolist(), strict=True):
+                found.setdefault(offset, set()).add(row)
+    except Exception:  # as in the detect role: the record on which decoding fails is found by bisection
+        if len(records) == 1:
+            log.exception("decoding failed at offset %d, which gives no rows", records.offsets[0])
+            return {}
+        half = len(records) // 2
+        parts = (records.part(0, half), records.part(half, len(records)))
+        return {offset: rows for part in parts for offset, rows in scored_rows(partition, partitions, part).items()}
+    return found
 
 
 def json_predictions(value: bytes) -> list[tuple[int, dict[str, Any]]]:
@@ -61,18 +87,22 @@ def _rows(value: bytes) -> list[Any]:
         return [to_json(row, inf_nan_mode="constants") for row in from_json(value)]
 
 
-def arrow_predictions(value: bytes, schema: pa.Schema) -> tuple[pa.Array, dict[str, pa.Array]] | None:
-    """Row numbers, and columns of `schema` by name, of an Arrow stream; None if it cannot be decoded."""
+def arrow_predictions(value: bytes, schema: pa.Schema, scored: set[int]) -> tuple[pa.Array, dict[str, pa.Array]] | None:
+    """Row numbers, and columns of `schema` by name, of the scored rows of an Arrow stream; None if it cannot be decoded."""
     try:
         if len(value) > MAX_RECORD_BYTES:
             return None
         batch = read_streams([inspect(value)])
-        columns = {name: batch.column(name) for name in batch.schema.names}
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))  # of equal names, the last
+        if "ts" in columns:
+            columns["ts"] = _times(batch)
         columns["features"] = _features(columns, batch.num_rows)
-        kept = _decodable(columns)
+        kept = np.zeros(batch.num_rows, dtype=np.bool_)
+        kept[sorted(scored)] = True
         fields = [schema.field(name) for name in Prediction.model_fields if name in schema.names]
         found = {field.name: _column(columns, field, batch.num_rows).filter(kept) for field in fields}
-    except (ArrowRefused, pa.ArrowException, ValueError, TypeError, KeyError, OverflowError):
+    except (ArrowRefused, pa.ArrowException, ValueError, TypeError, KeyError, OverflowError) as error:
+        log.warning("an Arrow stream of %d scored rows cannot be kept: %s", len(scored), error)
         return None
     return pa.array(np.flatnonzero(kept), pa.int32()), found
 
@@ -80,9 +110,9 @@ def arrow_predictions(value: bytes, schema: pa.Schema) -> tuple[pa.Array, dict[s
 def json_text(value: Any) -> str:
     """Compact JSON. What is not finite becomes null: one NaN would make the whole text unreadable to ClickHouse."""
     try:
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str)
     except ValueError:
-        return json.dumps(_finite(value), separators=(",", ":"), ensure_ascii=False)
+        return json.dumps(_finite(value), separators=(",", ":"), ensure_ascii=False, default=str)
 
 
 def _finite(value: Any) -> Any:
@@ -106,16 +136,6 @@ def _features(columns: dict[str, pa.Array], rows: int) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
-def _decodable(columns: dict[str, pa.Array]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Rows that name their endpoint and hold no word that the contract does not know."""
-    kept = _decoded(columns["endpoint"]).is_valid()
-    for name, words in _WORDS.items():
-        if name in columns:
-            column = _decoded(columns[name])
-            kept = pc.and_(kept, pc.or_(column.is_null(), pc.is_in(column, pa.array(sorted(words)))))
-    return np.asarray(kept.to_numpy(zero_copy_only=False), dtype=np.bool_)
-
-
 def _column(columns: dict[str, pa.Array], field: pa.Field, rows: int) -> pa.Array:
     name, kind = field.name, field.type
     default = Prediction.model_fields[name].get_default() if name not in ("endpoint", "features") else None
@@ -125,16 +145,34 @@ def _column(columns: dict[str, pa.Array], field: pa.Field, rows: int) -> pa.Arra
     if name == "prediction":
         return pa.array([json_text(_bare(value)) for value in column.to_pylist()], pa.string())
     column = _decoded(column)
+    if name == "seq":
+        column = _whole(column)
     if pa.types.is_string(column.type) and not pa.types.is_string(kind):
         raise TypeError(f"{name}: text where a number belongs")
     if name in _IDS:
         words = column.dictionary_encode()
         cleaned = pa.array([clean_id(word) for word in words.dictionary.to_pylist()], pa.string())
         column = pa.DictionaryArray.from_arrays(words.indices, cleaned).dictionary_decode()
-    if pa.types.is_timestamp(kind):
-        column = column.cast(pa.int64()).cast(pa.timestamp("ms"))
     column = column.cast(kind)
     return column if default is None or column.null_count == 0 else column.fill_null(default)
+
+
+def _times(batch: pa.RecordBatch) -> pa.Array:
+    """`ts` as the decoder reads it, moved to what a time column holds; null where none was sent."""
+    ms = Batch(batch).times()
+    return pa.array(ms, pa.int64(), mask=ms == NO_TIME).cast(pa.timestamp("ms"))
+
+
+def _whole(column: pa.Array) -> pa.Array:
+    """Counts of any numeric type as int64, moved to its ends; what is no number is null."""
+    if pa.types.is_int64(column.type) or not is_number(column.type):
+        return column if pa.types.is_int64(column.type) else pa.nulls(len(column), pa.int64())
+    limit = 2**63 - 1
+    numbers = [
+        None if value is None or value != value else int(min(max(value, -limit - 1), limit))
+        for value in column.to_pylist()
+    ]
+    return pa.array(numbers, pa.int64())
 
 
 def _decoded(column: pa.Array) -> pa.Array:

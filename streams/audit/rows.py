@@ -18,10 +18,20 @@ from schemas.deadletter import DeadLetter
 from schemas.events import ProfileActivated, Report
 from schemas.signals import EndpointState, Signal
 from schemas.tables import BY_NAME, IDENTITY, TableSpec
-from schemas.topics import PREDICTIONS, PROFILES, REPORTS
+from schemas.topics import (
+    ACTIONS,
+    COMMANDS,
+    DEAD_LETTERS,
+    DIRECTIVES,
+    PREDICTIONS,
+    PROFILES,
+    REPORTS,
+    SIGNALS,
+    VERDICTS,
+)
 from schemas.verdicts import VERDICT_BLOCKS_KIND, VERDICT_ROWS_KIND
 from schemas.wire import KIND_HEADER
-from streams.audit.prediction_rows import ARROW_START, arrow_predictions, json_predictions, json_text
+from streams.audit.prediction_rows import ARROW_START, arrow_predictions, json_predictions, json_text, scored_rows
 from streams.records import Records, header_of
 
 log = logging.getLogger(__name__)
@@ -30,6 +40,17 @@ Tables = dict[str, list[pa.Table]]
 Identity = tuple[str, int, int, int, int]
 """topic, partition, offset, row, broker's ms."""
 
+KINDS: dict[str, frozenset[bytes]] = {
+    PREDICTIONS: frozenset((b"prediction", b"profile_activated")),
+    REPORTS: frozenset((b"report",)),
+    VERDICTS: frozenset((VERDICT_ROWS_KIND.encode(), VERDICT_BLOCKS_KIND.encode())),
+    SIGNALS: frozenset((b"signal", b"endpoint_state")),
+    ACTIONS: frozenset((b"action",)),
+    DIRECTIVES: frozenset((b"directive", b"kill", b"unkill")),
+    COMMANDS: frozenset((b"command",)),
+    DEAD_LETTERS: frozenset((b"dead_letter",)),
+}
+"""The kinds that a topic holds: who may write to one topic must not write the audit of another."""
 _MODELS: dict[bytes, tuple[str, type[BaseModel]]] = {
     b"report": ("reports", Report),
     b"signal": ("signals", Signal),
@@ -109,9 +130,14 @@ class _Rows:
 _IDENTITY_NAMES = frozenset(name for name, _ in IDENTITY)
 
 
-def rows_of(topic: str, partition: int, records: Records) -> Tables:
-    """Table name -> rows, of consecutive records of one partition."""
+def rows_of(topic: str, partition: int, records: Records, partitions: int | None = None) -> Tables:
+    """Table name -> rows, of consecutive records of one partition.
+
+    Predictions are those that are scored. Without the topic's count of `partitions`, rows on a wrong partition are
+    taken for scored, too.
+    """
     gathered: dict[str, _Rows] = {}
+    scored = scored_rows(partition, partitions, records) if topic == PREDICTIONS else {}
     whole: Tables = {}
     for index, offset in enumerate(records.offsets):
         value = records.values[index]
@@ -119,14 +145,16 @@ def rows_of(topic: str, partition: int, records: Records) -> Tables:
             continue
         identity = (topic, partition, offset, 0, records.timestamps[index])
         kind = header_of(records.headers[index], KIND_HEADER) or _KIND_WITHOUT_HEADER.get(topic, b"")
-        if kind in (VERDICT_ROWS_KIND.encode(), VERDICT_BLOCKS_KIND.encode()):
-            _take_verdicts(whole, kind.decode(), value, identity)
-        elif kind == b"prediction" and topic == PREDICTIONS:
-            _take_predictions(whole, gathered, value, identity)
+        if offset in scored:
+            _take_predictions(whole, gathered, value, identity, scored[offset])
         elif topic == PROFILES:
             key = (records.keys[index] or b"").decode("utf-8", "replace")
             content = {"key": key, "kind": kind.decode(), "content": value.decode("utf-8", "replace")}
             _rows(gathered, "profiles").add(identity, content)
+        elif kind not in KINDS.get(topic, ()):
+            continue
+        elif topic == VERDICTS:
+            _take_verdicts(whole, kind.decode(), value, identity)
         else:
             _take_record(gathered, kind, value, identity)
     for name, rows in gathered.items():
@@ -183,14 +211,18 @@ def _take_journal(gathered: dict[str, _Rows], value: bytes, identity: Identity) 
         _rows(gathered, "decisions").add((topic, partition, offset, row, ms), decision.model_dump(mode="json"))
 
 
-def _take_predictions(whole: Tables, gathered: dict[str, _Rows], value: bytes, identity: Identity) -> None:
+def _take_predictions(
+    whole: Tables, gathered: dict[str, _Rows], value: bytes, identity: Identity, scored: set[int]
+) -> None:
     topic, partition, offset, _, ms = identity
     if not value.startswith(ARROW_START):
         for row, fields in json_predictions(value):
+            if row not in scored:
+                continue
             _rows(gathered, "predictions").add((topic, partition, offset, row, ms), fields)
         return
     schema = ARROW_SCHEMAS["predictions"]
-    found = arrow_predictions(value, schema)
+    found = arrow_predictions(value, schema, scored)
     if found is None:
         return
     rows, columns = found

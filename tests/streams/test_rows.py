@@ -15,11 +15,21 @@ from schemas.deadletter import DeadLetter
 from schemas.events import CallerCounts, ProfileActivated, Report, RouteCounts
 from schemas.signals import CallerShare, EndpointState, KnockingCaller, Signal
 from schemas.tables import BY_NAME, TABLES, columns_of
-from schemas.topics import ACTIONS, PREDICTIONS, PROFILES, REPORTS, SIGNALS, VERDICTS
+from schemas.topics import (
+    ACTIONS,
+    COMMANDS,
+    DEAD_LETTERS,
+    DIRECTIVES,
+    PREDICTIONS,
+    PROFILES,
+    REPORTS,
+    SIGNALS,
+    VERDICTS,
+)
 from schemas.wire import KIND_HEADER, Wire
 from streams.audit import rows as rows_module
 from streams.audit.rows import ARROW_SCHEMAS, Tables, merged, row_count, rows_of
-from streams.decode import Decoder
+from streams.decode import Decoder, partition_of
 from streams.records import RawHeaders, Records
 from tests.decode.cases import NOW, arrow_stream, as_json, event, schema_of
 from tests.decode.test_bad_input import BAD
@@ -61,7 +71,11 @@ CONTRACTS: list[tuple[str, Wire]] = [
 ]  # fmt: skip
 
 
-def one(topic: str, value: bytes | None, headers: RawHeaders = (), key: bytes = b"k") -> Tables:
+TOPIC_OF = {"reports": REPORTS, "directives": DIRECTIVES, "kills": DIRECTIVES, "commands": COMMANDS, "journal": ACTIONS,
+            "dead_letters": DEAD_LETTERS, "activations": PREDICTIONS}  # fmt: skip
+
+
+def one(topic: str, value: bytes | None, headers: RawHeaders = (), key: bytes | None = b"credit") -> Tables:
     return rows_of(topic, 0, Records([value], [key], [headers], [7], [NOW]))
 
 
@@ -82,7 +96,7 @@ def test_every_kind_of_record_that_has_a_table_is_tried_here() -> None:
 
 @pytest.mark.parametrize(("name", "record"), CONTRACTS, ids=[name for name, _ in CONTRACTS])
 def test_a_record_becomes_one_row_of_its_table_with_equal_values(name: str, record: Wire) -> None:
-    topic = ACTIONS if name == "journal" else SIGNALS
+    topic = TOPIC_OF.get(name, SIGNALS)
 
     (row,) = rows(one(topic, record.to_bytes(), [(KIND_HEADER, record.KIND.encode())]), name)
 
@@ -169,6 +183,50 @@ def test_what_cannot_be_decoded_gives_no_row(reason: str, value: bytes | None, h
     assert row_count(one(PREDICTIONS, value, headers)) == 0
 
 
+@pytest.mark.parametrize(("name", "record"), CONTRACTS, ids=[name for name, _ in CONTRACTS])
+def test_who_may_write_predictions_cannot_write_any_other_table(name: str, record: Wire) -> None:
+    found = one(PREDICTIONS, record.to_bytes(), [(KIND_HEADER, record.KIND.encode())])
+
+    assert set(found) <= {"activations"}
+    assert not found or name == "activations"
+
+
+def odd_columns(**columns: pa.Array) -> bytes:
+    return arrow_stream(pa.table({"endpoint": ["credit"], "features.a": pa.array([1.0])} | columns))
+
+
+ODD: list[tuple[bytes, RawHeaders, bytes]] = [
+    (
+        arrow_stream(pa.table([["credit"], [1.0], [1], [2]], names=["endpoint", "features.a", "seq", "seq"])),
+        (),
+        b"credit",
+    ),
+    (odd_columns(seq=pa.array([2**64 - 1], pa.uint64())), (), b"credit"),
+    (odd_columns(seq=pa.array([1.5])), (), b"credit"),
+    (odd_columns(seq=pa.array(["x"])), (), b"credit"),
+    (odd_columns(ts=pa.array([2**64 - 1], pa.uint64())), (), b"credit"),
+    (odd_columns(**{"features.b": pa.array([b"\xff"])}), (), b"credit"),
+    (odd_columns(**{"features.b": pa.array([dt.date(2024, 1, 1)])}), (), b"credit"),
+    (odd_columns(**{"features.b": pa.array([NOW], pa.timestamp("us"))}), (), b"credit"),
+    (odd_columns(weight=pa.array([1], pa.decimal128(5, 2))), (), b"credit"),
+    (as_json(), [("content-type", b"application/vnd.apache.arrow.stream")], b"credit"),
+    (as_json(), (), b"spam"),
+    (as_json(endpoint="spam"), (), b"spam"),
+    (as_json(), (), b"credit"),
+]
+
+
+@pytest.mark.parametrize(("value", "headers", "key"), ODD)
+def test_rows_of_the_audit_are_those_that_are_scored(value: bytes, headers: RawHeaders, key: bytes) -> None:
+    home = partition_of(b"credit", 8)
+    decoder = Decoder(PREDICTIONS, home, 8, lambda endpoint, version: None)
+    records = Records([value], [key], [headers], [7], [NOW])
+
+    (segment,) = decoder.segments(records.values, records.keys, records.headers, records.offsets, records.timestamps)
+
+    assert row_count(rows_of(PREDICTIONS, home, records, partitions=8)) == len(segment.columns)
+
+
 def test_rows_are_those_that_are_scored() -> None:
     sent = [as_json(), b"5", as_json(status="x"), as_json(features={"zzz": 1}), as_json(caller="\x00" * 999)]
     arrow = arrow_stream([event(), event(status="fine"), event(status=None), event(endpoint=None)])
@@ -179,7 +237,7 @@ def test_rows_are_those_that_are_scored() -> None:
 
     scored = {
         (int(offset), int(row))
-        for segment in decoder.segments(values, [b"credit"] * len(values), headers, offsets, [NOW] * len(values))  # type: ignore[arg-type]
+        for segment in decoder.segments(values, [b"credit"] * len(values), headers, offsets, [NOW] * len(values))
         for offset, row in zip(segment.columns.offset, segment.columns.row, strict=True)
     }
     kept = rows(rows_of(PREDICTIONS, 0, Records(values, [b"credit"] * len(values), headers, offsets, [NOW] * len(values))),
