@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -52,7 +54,7 @@ class DevStack:
         return {
             "PALISADE_BOOTSTRAP": self.bootstrap,
             "PALISADE_DIRECTIVE_KEYS": ",".join(map(DevKeys.public, (self.keys.signing, self.keys.operator))),
-            "PALISADE_PRODUCER_KEY": str(self.keys.producer),
+            "PALISADE_PRODUCER_KEY": str(self.keys.producer.resolve()),
         }
 
     @property
@@ -68,12 +70,26 @@ def start_broker(supervisor: Supervisor, partitions: int) -> str:
     return str(json.loads(line)["bootstrap"])
 
 
-def prepare(folder: Path, config: PalisadeConfig, policy: Path | None, bootstrap: str, *, embedded: bool) -> DevStack:
-    """Writes keys (once) and the effective configuration: this broker, these keys, every endpoint believes our producer."""
+def prepare(
+    folder: Path,
+    config: PalisadeConfig,
+    policy: Path | None,
+    bootstrap: str,
+    *,
+    embedded: bool,
+    config_home: Path = Path(),
+) -> DevStack:
+    """Writes keys (once) and the effective configuration: this broker, these keys, every endpoint believes our producer.
+
+    `config_home`: the folder that the paths of `config` are relative to.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if embedded:
+        _forget_last_broker(folder)
     keys = DevKeys(*(_key(folder / "keys" / f"{name}.pem") for name in ("signing", "operator", "producer")))
     producer = DevKeys.public(keys.producer)
     effective = config.model_dump(mode="json", exclude_none=True)
+    _absolute(effective, config_home)
     effective["kafka"] |= {"bootstrap": bootstrap, "embedded": embedded}
     effective["data_dir"] = "."
     effective["operator_keys"] = [*config.operator_keys, DevKeys.public(keys.operator)]
@@ -119,6 +135,39 @@ def find_config(given: Path | None) -> Path:
     if Path("palisade.yaml").exists():
         return Path("palisade.yaml")
     raise ConfigError("no configuration: start `palisade dev` in this folder, or name a file with --config")
+
+
+def refuse_second(folder: Path) -> None:
+    """Raises ConfigError if another process runs in this folder: two would share keys, state and the audit's directory."""
+    running = folder / "running.json"
+    if running.exists() and _alive(int(json.loads(running.read_text())["pid"])):
+        raise ConfigError(f"`palisade dev` runs here already ({running}): stop it, or name another --folder")
+
+
+def _forget_last_broker(folder: Path) -> None:
+    """An embedded broker begins at offset 0: state and audit of the one before would take its rows for known ones.
+
+    The audit of the last run is kept beside, until the next start.
+    """
+    shutil.rmtree(folder / "snapshots", ignore_errors=True)
+    audit, before = folder / "clickhouse", folder / "clickhouse-of-last-run"
+    if audit.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        audit.rename(before)
+
+
+_FILES = {
+    "kafka": ("sasl_password_file", "ssl_ca_location", "ssl_certificate_location", "ssl_key_location"),
+    "clickhouse": ("password_file",),
+}
+
+
+def _absolute(effective: dict[str, Any], home: Path) -> None:
+    """Files that the user's configuration names are found from the folder of the effective one too."""
+    for section, names in _FILES.items():
+        for name in names:
+            if name in effective.get(section, {}):
+                effective[section][name] = str((home / effective[section][name]).resolve())
 
 
 def _key(path: Path) -> Path:

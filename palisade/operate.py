@@ -7,19 +7,24 @@ import uuid
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, Message, Producer
+from pydantic import ValidationError
 
 from responders.signing import SigningKey
-from schemas.actions import ActionKind, Command, KillSwitch
+from schemas.actions import ActionKind, Command, Decision, JournalEntry, KillSwitch
 from schemas.errors import PalisadeError
 from schemas.events import ProfileActivated
-from schemas.topics import COMMANDS, DIRECTIVES, PREDICTIONS
+from schemas.topics import ACTIONS, COMMANDS, DIRECTIVES, PREDICTIONS
 from schemas.wire import KIND_HEADER, Wire
 from streams.admin import input_partitions
 from streams.profiles import profile_record
+from streams.reading import tail
 from streams.records import Outgoing
 from streams.transport.settings import KafkaConnection, kafka_settings
 
 CONFIRM_S = 15.0
+ANSWER_S = 8.0
+LOOK_BACK = 200
+"""Entries at the journal's end among which a command's answer is looked for."""
 
 
 class NotConfirmed(PalisadeError):
@@ -64,26 +69,47 @@ def throw_kill_switch(connection: KafkaConnection, operator: Operator, *, kill: 
     switch = KillSwitch(kill=kill, issued_ms=now, actor=operator.name, reason=reason)
     partitions = input_partitions(connection, DIRECTIVES)
     records = [_signed(operator, DIRECTIVES, b"@kill", switch, partition) for partition in range(partitions)]
-    command = _command(operator, "kill" if kill else "unkill", None, None, reason, now, now + 60_000)
+    command = _command(operator, Wanted("kill" if kill else "unkill"), reason, now, now + 60_000)
     send(connection, [*records, _signed(operator, COMMANDS, b"@all", command)])
     return partitions
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a person orders, of whom."""
+
+    kind: ActionKind
+    endpoint: str | None = None
+    caller: str | None = None
+    rate_per_s: float | None = None
+
+
 def order(
-    connection: KafkaConnection,
-    operator: Operator,
-    kind: ActionKind,
-    endpoint: str,
-    *,
-    caller: str | None = None,
-    reason: str = "",
-    for_s: float = 600,
+    connection: KafkaConnection, operator: Operator, wanted: Wanted, *, reason: str = "", for_s: float = 600
 ) -> Command:
     """A person's command about one endpoint or caller; it wins over the machine until it expires."""
     now = _now_ms()
-    command = _command(operator, kind, endpoint, caller, reason, now, now + int(for_s * 1000))
-    send(connection, [_signed(operator, COMMANDS, endpoint.encode(), command)])
+    command = _command(operator, wanted, reason, now, now + int(for_s * 1000))
+    send(connection, [_signed(operator, COMMANDS, (wanted.endpoint or "@all").encode(), command)])
     return command
+
+
+def answer_to(connection: KafkaConnection, command: Command, timeout_s: float = ANSWER_S) -> Decision | None:
+    """What the responder decided about a command, or None if it has not within `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        for message in tail(connection, ACTIONS, LOOK_BACK):
+            try:
+                entry: JournalEntry = JournalEntry.from_bytes(message.value() or b"")
+            except ValidationError:
+                continue
+            for decision in entry.decisions:
+                mine = decision.actor == command.actor and decision.issued_ms >= command.issued_ms
+                about = decision.endpoint == command.endpoint and decision.caller == command.caller
+                if mine and about and decision.kind == command.kind:
+                    return decision
+        time.sleep(0.2)
+    return None
 
 
 def activate_profile(
@@ -99,14 +125,13 @@ def activate_profile(
     return name
 
 
-def _command(
-    operator: Operator, kind: ActionKind, endpoint: str | None, caller: str | None, reason: str, now: int, until: int
-) -> Command:
+def _command(operator: Operator, wanted: Wanted, reason: str, now: int, until: int) -> Command:
     return Command(
         command_id=uuid.uuid4().hex,
-        kind=kind,
-        endpoint=endpoint,
-        caller=caller,
+        kind=wanted.kind,
+        endpoint=wanted.endpoint,
+        caller=wanted.caller,
+        rate_per_s=wanted.rate_per_s,
         actor=operator.name,
         reason=reason,
         issued_ms=now,

@@ -62,6 +62,9 @@ def read_predictions(path: Path, mapping: Mapping) -> pa.Table:
     feature.
     """
     table = _read(path)
+    absent = [name for name in (mapping.caller, mapping.time, *mapping.drop) if name and name not in table.column_names]
+    if absent:
+        raise UnusableFile(f"{path} has no column {absent[0]!r}; it has {', '.join(table.column_names)}")
     renamed = {mapping.caller: "caller", mapping.time: "ts"}
     table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
     table = table.drop_columns([name for name in mapping.drop if name in table.column_names])

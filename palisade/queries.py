@@ -29,9 +29,11 @@ TIMELINE = Query(
 SELECT * FROM (
 SELECT broker_time AS at, 'signal' AS what, endpoint, if(subject_kind = 'caller', subject, '') AS caller,
        concat(kind, ' ', state, ' (', severity, ')') AS happened,
-       concat('score ', toString(round(score, 2)), ' over ', toString(round(threshold, 2))) AS why
+       concat(JSONExtractString(evidence, 'features', 1), ' score ', toString(round(score, 2)), ' over ',
+              toString(round(threshold, 2))) AS why
 FROM palisade.signals
-WHERE (endpoint = {endpoint:String} OR {endpoint:String} = '') AND state != 'updated'
+WHERE (endpoint = {endpoint:String} OR {endpoint:String} = '')
+  AND (state IN ('opened', 'recovered') OR (state = 'updated' AND severity = 'critical' AND seq <= 1))
 UNION ALL
 SELECT broker_time, 'decision', endpoint, ifNull(caller, ''), concat(kind, ' ', outcome, ' (', mode, ')'), reason
 FROM palisade.decisions

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from responders.signing import Keyring
 from schemas.config import KafkaConfig, PalisadeConfig, PolicyConfig
@@ -43,6 +43,21 @@ def load(path: Path) -> Settings:
     policy = read_yaml(path.parent / config.policy, PolicyConfig) if config.policy else default_policy()
     _check_across(config, path)
     return Settings(config, policy, path.parent.resolve())
+
+
+def load_connection(path: Path) -> tuple[KafkaConnection, Path]:
+    """Only how to reach Kafka, and the folder that paths are relative to. Raises ConfigError.
+
+    For the kill switch: a policy that does not parse or a key that is missing must not keep anybody from throwing it.
+    """
+    kafka = read_yaml(path, _KafkaSection).kafka
+    return connection_of(kafka, path.parent, str(path)), path.parent.resolve()
+
+
+class _KafkaSection(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    kafka: KafkaConfig = KafkaConfig()
 
 
 def default_policy() -> PolicyConfig:

@@ -18,6 +18,8 @@ from typing import IO
 
 from schemas.errors import PalisadeError
 
+PARENT = "PALISADE_PARENT_PID"
+"""In a child's environment: it ends when this process is not its parent any more."""
 GRACE_S = 30.0
 """A worker finishes and commits its open runs within 20 s of SIGTERM; then it is killed."""
 BACK_OFF_S = (0.2, 1.0, 3.0, 10.0)
@@ -146,7 +148,7 @@ class Supervisor:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **spec.env},
+                env={**os.environ, PARENT: str(os.getpid()), **spec.env},
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops its children in order
             )
         child = _Child(spec, process, time.monotonic())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from palisade.cli.options import ConfigOption, console, settings_of
@@ -33,7 +33,7 @@ def list_(
     config: ConfigOption = None,
 ) -> None:
     """Lists the newest dead letters: where each lay, why, from whom."""
-    table = Table("where", "reason", "endpoint", "caller", "bytes", "detail")
+    table = Table(Column("where", overflow="fold", min_width=28), "reason", "endpoint", "caller", "bytes", "detail")
     for letter in _newest(settings_of(config).connection, most):
         if reason is None or letter.reason == reason:
             detail = Text(letter.detail[:100])

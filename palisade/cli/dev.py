@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from palisade.cli.options import console
-from palisade.dev import DEFAULT_FOLDER, DevStack, prepare, start_broker, start_roles
+from palisade.dev import DEFAULT_FOLDER, DevStack, prepare, refuse_second, start_broker, start_roles
 from palisade.settings import read_yaml
 from palisade.supervisor import Supervisor
 from schemas.config import EndpointConfig, PalisadeConfig
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, PalisadeError
 
 LIMITS = (
     "The embedded broker keeps 5 MiB a partition in memory, compacts nothing and dies with this process: "
@@ -37,38 +37,53 @@ def dev(
     folder: Annotated[Path, typer.Option(help="where keys, state, logs and the audit lie")] = DEFAULT_FOLDER,
 ) -> None:
     """Runs broker, detect, respond and audit as processes of their own until Ctrl-C, and restarts any that dies."""
-    base = _base(config, endpoint or [])
-    policy = config.parent / base.policy if config is not None and base.policy is not None else None
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with Supervisor(folder / "logs", on_exit=_say_exit) as supervisor:
+    refuse_second(folder)
+    path, base = _base(config, endpoint or [])
+    policy = path.parent / base.policy if path is not None and base.policy is not None else None
+    home = path.parent if path is not None else Path()
+    ending = _Ending()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, ending.asked)
+    with Supervisor(folder / "logs", on_exit=ending.child_ended) as supervisor:
         bootstrap = kafka or start_broker(supervisor, base.kafka.partitions)
-        stack = prepare(folder, base, policy, bootstrap, embedded=kafka is None)
+        stack = prepare(folder, base, policy, bootstrap, embedded=kafka is None, config_home=home)
         with console.status("starting audit, detect, respond"):
             start_roles(supervisor, stack)
         _welcome(stack, base)
-        try:
-            while not stop.wait(1.0):
-                pass
-        except KeyboardInterrupt:
-            pass
+        ending.now.wait()
         with console.status("stopping"):
             (folder / "running.json").unlink(missing_ok=True)
             supervisor.stop()
+    if ending.broker_died:
+        raise PalisadeError(f"the embedded broker ended, and its records with it; see {folder / 'logs' / 'broker.log'}")
 
 
-def _base(config: Path | None, endpoints: list[str]) -> PalisadeConfig:
+class _Ending:
+    """Why dev ends: asked by a signal, or the broker is gone. A role that ends is started again by the supervisor."""
+
+    def __init__(self) -> None:
+        self.now = threading.Event()
+        self.broker_died = False
+
+    def asked(self, *_: object) -> None:
+        self.now.set()
+
+    def child_ended(self, name: str, code: int) -> None:
+        if name == "broker":
+            self.broker_died = not self.now.is_set()
+            self.now.set()
+        elif not self.now.is_set():
+            console.print(f"[yellow]{name} ended with {code}; starting it again[/]")
+
+
+def _base(config: Path | None, endpoints: list[str]) -> tuple[Path | None, PalisadeConfig]:
     if config is None and Path("palisade.yaml").exists() and not endpoints:
         config = Path("palisade.yaml")
     if config is not None:
-        return read_yaml(config, PalisadeConfig)
+        return config, read_yaml(config, PalisadeConfig)
     if not endpoints:
         raise ConfigError("which endpoints? Write a palisade.yaml here, or name them: palisade dev --endpoint credit")
-    return PalisadeConfig(endpoints=tuple(EndpointConfig(name=name) for name in endpoints))
-
-
-def _say_exit(name: str, code: int) -> None:
-    console.print(f"[yellow]{name} ended with {code}; starting it again[/]")
+    return None, PalisadeConfig(endpoints=tuple(EndpointConfig(name=name) for name in endpoints))
 
 
 def _welcome(stack: DevStack, config: PalisadeConfig) -> None:
@@ -77,6 +92,9 @@ def _welcome(stack: DevStack, config: PalisadeConfig) -> None:
     )
     if stack.embedded:
         console.print(f"[dim]{LIMITS}[/]")
+        console.print(
+            "[dim]It starts empty each time: activate profiles again. The audit of the last run is beside the new one.[/]"
+        )
     console.print("\nIn the environment of your serving process:")
     for name, value in stack.client_env.items():
         console.print(f"  export {name}={value}", soft_wrap=True)

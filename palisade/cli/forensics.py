@@ -44,9 +44,11 @@ def caller(
 def show(rows: pa.Table, empty: str) -> None:
     """Rows as a table; what strangers wrote is shown as text, never as markup."""
     if rows.num_rows == 0:
-        console.print(f"[dim]{empty}[/]")
+        console.print(Text(empty, style="dim"))
         return
-    table = Table(*rows.column_names)
+    table = Table()
+    for name in rows.column_names:
+        table.add_column(name, overflow="fold")
     for row in rows.to_pylist():
         table.add_row(*(Text(_text(value)) for value in row.values()))
     console.print(table)

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from palisade.cli.options import ConfigOption, console, settings_of
-from palisade.operate import Operator, order, throw_kill_switch
-from palisade.settings import Settings
+from palisade.dev import find_config
+from palisade.operate import ANSWER_S, Operator, Wanted, answer_to, order, throw_kill_switch
+from palisade.settings import load_connection
+from responders.alerts import sentence
 from responders.signing import SigningKey
-from schemas.actions import ActionKind
+from schemas.actions import ActionKind, Decision
+from schemas.errors import ConfigError, PalisadeError
 from schemas.ids import clean_id
 
 KeyOption = Annotated[
@@ -30,16 +34,15 @@ def register(app: typer.Typer) -> None:
         app.command(kind)(_ordering(kind))
 
 
-def operator_of(settings: Settings, key: Path | None) -> Operator:
+def operator_of(home: Path, key: Path | None) -> Operator:
     """Who orders: the key given, else that of `palisade dev`."""
-    path = key or settings.home / "keys" / "operator.pem"
+    path = key or home / "keys" / "operator.pem"
     return Operator(clean_id(f"person:{getpass.getuser()}"), SigningKey.load(path))
 
 
 def kill(reason: ReasonOption = "", key: KeyOption = None, config: ConfigOption = None) -> None:
     """Stops every enforcement everywhere, now. Needs nothing but the broker; a local kill file needs not even that."""
-    settings = settings_of(config)
-    told = throw_kill_switch(settings.connection, operator_of(settings, key), kill=True, reason=reason)
+    told = _throw(True, reason, key, config)
     console.print(
         f"[bold red]killed[/]: {told} partitions told; every Guard serves its primary until `palisade unkill`"
     )
@@ -47,25 +50,51 @@ def kill(reason: ReasonOption = "", key: KeyOption = None, config: ConfigOption 
 
 def unkill(reason: ReasonOption = "", key: KeyOption = None, config: ConfigOption = None) -> None:
     """Allows enforcement again."""
-    settings = settings_of(config)
-    told = throw_kill_switch(settings.connection, operator_of(settings, key), kill=False, reason=reason)
+    told = _throw(False, reason, key, config)
     console.print(f"[green]enforcement is allowed again[/]: {told} partitions told")
 
 
+def _throw(kill: bool, reason: str, key: Path | None, config: Path | None) -> int:
+    connection, home = load_connection(find_config(config))
+    return throw_kill_switch(connection, operator_of(home, key), kill=kill, reason=reason)
+
+
 def _ordering(kind: ActionKind) -> Callable[..., None]:
+    of_caller = kind in ("limit", "unlimit")
+
     def command(
         endpoint: Annotated[str, typer.Argument(help="the endpoint")],
         caller: Annotated[str | None, typer.Option(help="the caller, for limit and unlimit")] = None,
+        rate: Annotated[float | None, typer.Option(help="answers a second, for limit")] = None,
         reason: ReasonOption = "",
-        for_s: Annotated[float, typer.Option("--for", help="seconds until this word ends")] = 600,
+        for_s: Annotated[float, typer.Option("--for", min=1, help="seconds until this word ends")] = 600,
         key: KeyOption = None,
         config: ConfigOption = None,
     ) -> None:
         settings = settings_of(config)
-        given = order(
-            settings.connection, operator_of(settings, key), kind, endpoint, caller=caller, reason=reason, for_s=for_s
-        )
-        console.print(f"ordered {kind} on {endpoint}{' for ' + caller if caller else ''}: {given.command_id}")
+        if settings.config.endpoint(endpoint) is None:
+            known = ", ".join(each.name for each in settings.config.endpoints)
+            raise ConfigError(f"there is no endpoint {endpoint!r} in the configuration; there are {known}")
+        if of_caller != (caller is not None):
+            raise ConfigError(
+                f"{kind} needs --caller ID" if of_caller else f"{kind} is about an endpoint, not a caller"
+            )
+        operator = operator_of(settings.home, key)
+        wanted = Wanted(kind, endpoint, caller, rate)
+        given = order(settings.connection, operator, wanted, reason=reason, for_s=for_s)
+        _say_answer(answer_to(settings.connection, given))
 
-    command.__doc__ = f"Orders `{kind}`; a person's word wins over the machine until it ends."
+    command.__doc__ = f"Orders `{kind}` and waits for the answer; a person's word wins over the machine until it ends."
     return command
+
+
+def _say_answer(decision: Decision | None) -> None:
+    if decision is None:
+        raise PalisadeError(f"no answer within {ANSWER_S:.0f} s: is a responder running, and does it know your key?")
+    said = escape(sentence(decision))
+    if decision.outcome == "refused":
+        raise PalisadeError(f"refused: {sentence(decision)}")
+    if decision.outcome == "observed":
+        console.print(f"[yellow]only observed, since the policy's mode is observe:[/] {said}")
+    else:
+        console.print(f"[green]done:[/] {said}")

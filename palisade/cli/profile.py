@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import typer
 from rich.table import Table
 
-from detectors.profile import Profile
+from detectors.profile import QUANTILE_LEVELS, Profile
 from palisade.cli.kill import KeyOption, operator_of
 from palisade.cli.options import ConfigOption, console, settings_of
 from palisade.operate import activate_profile
@@ -55,9 +55,7 @@ def show(path: Annotated[Path, typer.Argument(help="a profile")]) -> None:
     profile = read_profile(path)
     table = Table("feature", "kind", "missing", "mean", "sd", "5 %", "median", "95 %", "categories")
     for feature in profile.numeric:
-        low, middle, high = (
-            feature.quantiles[round(level * (len(feature.quantiles) - 1))] for level in (0.05, 0.5, 0.95)
-        )
+        low, middle, high = (feature.quantiles[QUANTILE_LEVELS.index(level)] for level in (0.05, 0.5, 0.95))
         numbers = (feature.mean, feature.sd, low, middle, high)
         table.add_row(
             feature.name, "number", f"{feature.missing_rate:.1%}", *(f"{number:.4g}" for number in numbers), ""
@@ -80,8 +78,10 @@ def activate(
 ) -> None:
     """Publishes a profile and switches it on, from here in the log, for a version of an endpoint. Signed."""
     settings = settings_of(config)
+    if settings.config.endpoint(endpoint) is None:
+        raise ConfigError(f"there is no endpoint {endpoint!r} in the configuration")
     content = read_profile(path).to_bytes()
-    name = activate_profile(settings.connection, operator_of(settings, key), content, endpoint, version)
+    name = activate_profile(settings.connection, operator_of(settings.home, key), content, endpoint, version)
     console.print(f"[green]active[/] for {endpoint}@{version}: {name}")
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from palisade.cli.options import ConfigOption, console, settings_of
 from palisade.publish import Mapping, parse_json_features, publish, read_predictions
 from responders.signing import SigningKey
+from schemas.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -33,8 +34,12 @@ def publish_file(
 ) -> None:
     """Publishes recorded predictions, at their recorded pace or flat out, and the reports that go with them."""
     settings = settings_of(config)
+    known = {each.name for each in settings.config.endpoints}
     mapping = Mapping(endpoint, caller_column, time_column, tuple(drop or ()))
     table = parse_json_features(read_predictions(file, mapping))
+    strangers = sorted({str(name) for name in table["endpoint"].unique().to_pylist()} - known)
+    if strangers:
+        raise ConfigError(f"{strangers[0]!r} is no endpoint of the configuration; there are {', '.join(sorted(known))}")
     producer_key = settings.home / "keys" / "producer.pem"
     signer = SigningKey.load(producer_key) if producer_key.exists() else None
     columns = (SpinnerColumn(), "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

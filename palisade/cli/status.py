@@ -65,7 +65,10 @@ def read_overview(connection: KafkaConnection) -> Overview:
     overview = Overview()
     for message in tail(connection, SIGNALS, LOOK_BACK):
         if header_of(listed(message.headers()), KIND_HEADER) == EndpointState.KIND.encode():
-            state: EndpointState = EndpointState.from_bytes(message.value() or b"")
+            try:
+                state: EndpointState = EndpointState.from_bytes(message.value() or b"")
+            except ValidationError:
+                continue
             overview.states[state.endpoint] = state
     now = time.time() * 1000
     for message in tail(connection, ACTIONS, LOOK_BACK):

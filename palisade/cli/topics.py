@@ -6,6 +6,7 @@ import typer
 from rich.table import Table
 
 from palisade.cli.options import ConfigOption, console, settings_of
+from schemas.errors import ConfigError
 from schemas.topics import TOPICS
 from streams.admin import create_topics
 
@@ -21,6 +22,8 @@ def _group() -> None:
 def create(config: ConfigOption = None) -> None:
     """Makes what is missing with the documented partitions, retention, compaction and LogAppendTime; changes nothing."""
     settings = settings_of(config)
+    if settings.config.kafka.embedded:
+        raise ConfigError("the embedded broker of `palisade dev` makes its topics itself; name your own with --config")
     kafka = settings.config.kafka
     outcomes = create_topics(settings.connection, kafka.partitions, kafka.replication)
     table = Table("topic", "partitions", "outcome", "detail")

@@ -8,7 +8,7 @@ import typer
 
 from palisade.cli.options import ConfigOption, settings_of
 from palisade.workers import ROLES, run_role
-from palisade.workers.common import set_up_logging
+from palisade.workers.common import end_with_parent, set_up_logging
 from schemas.errors import ConfigError
 
 
@@ -26,4 +26,5 @@ def worker(
     if role not in ROLES:
         raise ConfigError(f"there is no role {role!r}; there are {', '.join(ROLES)}")
     set_up_logging()
+    end_with_parent()
     raise typer.Exit(run_role(role, settings_of(config), name or role, metrics_port))

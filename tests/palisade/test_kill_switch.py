@@ -11,7 +11,8 @@ from confluent_kafka import Message
 from palisade_client import Guard
 from palisade_client.testing import START_MS, FakeTransport, ManualClock, Record
 
-from palisade.operate import NotConfirmed, Operator, order, throw_kill_switch
+from palisade.operate import NotConfirmed, Operator, Wanted, order, throw_kill_switch
+from palisade.settings import load_connection
 from responders.signing import Keyring
 from schemas.actions import Command
 from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE
@@ -113,7 +114,7 @@ def test_the_command_alone_makes_the_responder_take_everything_back(serving: Ser
 
 
 def test_what_a_person_orders_is_signed_with_the_persons_key(broker: EmbeddedBroker) -> None:
-    given = order(broker.connection, ANN, "limit", "a", caller="bob", reason="drill", for_s=60)
+    given = order(broker.connection, ANN, Wanted("limit", "a", "bob"), reason="drill", for_s=60)
 
     (message,) = read_to_end(broker.connection, COMMANDS, 0)
     found = Command.from_bytes(message.value() or b"")
@@ -127,4 +128,15 @@ def test_an_order_that_no_broker_confirms_is_an_error(broker: EmbeddedBroker, mo
     broker.down()
 
     with pytest.raises(NotConfirmed, match="did not confirm"):
-        order(broker.connection, ANN, "fallback", "a")
+        order(broker.connection, ANN, Wanted("fallback", "a"))
+
+
+def test_the_kill_switch_needs_no_sound_policy_and_no_signing_key(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text("rules: [")
+    (tmp_path / "palisade.yaml").write_text(
+        "kafka: {bootstrap: '127.0.0.1:9'}\npolicy: policy.yaml\nsigning_key_file: nowhere.pem\nendpoints: 3\n"
+    )
+
+    connection, home = load_connection(tmp_path / "palisade.yaml")
+
+    assert (connection.bootstrap, home) == ("127.0.0.1:9", tmp_path)
