@@ -117,7 +117,7 @@ class BlockBuilder:
             groups = [left for group in groups if (left := self._unskipped(group, columns)) is not None]
         total = sum(len(group.rows) for group in groups)
         if self.open_rows + total <= MAX_OPEN_ROWS:
-            return self._append(columns, self._share_other(groups))
+            return self._append(columns, self._share_other(groups, columns))
         # Near the bound, rows go in by as many as cannot pass it; the row that passes it goes in alone.
         closed: list[Block] = []
         rows = np.sort(np.concatenate([group.rows for group in groups]))
@@ -125,7 +125,7 @@ class BlockBuilder:
         while at < len(rows):
             stop = min(at + max(1, MAX_OPEN_ROWS - self.open_rows), len(rows))
             first, last = int(rows[at]), int(rows[stop - 1])
-            closed += self._append(columns, self._share_other(_between(groups, first, last)))
+            closed += self._append(columns, self._share_other(_between(groups, first, last), columns))
             if self.open_rows > MAX_OPEN_ROWS and (part := self._oldest_part()) is not None:
                 row = RowId(int(columns.offset[last]), int(columns.row[last]))
                 closed.append(self._close(part, "overflow", row, int(columns.broker_ts[last])))
@@ -160,7 +160,7 @@ class BlockBuilder:
         kept = group._replace(rows=group.rows[new], features=group.features[new])
         return kept if len(kept.rows) else None
 
-    def _share_other(self, groups: Sequence[Group]) -> list[Group]:
+    def _share_other(self, groups: Sequence[Group], columns: Columns) -> list[Group]:
         """Groups with rows of too many versions moved to `OTHER`, by the blocks that are open at each row."""
         crowded = any(len(self._of_endpoint.get(group.endpoint, ())) >= MAX_LIVE_VERSIONS for group in groups)
         if not crowded and len({group.endpoint for group in groups}) == len(groups):
@@ -171,10 +171,10 @@ class BlockBuilder:
         shared: list[Group] = []
         for endpoint, own in by_endpoint.items():
             live = (self._of_endpoint.get(endpoint, set()) | {group.version for group in own}) - {OTHER}
-            shared += own if len(live) <= MAX_LIVE_VERSIONS else self._split(endpoint, own)
+            shared += own if len(live) <= MAX_LIVE_VERSIONS else self._split(endpoint, own, columns)
         return shared
 
-    def _split(self, endpoint: str, groups: Sequence[Group]) -> list[Group]:
+    def _split(self, endpoint: str, groups: Sequence[Group], columns: Columns) -> list[Group]:
         """Row by row, because which blocks are open changes where one fills up: seldom needed, and then short."""
         rows_of = {version: self._open[endpoint, version].rows for version in self._of_endpoint.get(endpoint, ())}
         rows_of.pop(OTHER, None)
@@ -200,7 +200,8 @@ class BlockBuilder:
                 split.append(group._replace(rows=group.rows[kept], features=group.features[kept]))
         if to_other.any():
             moved = np.sort(rows[to_other])
-            split.append(Group(endpoint, OTHER, None, moved, np.empty((len(moved), 0))))
+            other = self._unskipped(Group(endpoint, OTHER, None, moved, np.empty((len(moved), 0))), columns)
+            split += [other] if other is not None else []
         return split
 
     def _append(self, columns: Columns, groups: Sequence[Group]) -> list[Block]:

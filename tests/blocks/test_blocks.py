@@ -296,3 +296,15 @@ def test_open_blocks_hold_no_runs_arrays() -> None:
     kept = [piece for block in builder._open.values() for piece in block.tables + block.features]
     assert all(isinstance(piece, bytes) for piece in kept)
     assert sum(map(len, kept)) < 100 * builder.open_rows
+
+
+def test_rows_that_went_to_other_are_not_taken_again_on_replay() -> None:
+    log: list[Event] = [Row(offset, version=f"w{offset % 40}") for offset in range(400)]
+    log.append(Tick(400, NOW + LONG_WAIT_MS))
+    first = play(make(), log, set())
+    shared = [block for block in first if block.version == OTHER]
+
+    again = play(make(skip={f"{block.endpoint}@{block.version}": block.last for block in first}), log, set())
+
+    assert len(shared) == 2
+    assert again == []
