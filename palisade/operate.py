@@ -22,6 +22,9 @@ from streams.records import Outgoing
 from streams.transport.settings import KafkaConnection, kafka_settings
 
 CONFIRM_S = 15.0
+LARGEST_RECORD = 5_000_000
+MAX_PROFILE_BYTES = 4_900_000
+"""What the topic of profiles takes (a profile of 20 features has 30 kB)."""
 ANSWER_S = 8.0
 LOOK_BACK = 200
 """Entries at the journal's end among which a command's answer is looked for."""
@@ -41,7 +44,7 @@ class Operator:
 
 def send(connection: KafkaConnection, records: list[Outgoing]) -> None:
     """Sends records and waits until all are confirmed. Raises NotConfirmed."""
-    producer = Producer(kafka_settings(connection, "producer"))
+    producer = Producer(kafka_settings(connection, "producer") | {"message.max.bytes": LARGEST_RECORD})
     failures: list[str] = []
 
     def delivered(error: KafkaError | None, _: Message) -> None:
@@ -116,6 +119,8 @@ def activate_profile(
     connection: KafkaConnection, operator: Operator, content: bytes, endpoint: str, version: str
 ) -> str:
     """Publishes a profile and switches it on for a version of an endpoint; returns its hash."""
+    if len(content) > MAX_PROFILE_BYTES:
+        raise NotConfirmed(f"the profile has {len(content):,} bytes, at most {MAX_PROFILE_BYTES:,}: exclude features")
     name, record = profile_record(content)
     activation = ProfileActivated(
         endpoint=endpoint, version=version, profile_hash=name, actor=operator.name, at_ms=_now_ms()

@@ -54,7 +54,9 @@ TOPICS: tuple[TopicSpec, ...] = (
     TopicSpec(DIRECTIVES, "endpoint", "each endpoint's wanted state, signed; the kill switch", True, compacted=True),
     TopicSpec(COMMANDS, "endpoint", "what people ordered, signed", False, retention_ms=365 * DAY_MS),
     TopicSpec(DEAD_LETTERS, "log topic", "what could not be decoded, and why", True, retention_ms=30 * DAY_MS),
-    TopicSpec(PROFILES, "profile hash", "profiles of training data", False, compacted=True),
+    TopicSpec(
+        PROFILES, "profile hash", "profiles of training data", False, compacted=True, max_message_bytes=5_000_000
+    ),
     TopicSpec(SNAPSHOTS, "log, endpoint, version", "detector state with its offsets", True, compacted=True),
     TopicSpec(
         RESPOND_STATE,
