@@ -163,21 +163,28 @@ class Bank(Generic[Input]):
             readings = detector.update(batch)
         except Exception as error:  # noqa: BLE001  a broken detector must not stop the others: it becomes a signal
             if len(batch) > 1:
-                return self._one_by_one(detector, batch, saved)
+                return self._one_by_one(detector, batch, saved, error)
             return self._after_failure(detector, batch, error)
         return readings + self._healed(detector, batch)
 
     def _one_by_one(
-        self, detector: Detector[Input], batch: Sequence[Input], saved: Mapping[str, bytes]
+        self, detector: Detector[Input], batch: Sequence[Input], saved: Mapping[str, bytes], error: Exception
     ) -> list[Reading]:
-        """A batch that failed, again from the state before it: only parts whose own input raises start cold."""
+        """A batch that failed, again from the state before it: only parts whose own input raises start cold.
+
+        If none raises alone, the failure of the batch is said at its last input.
+        """
         readings: list[Reading] = []
-        for part, place in self._places(batch).items():
+        places = self._places(batch)
+        for part, place in places.items():
             detail = _put_back(detector, part, saved.get(part))
             if detail is not None:
                 readings.append(_failure(detector, place, firing=True, detail=detail))
         for one in batch:
             readings += self._guarded(detector, [one])
+        if places and not any(reading.kind == "detector_failed" and reading.firing for reading in readings):
+            last = max(places.values(), key=lambda place: (place.at.offset, place.at.row))
+            readings.append(_failure(detector, last, firing=True, detail=_detail(error)))
         return readings
 
     def _after_failure(self, detector: Detector[Input], batch: Sequence[Input], error: Exception) -> list[Reading]:

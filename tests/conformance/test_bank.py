@@ -120,6 +120,21 @@ def test_an_input_that_breaks_a_detector_makes_only_its_own_part_cold(poison_at:
     assert [one for one in concluded.signals if one.kind != "detector_failed"] == expected.signals
 
 
+def test_a_batch_that_fails_as_a_whole_alone_is_said_once_and_loses_nothing() -> None:
+    class OnlyOne(Counting):
+        def update(self, batch: Sequence[Event]) -> list[Reading]:
+            readings = super().update(batch)
+            if len(batch) > 1:
+                raise ZeroDivisionError("planted")
+            return readings
+
+    broken = OnlyOne()
+    concluded = bank_of(broken).update([("x", 1, False), ("y", 2, True), ("x", 3, False)])
+
+    assert broken.counts == {"x": 2, "y": 1}
+    assert [(one.endpoint, one.kind) for one in concluded.signals] == [("y", "errors"), ("x", "detector_failed")]
+
+
 def test_a_block_that_breaks_the_drift_detector_half_way_leaves_the_other_endpoint_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
