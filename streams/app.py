@@ -26,6 +26,9 @@ Handler = Callable[[Run], Awaitable[None]]
 
 # Above what a topic's byte bound can hold in runs (64 MiB / 256 B), so handing a run over never blocks.
 CHANNEL_RUNS = 1_000_000
+# Turns that the loop gets after each run: a record of another topic takes about five from the polling thread to its
+# handler, and each would cost a run of a flood.
+TURNS_A_RUN = 8
 
 
 class RunForgotten(RuntimeError):
@@ -162,6 +165,8 @@ def run_topic(app: faust.App, topic_name: str, handler: Handler, *, in_flight: i
                 forgotten = RunForgotten(f"the handler of {topic_name} returned without opening {run!r}")
                 run.fail(forgotten)
                 raise forgotten
+            for _ in range(TURNS_A_RUN):
+                await asyncio.sleep(0)
 
     agent.__name__ = agent.__qualname__ = f"runs_of_{topic_name.replace('.', '_').replace('-', '_')}"
     return app.agent(topic, name=agent.__name__)(agent)

@@ -182,6 +182,28 @@ async def test_lost_partitions_are_told_apart_from_revoked_ones_for_who_asks(own
 
 
 @pytest.mark.anyio
+async def test_between_two_runs_of_a_flood_a_record_of_another_topic_gets_through_the_loop() -> None:
+    through: list[int] = []
+    seen: list[int] = []
+
+    async def five_turns() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        through.append(1)
+
+    tasks: list[asyncio.Task[None]] = []
+
+    async def handler(run: Run) -> None:
+        with run:
+            seen.append(len(through))
+            tasks.append(asyncio.create_task(five_turns()))
+
+    async with running(handler):
+        await until(lambda: len(seen) == 10)
+    assert seen == list(range(10))
+
+
+@pytest.mark.anyio
 async def test_at_most_so_many_runs_wait_for_their_confirmations() -> None:
     handed: list[Run] = []
 
