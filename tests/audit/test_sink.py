@@ -23,7 +23,7 @@ from streams.transport.ledger import Ledger
 from streams.transport.run import TP, Run
 from tests.decode.cases import NOW, arrow_stream, as_json, event
 from tests.streams.fakes import settled
-from tests.streams.test_rows import CONTRACTS
+from tests.streams.test_rows import CONTRACTS, TOPIC_OF
 from tests.transport.fakes import FakeRecord
 
 TP0 = TP(PREDICTIONS, 0)
@@ -219,7 +219,7 @@ def test_the_ddl_loads_twice_and_each_table_has_the_columns_of_its_rows(audit: E
 
 def test_every_contract_is_inserted_and_read_back(audit: EmbeddedClickHouse) -> None:
     for name, record in CONTRACTS:
-        insert(audit, run_of([record.to_bytes()], tp=TP(SIGNALS, 0), kind=record.KIND))
+        insert(audit, run_of([record.to_bytes()], tp=TP(TOPIC_OF.get(name, SIGNALS), 0), kind=record.KIND))
         assert count(audit, f"{VIEWS}.{name}") == 1, name
     stored = audit.query_arrow("SELECT * FROM palisade.signals").to_pylist()[0]
     assert (stored["signal_id"], stored["caller_auth"], stored["score"], stored["version"]) == (
