@@ -28,7 +28,7 @@ from detectors.profile import LOOK_ROWS, Profile
 from schemas.blocks import Block, Floats, Longs
 from schemas.errors import StateRefused
 
-VERSION = 1
+VERSION = 2
 CALM_BLOCKS = 2
 """Blocks within the profile's range after which what came before them leaves the long window."""
 TOGETHER = 32
@@ -61,7 +61,8 @@ class FeatureDrift:
 
     A block fires when its score, -ln of the chance of so far a stretch in the training table's own order, passes the
     threshold of the part's budget, or its statistic is above half of `critical_factor` times the largest in the
-    profile; severity is `critical` where the block's own is above all of it, else `warning`. It is calm when both windows are as usual as 95 % of the profile's blocks.
+    profile; severity is `critical` where the short window's is above all of it and the block by itself is beyond the
+    profile too, else `warning`. It is calm when both windows are as usual as 95 % of the profile's blocks.
     20 features take about 27 kB a part, up to 45 kB while callers are over the weight cap.
     """
 
@@ -235,6 +236,9 @@ class FeatureDrift:
         first_ms = begun if begun and not calm else int(block.broker_ts[0])
         shelf.first_ms[part.slot] = 0 if calm else first_ms
         own = measured.seen[at]
+        # The window remembers a flood that is over: what acts on everybody must show in the block itself, whose callers
+        # the breadth below speaks of.
+        gross = firing and statistic > self.critical_factor and self._alone(shelf, part.slot, measured, at) > 1.0
         shares = shares_of(block, shelf, part, own, verdicts.by_feature[k]) if firing else ()
         more = (
             evidence_of(block, shelf, part, own, verdicts.by_feature[k]) | breadth_of(block, shares) if firing else {}
@@ -250,7 +254,7 @@ class FeatureDrift:
             threshold=verdicts.threshold[k],
             firing=firing,
             calm=calm,
-            severity="critical" if firing and statistic > self.critical_factor else "warning",
+            severity="critical" if gross else "warning",
             at=_log_point(block),
             first_ms=first_ms,
             version=block.version,
@@ -258,6 +262,19 @@ class FeatureDrift:
             evidence=more
             | {"block_statistic": statistic, "critical_at": self.critical_factor, "rows": int(verdicts.rows[k])},
         )
+
+    @staticmethod
+    def _alone(shelf: Shelf, slot: int, measured: Sums, at: int) -> float:
+        """The statistic of one block without what came before it, in units of the largest in the profile."""
+        weight = float(measured.weight[at])
+        rows = np.array([weight * weight / float(measured.squares[at])])
+        expected = shelf.expected[slot][None]
+        fair = measured.capped[at][None] / weight if measured.over[at] else None
+        _, moved = divergence(measured.seen[at][None] / weight, fair, expected, rows)
+        _, _, _, largest = shelf.spreads(np.array([slot])).at(rows[:, None])
+        groups = (shelf.alien[slot][None], shelf.missing[slot][None])
+        most = (shelf.alien_most[slot][None], shelf.missing_most[slot][None])
+        return float(relative(moved, expected, largest[:, 0], groups, most, rows).max())
 
     def _feed(self, shelf: Shelf, slots: Longs, measured: Sums, turn: Longs) -> list[bool]:
         """Gathers rows for ADWIN's means; whether each slot's mean is ready."""

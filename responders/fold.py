@@ -30,8 +30,9 @@ DAY_MS: Final = 86_400_000
 MAX_SAID: Final = 8
 """Things said of one incident that are remembered."""
 
-_NO_TRIPS: Final = frozenset({"unknown_endpoint", "too_little_evidence", "few_callers"})
-"""A fallback refused for these does not count towards a mass trip: weak evidence must not switch protection off."""
+_NO_TRIPS: Final = frozenset({"unknown_endpoint", "too_little_evidence", "few_callers", "fallback_not_healthy"})
+"""A fallback refused for these does not count towards a mass trip: neither weak evidence nor an endpoint without a fallback
+must switch the others' protection off."""
 _ACTS: Final = frozenset({"fallback", "limit"})
 _RELEASES: Final = frozenset({"restore", "unlimit"})
 

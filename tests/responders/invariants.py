@@ -58,7 +58,7 @@ class Watch:
             key = (decision.incident_id, decision.kind, decision.reason)
             assert key not in self.said, "a refusal is said once an incident and rail"
             self.said.add(key)
-        no_trip = ("evidence_renewed", "unknown_endpoint", "too_little_evidence", "few_callers")
+        no_trip = ("evidence_renewed", "unknown_endpoint", "too_little_evidence", "few_callers", "fallback_not_healthy")
         if machine and decision.kind == "fallback" and decision.incident_id and decision.reason not in no_trip:
             self.wanted_ms[decision.endpoint] = decision.issued_ms
         if decision.outcome == "refused" or decision.kind == "notify":
