@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException
@@ -42,9 +43,12 @@ def create_topics(connection: KafkaConnection, partitions: int, replication: int
         if missing
         else {}
     )
-    outcomes = [_await(name, future) for name, future in made.items()]
-    differing = _differences(admin, [spec for spec in TOPICS if spec.name in existing], existing, partitions)
-    return outcomes + differing
+    created = {name for name, future in made.items() if _created(future)}
+    there = [spec for spec in TOPICS if spec.name not in created]
+    if not there:
+        return [TopicOutcome(name, "created") for name in made]
+    existing |= _metadata(admin)  # a topic that somebody else just made was not in the metadata before
+    return [TopicOutcome(name, "created") for name in created] + _differences(admin, there, existing, partitions)
 
 
 def input_partitions(connection: KafkaConnection, topic: str) -> int:
@@ -69,14 +73,15 @@ def _new(spec: TopicSpec, partitions: int, replication: int) -> NewTopic:
     return NewTopic(spec.name, spec.partitions(partitions), replication, config=spec.config())
 
 
-def _await(name: str, future: object) -> TopicOutcome:
+def _created(future: Future[None]) -> bool:
+    """False if the topic is there already. Raises KafkaException."""
     try:
-        future.result(TIMEOUT_S)  # type: ignore[attr-defined]
+        future.result(TIMEOUT_S)
     except KafkaException as error:
         if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
-            return TopicOutcome(name, "exists")
+            return False
         raise
-    return TopicOutcome(name, "created")
+    return True
 
 
 def _differences(
@@ -95,9 +100,9 @@ def _differences(
             for key, value in spec.config().items()
             if key in settings[spec.name] and settings[spec.name][key].value != value
         ]
-        if existing[spec.name] != spec.partitions(partitions):
+        if existing.get(spec.name) != spec.partitions(partitions):
             wrong.append(
-                f"it has {existing[spec.name]} partitions, the configuration says {spec.partitions(partitions)}"
+                f"it has {existing.get(spec.name)} partitions, the configuration says {spec.partitions(partitions)}"
             )
         outcomes.append(TopicOutcome(spec.name, "differs" if wrong else "exists", "; ".join(wrong)))
     return outcomes

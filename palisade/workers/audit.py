@@ -8,6 +8,8 @@ from pathlib import Path
 
 from palisade.settings import Settings
 from palisade.workers.common import LARGEST_RECORD, metrics_of, reading, say_ready
+from schemas.topics import PREDICTIONS
+from streams.admin import input_partitions
 from streams.app import Hooks, WorkerSettings, make_app, run_topic, run_worker
 from streams.audit.engine import ClickHouse, EmbeddedClickHouse, ServerClickHouse
 from streams.audit.http_port import HttpPort
@@ -19,7 +21,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
     """Role audit until SIGTERM; owns the embedded engine and its HTTP port where there is no server."""
     metrics = metrics_of("audit", metrics_port)
     engine, port = _clickhouse(settings)
-    sink = AuditSink(engine, metrics)
+    sink = AuditSink(engine, metrics, input_partitions(settings.connection, PREDICTIONS))
 
     async def join(tps: frozenset[TP]) -> None:
         await sink.prepare()

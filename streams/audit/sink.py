@@ -54,7 +54,9 @@ class _Waiting:
 class AuditSink:
     """Gathers rows of runs and inserts them. Use from one event loop; the engine is called in a thread."""
 
-    def __init__(self, engine: ClickHouse, metrics: Metrics) -> None:
+    def __init__(self, engine: ClickHouse, metrics: Metrics, partitions: int | None = None) -> None:
+        """`partitions` of the predictions topic: rows on a wrong one are dead letters, and no predictions of the audit."""
+        self._partitions = partitions
         self._engine = engine
         self._metrics = metrics
         self._waiting: list[_Waiting] = []
@@ -72,7 +74,7 @@ class AuditSink:
         run.open()
         started = time.perf_counter()
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
-        tables = rows_of(run.tp.topic, run.tp.partition, records)
+        tables = rows_of(run.tp.topic, run.tp.partition, records, self._partitions)
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
         if not self._waiting:
             self._oldest = time.monotonic()
