@@ -267,6 +267,8 @@ class FeatureDrift:
     def _alone(shelf: Shelf, slot: int, measured: Sums, at: int) -> float:
         """The statistic of one block without what came before it, in units of the largest in the profile."""
         weight = float(measured.weight[at])
+        if weight <= 0 or measured.squares[at] <= 0:
+            return 0.0
         rows = np.array([weight * weight / float(measured.squares[at])])
         expected = shelf.expected[slot][None]
         fair = measured.capped[at][None] / weight if measured.over[at] else None
