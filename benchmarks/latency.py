@@ -174,7 +174,7 @@ def main() -> int:
 def measure(broker: str, trials: int, console: Console) -> dict[str, float]:
     """All trials on one broker."""
     endpoints = [f"bench-{lane}" for lane in range(LANES)]
-    with ExitStack() as exits, tempfile.TemporaryDirectory(prefix="palisade-latency-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="palisade-latency-") as temporary, ExitStack() as exits:
         folder = Path(temporary)
         supervisor = exits.enter_context(
             Supervisor(folder / "logs", on_exit=lambda name, code: console.print(name, "ended with", code))
