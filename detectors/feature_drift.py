@@ -28,7 +28,7 @@ from detectors.profile import LOOK_ROWS, Profile
 from schemas.blocks import Block, Floats, Longs
 from schemas.errors import StateRefused
 
-VERSION = 2
+VERSION = 3
 CALM_BLOCKS = 2
 """Blocks within the profile's range after which what came before them leaves the long window."""
 TOGETHER = 32
@@ -61,8 +61,8 @@ class FeatureDrift:
 
     A block fires when its score, -ln of the chance of so far a stretch in the training table's own order, passes the
     threshold of the part's budget, or its statistic is above half of `critical_factor` times the largest in the
-    profile; severity is `critical` where the short window's is above all of it and the block by itself is beyond the
-    profile too, else `warning`. It is calm when both windows are as usual as 95 % of the profile's blocks.
+    profile; severity is `critical` where the short window's is above all of it and the block by itself is above half
+    of it too, else `warning`. It is calm when both windows are as usual as 95 % of the profile's blocks.
     20 features take about 27 kB a part, up to 45 kB while callers are over the weight cap.
     """
 
@@ -238,7 +238,8 @@ class FeatureDrift:
         own = measured.seen[at]
         # The window remembers a flood that is over: what acts on everybody must show in the block itself, whose callers
         # the breadth below speaks of.
-        gross = firing and statistic > self.critical_factor and self._alone(shelf, part.slot, measured, at) > 1.0
+        least = WARNING_SHARE * self.critical_factor
+        gross = firing and statistic > self.critical_factor and self._alone(shelf, part.slot, measured, at) > least
         shares = shares_of(block, shelf, part, own, verdicts.by_feature[k]) if firing else ()
         more = (
             evidence_of(block, shelf, part, own, verdicts.by_feature[k]) | breadth_of(block, shares) if firing else {}

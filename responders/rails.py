@@ -35,7 +35,11 @@ EXIT_SHARE: Final = 0.5
 NO_SELECTOR: Final = frozenset({"*", "@all", "@none", "@other"} | {clean_id(text) for text in ("", "*")})
 """What selects nobody, or everybody: refused as a target (R10)."""
 ENOUGH_CALLERS: Final = 20
-"""So many callers, or half of those present, must have moved before their content moves a whole endpoint (R7)."""
+"""So many callers, or `BROAD_SHARE` of those present, must have moved before content moves a whole endpoint (R7)."""
+BROAD_SHARE: Final = 0.65
+"""What breaks for everybody moves 0.84 and more of the callers present, a flood beside ten others 0.5 and less."""
+SPEAKING_SHARE: Final = 0.25
+"""So large a share of the endpoint's active callers must be present: a flood in a quiet moment has the block to itself."""
 _ENDPOINT_WIDE_SUBJECTS: Final = frozenset({"endpoint", "model_version", "group"})
 _ALONE_TOO_WEAK: Final = frozenset({"adaptive_drift"})
 
@@ -89,7 +93,7 @@ def fallback_refusal(state: RespondState, signal: Signal, now_ms: int, mandate: 
         return Refusal("kill_switch")
     return (
         _weak_evidence(signal, now_ms)
-        or _few_callers(signal)
+        or _few_callers(signal, state.seen.views.get(endpoint))
         or fallback_health(state.seen.views.get(endpoint), now_ms)
         or _cooling_down(state, endpoint, None, now_ms, mandate)
         or _tripped_too_often(state, endpoint, now_ms, mandate)
@@ -194,7 +198,7 @@ def _weak_evidence(signal: Signal, now_ms: int) -> Refusal | None:
     return Refusal("too_little_evidence", f"evidence is {age // 1000} s old") if age > STALE_EVIDENCE_MS else None
 
 
-def _few_callers(signal: Signal) -> Refusal | None:
+def _few_callers(signal: Signal, view: EndpointState | None) -> Refusal | None:
     """Content that one or a few callers bring does not act on everybody (R7): a flood or a partner's fault is theirs.
 
     Detectors of content state how many callers were present and how many moved, as effective numbers (1 / sum of squared
@@ -203,9 +207,12 @@ def _few_callers(signal: Signal) -> Refusal | None:
     moved, present = signal.evidence.get("callers_moved"), signal.evidence.get("callers_present")
     if not isinstance(moved, int | float) or not isinstance(present, int | float):
         return None
-    if moved >= ENOUGH_CALLERS or moved >= present / 2:
+    if moved >= ENOUGH_CALLERS:
         return None
-    return Refusal("few_callers", f"{moved:.1f} of {present:.1f} callers moved")
+    active = view.active_callers if view is not None else 0
+    if moved >= BROAD_SHARE * present and present >= SPEAKING_SHARE * active:
+        return None
+    return Refusal("few_callers", f"{moved:.1f} of {present:.1f} callers moved, {active} are active")
 
 
 def _cooling_down(

@@ -122,7 +122,7 @@ def test_one_callers_evidence_moves_no_whole_endpoint(responder: Responder) -> N
     )
 
 
-@pytest.mark.parametrize(("moved", "present"), [(1.03, 6.1), (2.9, 6.0), (9.0, 40.0)])
+@pytest.mark.parametrize(("moved", "present"), [(1.03, 6.1), (3.6, 6.0), (9.0, 40.0), (1.0, 1.0)])
 def test_a_shift_that_few_callers_bring_moves_no_whole_endpoint(
     responder: Responder, moved: float, present: float
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_shift_that_few_callers_bring_moves_no_whole_endpoint(
     assert brief(responder.take(shifted)) == refusal("fallback", "few_callers")
 
 
-@pytest.mark.parametrize(("moved", "present"), [(1.0, 1.0), (3.0, 6.0), (20.0, 80.0)])
+@pytest.mark.parametrize(("moved", "present"), [(5.0, 6.0), (20.0, 80.0)])
 def test_a_shift_of_half_the_callers_or_of_twenty_moves_the_endpoint(
     responder: Responder, moved: float, present: float
 ) -> None:
