@@ -57,10 +57,6 @@ class DevStack:
             "PALISADE_PRODUCER_KEY": str(self.keys.producer.resolve()),
         }
 
-    @property
-    def clickhouse_file(self) -> Path:
-        return self.folder / "clickhouse.json"
-
 
 def start_broker(supervisor: Supervisor, partitions: int) -> str:
     """Starts the embedded broker as a child; returns its bootstrap address."""

@@ -25,11 +25,3 @@ class SignatureRefused(PalisadeError):
 
 class StateRefused(PalisadeError):
     """Saved state (snapshot, respond state) that this version cannot take back: start cold and say so."""
-
-
-class Retryable(PalisadeError):
-    """An effect that failed and may be tried again after `retry_after_s` seconds."""
-
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s

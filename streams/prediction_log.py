@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -27,6 +25,7 @@ from schemas.wire import KIND_HEADER
 from streams.blocks import BlockBuilder
 from streams.deadletters import Place, dead_letter
 from streams.decode import Columns, Control, DeadRows, Decoder, Segment
+from streams.headed import split_head, with_head
 from streams.outgoing import dead, said
 from streams.profiles import Active, ProfileMissing, active_record
 from streams.records import Outgoing, RawHeaders, Records, header_of
@@ -131,8 +130,8 @@ class PredictionLog:
         self._dirty.pop(part, None)
         endpoint, _, version = part.rpartition("@")
         fitted = self._fitted.get((endpoint, version))
-        header = json.dumps({"applied": self._applied[part], "profile": fitted[0] if fitted else ""}).encode()
-        return struct.pack("<I", len(header)) + header + self._bank.snapshot(part)
+        head = {"applied": self._applied[part], "profile": fitted[0] if fitted else ""}
+        return with_head(head, self._bank.snapshot(part))
 
     def unsaved(self, part: str) -> None:
         """The snapshot that was taken last did not reach the store."""
@@ -141,11 +140,10 @@ class PredictionLog:
     def restore(self, part: str, state: bytes) -> None:
         """Takes a part back; raises StateRefused and leaves it cold if it cannot."""
         try:
-            (size,) = struct.unpack_from("<I", state)
-            header = json.loads(state[4 : 4 + size])
-            offset, row = header["applied"]
-            applied, profile_hash = RowId(int(offset), int(row)), str(header["profile"])
-        except (struct.error, ValueError, KeyError, TypeError) as error:
+            head, body = split_head(state)
+            offset, row = head["applied"]
+            applied, profile_hash = RowId(int(offset), int(row)), str(head["profile"])
+        except (ValueError, KeyError, TypeError) as error:
             raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
         endpoint, _, version = part.rpartition("@")
         if profile_hash:
@@ -153,7 +151,7 @@ class PredictionLog:
             if content is None:
                 raise StateRefused(f"its profile {profile_hash[:12]} is gone")
             self._fit_profile(endpoint, version, profile_hash, content)
-        self._bank.restore(part, state[4 + size :])
+        self._bank.restore(part, body)
         self._applied[part] = applied
 
     def _begin(self, first: int) -> BlockBuilder:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +20,7 @@ from schemas.signals import EndpointState, Signal
 from schemas.topics import REPORTS
 from schemas.wire import KIND_HEADER, SIGNATURE_HEADER
 from streams.decode import partition_of
+from streams.headed import split_head, with_head
 from streams.outgoing import dead_record, said
 from streams.records import Outgoing, Records, header_of
 
@@ -97,8 +96,7 @@ class ReportLog:
         running = self._running[part]
         running.dirty = False
         bank, states = running.bank.snapshot(part), running.states.snapshot(part)
-        header = json.dumps({"applied": running.applied, "bank": len(bank)}).encode()
-        return struct.pack("<I", len(header)) + header + bank + states
+        return with_head({"applied": running.applied, "bank": len(bank)}, bank + states)
 
     def unsaved(self, part: str) -> None:
         """The snapshot that was taken last did not reach the store."""
@@ -109,13 +107,11 @@ class ReportLog:
         if part not in self._endpoints:
             raise StateRefused("the endpoint is not in the configuration any more")
         try:
-            (size,) = struct.unpack_from("<I", state)
-            header = json.loads(state[4 : 4 + size])
-            applied, bank = int(header["applied"]), int(header["bank"])
-        except (struct.error, ValueError, KeyError, TypeError) as error:
+            head, body = split_head(state)
+            applied, bank = int(head["applied"]), int(head["bank"])
+        except (ValueError, KeyError, TypeError) as error:
             raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
         running = self._make(part)
-        body = state[4 + size :]
         running.bank.restore(part, body[:bank])
         running.states.restore(part, body[bank:])
         running.states.watch(part, bool(running.bank.open_parts()))
