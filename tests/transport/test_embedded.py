@@ -156,12 +156,11 @@ def test_a_second_worker_takes_its_share_and_gives_it_back(embedded_broker: Star
         first = b.start()
         b.until(lambda: b.told("assigned"), "the first has joined")
         second = b.start()
-        shares = lambda: [len(line["tps"]) for line in b.told("assigned")]  # noqa: E731
-        b.until(lambda: shares().count(2) == 2, "two partitions each")
+        b.until(lambda: b.shares() == [2, 2], "two partitions each")
         fill(broker.bootstrap, "t", 4, 500)
         b.until(b.all_seen(500), "everything read")
         assert second.stop() == 0
-        b.until(lambda: shares()[-1] == 4 or shares().count(4) == 2, "the first has all again")
+        b.until(lambda: b.shares() == [0, 4], "the first has all again")
         assert first.stop() == 0
     assert b.violations == []
 

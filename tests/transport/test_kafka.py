@@ -57,7 +57,7 @@ def test_a_worker_that_joins_and_leaves_costs_no_record_twice(kafka: RealKafka, 
         first = b.start()
         b.until(lambda: b.total() > 1_000, "the first at work")
         second = b.start()
-        b.until(lambda: sum(len(line["tps"]) == 2 for line in b.told("assigned")) == 2, "two partitions each")
+        b.until(lambda: b.shares() == [2, 2], "two partitions each")
         done = b.total()
         b.until(lambda: b.total() > done + 2_000, "both at work")
         assert first.stop() == 0
