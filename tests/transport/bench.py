@@ -148,7 +148,9 @@ class Bench:
     def shares(self) -> list[int]:
         """How many partitions each worker has now, the fewest first. A group may move twice until it has settled."""
         self._read_on()
-        told = ([line for line in lines if line["event"] in ("assigned", "revoked")] for _, lines in self._read.values())
+        told = (
+            [line for line in lines if line["event"] in ("assigned", "revoked")] for _, lines in self._read.values()
+        )
         return sorted(len(last[-1]["tps"]) if last and last[-1]["event"] == "assigned" else 0 for last in told)
 
     def all_seen(self, each: int) -> Callable[[], bool]:
