@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from detectors.bank import Bank, place_of_block, place_of_report
-from detectors.base import Budget
+from detectors.base import Budget, part_of
+from detectors.profile import Profile
 from detectors.registry import block_detectors, fit, report_detectors
 from palisade.settings import Settings
 from responders.signing import Keyring
@@ -35,12 +36,16 @@ class PartitionLogs:
 
     def _predictions(self, partition: int) -> PredictionLog:
         detectors = block_detectors(self._policy)
+
+        def switch_on(endpoint: str, version: str, profile: Profile) -> None:
+            budget = Budget.of(self._endpoints.get(endpoint), DEFAULT_EVENTS_PER_DAY)
+            fit(detectors, part_of(endpoint, version), profile, budget)
+
         return PredictionLog(
             partition,
             self._partitions,
             Bank(detectors, place_of_block, self._recover_for_ms),
-            lambda part, profile, budget: fit(detectors, part, profile, budget),
-            lambda endpoint: Budget.of(self._endpoints.get(endpoint), DEFAULT_EVENTS_PER_DAY),
+            switch_on,
             self._endpoints.__contains__,
             ProfileSource(self._profiles.get, self._profiles.peek, lambda: self._profiles.active(partition)),
             self._operators,

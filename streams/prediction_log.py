@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from detectors.bank import Bank, place_of_block
-from detectors.base import Budget, LogPoint, Reading, part_of
+from detectors.base import LogPoint, Reading, part_of
 from detectors.profile import Profile
 from detectors.unregistered import UnknownNames
 from responders.signing import Keyring
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 MAX_UNFITTED = 256
 """Versions without a profile that are said to be unknown one by one; further ones of the partition are not judged."""
-Fit = Callable[[str, Profile, Budget], None]
-"""Tells the detectors that need one the profile of a part, and its budget."""
+Fit = Callable[[str, str, Profile], None]
+"""Tells the detectors that need one the profile of (endpoint, version)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,6 @@ class PredictionLog:
         partitions: int,
         bank: Bank[Block],
         fit: Fit,
-        budget_of: Callable[[str], Budget],
         registered: Callable[[str], bool],
         profiles: ProfileSource,
         operators: Keyring,
@@ -85,7 +84,6 @@ class PredictionLog:
         self._partition = partition
         self._bank = bank
         self._fit = fit
-        self._budget_of = budget_of
         self._profiles = profiles
         self._operators = operators
         self._fitted: dict[tuple[str, str], tuple[str, FeatureSchema]] = {}
@@ -307,7 +305,7 @@ class PredictionLog:
 
     def _switch_on(self, endpoint: str, version: str, profile_hash: str, profile: Profile) -> None:
         self._fitted[endpoint, version] = (profile_hash, profile.features)
-        self._fit(part_of(endpoint, version), profile, self._budget_of(endpoint))
+        self._fit(endpoint, version, profile)
         self._decoder.forget()
 
     def _schema_of(self, endpoint: str, version: str) -> FeatureSchema | None:

@@ -165,7 +165,11 @@ class RespondRole:
                     InputRange(topic=run.tp.topic, partition=run.tp.partition, first=run.first, last=run.next - 1)
                 ]
                 inputs, dead = self._inputs(active.state, run.tp, records)
-                await self._step(active, inputs, ranges)
+                failed = await self._step(active, list(inputs.values()), ranges)
+            for index, error in zip(inputs, failed, strict=True):
+                if error is not None:
+                    detail = f"{type(error).__name__}: {error}"
+                    dead.append(dead_record(run.tp.topic, run.tp.partition, records, index, "handler_failed", detail))
             if dead:
                 await asyncio.gather(*(self._send(record) for record in dead))
 
@@ -175,21 +179,36 @@ class RespondRole:
             await asyncio.sleep(TIMER_S)
             async with self._lock:
                 if self._active is not None:
-                    await self._step(self._active, [Clock()], [])
+                    (failed,) = await self._step(self._active, [Clock()], [])
+                    if failed is not None:  # no input to bury: time itself cannot be decided any more
+                        raise failed
                     await self._save_when_due(self._active)
 
-    async def _step(self, active: _Active, inputs: list[Input], ranges: list[InputRange]) -> None:
-        """Decides all of `inputs`, commits the journal, keeps the state, publishes. On failure nothing is kept."""
-        state, decisions, now_ms = active.state, [], _now_ms()
+    async def _step(self, active: _Active, inputs: list[Input], ranges: list[InputRange]) -> list[Exception | None]:
+        """Decides all of `inputs`, commits the journal, keeps the state, publishes. On failure nothing is kept.
+
+        An input on which deciding raises is passed over: one signal must not keep the responder from all others. Says
+        for each input what it raised.
+        """
+        state, now_ms = active.state, _now_ms()
+        decisions: list[Decision] = []
+        failed: list[Exception | None] = []
         for given in inputs:
-            state, decided = decide(state, given, now_ms, self._mandate)
-            decisions += decided
+            try:
+                state, decided = decide(state, given, now_ms, self._mandate)
+            except Exception as error:
+                log.exception("deciding failed on %s", type(given).__name__)
+                failed.append(error)
+            else:
+                decisions += decided
+                failed.append(None)
         state, entries = journal.record(state, ranges, decisions, now_ms)
         if entries:
             await asyncio.to_thread(active.journal.commit, entries)
         active.state = state
         await self._publish(active, _now_ms())
         self._tell(decisions)
+        return failed
 
     async def _publish(self, active: _Active, now_ms: int) -> None:
         names = due(active.state, now_ms)
@@ -208,16 +227,16 @@ class RespondRole:
             if alert is not None:
                 log.warning("%s", alert.line())
 
-    def _inputs(self, state: RespondState, tp: TP, records: Records) -> tuple[list[Input], list[Outgoing]]:
-        """The inputs of a run that the journal does not answer yet, and dead letters of those that are none."""
-        inputs: list[Input] = []
+    def _inputs(self, state: RespondState, tp: TP, records: Records) -> tuple[dict[int, Input], list[Outgoing]]:
+        """The inputs of a run that the journal does not answer yet, by number, and dead letters of those that are none."""
+        inputs: dict[int, Input] = {}
         dead: list[Outgoing] = []
         for index, offset in enumerate(records.offsets):
             if state.has_applied(tp.topic, tp.partition, offset):
                 continue
             reason, parsed = self._parse(tp, records, index)
             if parsed is not None:
-                inputs.append(parsed)
+                inputs[index] = parsed
             elif reason is not None:
                 dead.append(dead_record(tp.topic, tp.partition, records, index, reason, ""))
         return inputs, dead

@@ -101,15 +101,18 @@ class TopicStore:
 
     async def save(self, log: str, partition: int, parts: Mapping[str, bytes], start: int) -> None:
         headers = {KIND_HEADER: b"snapshot"}
-        sent = []
+        outbox, sent = self._outbox(), []
         for name, state in parts.items():
             if len(state) > MAX_BLOB_BYTES:
                 logger.warning("state of %s has %d bytes and is not saved: it will start cold", name, len(state))
                 state = b""
-            sent.append(self._outbox().send(SNAPSHOTS, f"{log}|{name}".encode(), state or None, headers, partition))
+            await outbox.room(len(state))  # a round, or what is left at the end, is more than its queue
+            await asyncio.sleep(0)  # a thousand parts in a row would hold the loop
+            sent.append(outbox.send(SNAPSHOTS, f"{log}|{name}".encode(), state or None, headers, partition))
         await asyncio.gather(*sent)
         manifest = json.dumps({"start": start}).encode()
-        await self._outbox().send(SNAPSHOTS, f"{log}|{_MANIFEST}".encode(), manifest, headers, partition)
+        await outbox.room(len(manifest))
+        await outbox.send(SNAPSHOTS, f"{log}|{_MANIFEST}".encode(), manifest, headers, partition)
 
 
 def _start_of(manifest: bytes | None) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from detectors.bank import Bank, place_of_block
-from detectors.base import Budget
+from detectors.base import Budget, part_of
 from detectors.profile import Profile
 from detectors.profile_build import build_profile
 from detectors.registry import block_detectors, fit
@@ -100,8 +100,7 @@ def open_log(active: list[Active] | None = None) -> PredictionLog:
         0,
         1,
         Bank(detectors, place_of_block, 2_000),
-        lambda part, found, budget: fit(detectors, part, found, budget),
-        lambda endpoint: Budget(1.0, 1_000_000.0),
+        lambda endpoint, version, found: fit(detectors, part_of(endpoint, version), found, Budget(1.0, 1_000_000.0)),
         ENDPOINTS.__contains__,
         ProfileSource(get, content.get, lambda: active or []),
         Keyring([OPERATOR.public_base64]),

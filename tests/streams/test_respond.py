@@ -17,7 +17,7 @@ from streams.embedded_broker import EmbeddedBroker
 from streams.reading import read_to_end
 from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection
-from tests.responders.given import command, view
+from tests.responders.given import command, failing, view
 from tests.streams.broker import produce
 from tests.streams.responding import OURS, directives_on, journal_on, now, role_on, run_of, trouble
 from tests.support.kafka import RealKafka
@@ -101,6 +101,40 @@ def test_a_command_without_a_good_signature_is_a_dead_letter_and_is_not_obeyed(e
     asyncio.run(story())
     letters = [DeadLetter.from_bytes(m.value() or b"") for m in read_to_end(embedded, DEAD_LETTERS, 0)]
     assert [letter.reason for letter in letters] == ["unsigned_control", "wrong_shape", "unknown_kind"]
+    assert directives_on(embedded)[-1].route == "fallback"
+
+
+def test_an_input_that_cannot_be_decided_is_a_dead_letter_and_the_others_of_its_run_are_decided(
+    embedded: KafkaConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide = respond.decide
+
+    def raising(state: RespondState, given: object, *more: object) -> object:
+        if getattr(given, "endpoint", "") == "poison":
+            raise ZeroDivisionError("planted")
+        return decide(state, given, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(respond, "decide", raising)
+
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as role:
+            await role.join(OURS)
+            at = now()
+            run = run_of(
+                SIGNALS,
+                (view("a", at), False),
+                (failing("poison", at_ms=at, first_ms=at), False),
+                (failing("a", at_ms=at, first_ms=at), False),
+                first=5,
+            )
+            await role.handle(run)
+            assert (run.finished, run.failed) == (True, False)
+
+    asyncio.run(story())
+    letters = [DeadLetter.from_bytes(m.value() or b"") for m in read_to_end(embedded, DEAD_LETTERS, 0)]
+    assert [(letter.reason, letter.log_offset, letter.endpoint) for letter in letters] == [
+        ("handler_failed", 6, "poison")
+    ]
     assert directives_on(embedded)[-1].route == "fallback"
 
 

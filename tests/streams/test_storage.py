@@ -20,6 +20,8 @@ from streams.profiles import Active, ProfileMissing, ProfileTopic, active_record
 from streams.reading import read_newest, read_to_end, tail
 from streams.records import Outgoing
 from streams.snapshots import DirectoryStore, TopicStore
+from streams.transport.outbox import Outbox
+from streams.transport.settings import kafka_settings
 from tests.streams.broker import produce, with_outbox
 from tests.streams.log_of_predictions import profile
 
@@ -134,6 +136,22 @@ def test_a_part_that_fits_no_record_is_cleared_and_the_others_are_saved(
         assert (saved.start, saved.parts) == (20, {"other": b"2"})
 
     with_outbox(broker.connection, story)
+
+
+def test_more_parts_than_the_outbox_has_room_for_are_saved_one_after_the_other(embedded_broker: Start) -> None:
+    broker = embedded_broker({SNAPSHOTS: 1})
+    parts = {f"p{number}": b"x" * 100 for number in range(40)}
+
+    async def story() -> None:
+        outbox = Outbox(kafka_settings(broker.connection, "producer") | {"queue.buffering.max.messages": 8})
+        outbox.start()
+        store = TopicStore(broker.connection, lambda: outbox)
+        await store.save("predictions", 0, parts, 7)
+        saved = await store.load("predictions", 0)
+        assert (saved.start, saved.parts) == (7, parts)
+        await outbox.close()
+
+    asyncio.run(story())
 
 
 def test_reading_to_the_end_gives_all_from_where_it_is_told_and_ends(embedded_broker: Start) -> None:
