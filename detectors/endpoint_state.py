@@ -17,9 +17,9 @@ from schemas.config import EndpointConfig
 from schemas.errors import StateRefused
 from schemas.events import CallerAuth
 from schemas.ids import stable_id
-from schemas.signals import EndpointState, KnockingCaller
+from schemas.signals import MAX_GUARD_SHARES, EndpointState, KnockingCaller
 
-VERSION = 1
+VERSION = 2
 MAX_PARTS = 4_096
 ACTIVE_MS = 60_000
 MAX_ACTIVE = 1_024
@@ -33,6 +33,10 @@ FALLBACK_ANEW_MS = 30_000
 """Fallback answers after so long without any: what went well before says nothing of the fault that begins."""
 SAY_EVERY_MS, SAY_QUIET_EVERY_MS = 1_000, 30_000
 MAX_SAID = 100
+EVEN_SHARE = 0.2
+"""So much of a limit is split evenly: a caller who moves to a quiet guard finds something there until the next split."""
+_SHARE_GRAIN = 10_000
+"""Shares are rounded down to 1/10,000, so that they never sum to more than 1."""
 
 _COLUMNS = {"active_key": "<u8", "active_ms": "<i8", "active_count": "<f4", "active_verified": "|u1"}
 _Facts = tuple[int, int, bool, bool, str]
@@ -50,6 +54,8 @@ class _Part:
         """By caller key: when last seen, count of the last minute, verified."""
         self.knocking: dict[tuple[str, CallerAuth], tuple[int, float]] = {}
         """By caller: when last refused, count of the last second."""
+        self.pressed: dict[str, float] = {}
+        """By live guard: asks of its last second by callers who were refused lately, by whichever guard."""
         self.distinct = 0
         self.good_probes = 0
         self.fallback_ms = 0
@@ -74,16 +80,20 @@ class _Part:
         self.good_probes = 0 if failed else min(self.good_probes + sum(map(calls_of, tried)), 1_000_000)
         if report.refused or any(one.route != "primary" and calls_of(one) for one in report.routes):
             self.lively_ms = now_ms
-        interval_ms = interval_of(event)
+        interval_ms, pressed = interval_of(event), 0
         for caller in report.callers:
             auth = auth_in(event, caller.caller_auth)
             if caller.asked:
                 self._see(caller_key(caller.caller, auth), caller.asked, auth, now_ms)
+            name = (caller.caller, auth)
             if caller.refused:
-                name = (caller.caller, auth)
                 before_ms, count = self.knocking.pop(name, (0, 0.0))
                 faded = count * max(0.0, 1.0 - (now_ms - before_ms) / 1000.0)
                 self.knocking[name] = (now_ms, window_count(caller.asked, max(interval_ms, 1_000), 0.0) + faded)
+            if name in self.knocking:
+                pressed += caller.asked
+        self.pressed = {line.guard: self.pressed.get(line.guard, 0.0) for line in self.guards.believed()}
+        self.pressed[report.guard_id] = window_count(pressed, interval_ms, self.pressed[report.guard_id])
         self._bound(now_ms)
 
     def _see(self, key: int, asked: int, auth: CallerAuth, now_ms: int) -> None:
@@ -104,6 +114,21 @@ class _Part:
     @staticmethod
     def _oldest_ms(seen: Mapping[Any, tuple[Any, ...]]) -> int:
         return int(next(iter(seen.values()))[0])
+
+    def shares(self) -> dict[str, float]:
+        """How much of a limit each live guard is to admit: by what it was asked by limited callers, else by all."""
+        lines = self.guards.believed()
+        pressed = [self.pressed.get(line.guard, 0.0) for line in lines]
+        weights = pressed if any(pressed) else [line.asked for line in lines]
+        total = sum(weights)
+        if total == 0.0:
+            weights, total = [1.0] * len(lines), float(len(lines))
+        split = {
+            line.guard: EVEN_SHARE / len(lines) + (1.0 - EVEN_SHARE) * weight / total
+            for line, weight in zip(lines, weights, strict=True)
+        }
+        most = sorted(split.items(), key=lambda item: (-item[1], item[0]))[:MAX_GUARD_SHARES]
+        return {guard: math.floor(share * _SHARE_GRAIN) / _SHARE_GRAIN for guard, share in most}
 
     def facts(self) -> _Facts:
         """What respond is told of at once when it changes."""
@@ -138,13 +163,14 @@ class _Part:
                 KnockingCaller(caller=caller, caller_auth=auth, asked_per_s=count)
                 for (caller, auth), (_, count) in loudest
             ],
+            guard_shares=self.shares(),
             log_partition=at.partition,
             log_offset=at.offset,
         )
 
 
 class EndpointStates:
-    """Endpoint states from reports and ticks. One part is one endpoint, at most 80 kB.
+    """Endpoint states from reports and ticks. One part is one endpoint, at most 90 kB.
 
     A state is given each second while something is under action or watched, else on change of live guards, epoch,
     `fallback_ok`, `killed` or live version, and every 30 s. Where signed reports come, unsigned ones count for nothing here.
@@ -204,6 +230,7 @@ class EndpointStates:
             "said": found.said,
             "guards": found.guards.saved(),
             "knocking": [[*name, *value] for name, value in found.knocking.items()],
+            "pressed": found.pressed,
         }
         active = list(found.active.values())
         columns = {
@@ -258,6 +285,7 @@ def _restored(values: Mapping[str, Any], columns: Mapping[str, Any]) -> _Part:
     said = values["said"]
     part.said = None if said is None else (said[0], said[1], said[2], said[3], said[4])
     part.knocking = {(caller, auth): (ms, count) for caller, auth, ms, count in values["knocking"]}
+    part.pressed = {str(guard): float(count) for guard, count in values["pressed"].items()}
     seen = zip(columns["active_ms"], columns["active_count"], columns["active_verified"], strict=True)
     rows = [(int(ms), float(count), bool(verified)) for ms, count, verified in seen]
     part.active = dict(zip((int(key) for key in columns["active_key"]), rows, strict=True))

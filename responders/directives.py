@@ -1,7 +1,7 @@
 """Directives: what the state wants of each endpoint's guards, and when that must be said (again).
 
 A guard's deadline is receipt + `ttl_ms` and never moves later within one epoch, so every renewal has an epoch of its
-own (`responders.fold`), and a directive sent again only repeats what is left. Nothing is sent about an endpoint in
+own (`responders.fold`), and a directive sent again repeats what is left, with the newest split of the limits. Nothing is sent about an endpoint in
 observe mode.
 """
 
@@ -12,6 +12,7 @@ from typing import Final
 
 from responders.state import RespondState, Sent
 from schemas.actions import MAX_LIMITS, MAX_TTL_MS, CallerLimit, Directive
+from schemas.signals import EndpointState
 
 RESEND_MS: Final = 1_000
 """While something holds, its directive is sent again so often: the topic may have lost the last one."""
@@ -45,6 +46,7 @@ def directive_for(state: RespondState, endpoint: str, now_ms: int) -> Directive:
     else:
         ttl_ms = max((limit.ttl_ms for limit in limits), default=RELEASE_TTL_MS)
         route_action = None
+    guard_shares, other_share = _split(state.seen.views.get(endpoint)) if limits else ({}, 1.0)
     return Directive(
         endpoint=endpoint,
         epoch=record.epoch,
@@ -54,6 +56,8 @@ def directive_for(state: RespondState, endpoint: str, now_ms: int) -> Directive:
         route="primary" if route_action is None else "fallback",
         route_action_id=route_action,
         limits=limits[:MAX_LIMITS],
+        guard_shares=guard_shares,
+        other_share=other_share,
     )
 
 
@@ -84,6 +88,20 @@ def mark_sent(state: RespondState, endpoints: Sequence[str], now_ms: int) -> Res
     for name in endpoints:
         marked.seen.sent[name] = Sent(marked.record(name).epoch, now_ms)
     return marked
+
+
+def _split(view: EndpointState | None) -> tuple[dict[str, float], float]:
+    """How much of each limit the named guards admit, and any other one.
+
+    Live guards that are not named share what is left; else another one is new, and takes what it would get of an even
+    split, so that the limit is exceeded by that at most until the next state names it.
+    """
+    if view is None or view.guards_live < 1:
+        return {}, 1.0
+    unnamed = view.guards_live - len(view.guard_shares)
+    if unnamed <= 0:
+        return view.guard_shares, 1.0 / (view.guards_live + 1)
+    return view.guard_shares, max(0.0, 1.0 - sum(view.guard_shares.values())) / unnamed
 
 
 def _ttl_ms(expires_ms: int, now_ms: int) -> int:

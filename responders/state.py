@@ -217,7 +217,7 @@ def target_key(endpoint: str, caller: str | None) -> str:
 
 
 class _Saved(Wire):
-    """The durable state as JSON; `views` without the callers who knock."""
+    """The durable state as JSON; `views` without the callers who knock and the split of limits."""
 
     epoch: int
     entry: int
@@ -233,7 +233,9 @@ class _Saved(Wire):
 
 def to_bytes(state: RespondState) -> bytes:
     """A line of JSON with schema number and SHA-256, then the state as JSON. StateRefused above `MAX_STATE_BYTES`."""
-    views = {name: view.model_copy(update={"knocking": []}) for name, view in state.seen.views.items()}
+    views = {
+        name: view.model_copy(update={"knocking": [], "guard_shares": {}}) for name, view in state.seen.views.items()
+    }
     parts = {part.name: getattr(state, part.name) for part in fields(RespondState) if part.name != "seen"}
     body = _Saved(**parts, views=views).to_bytes()
     head = json.dumps({"state_schema": STATE_SCHEMA, "sha256": hashlib.sha256(body).hexdigest()}).encode()

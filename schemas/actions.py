@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from schemas.signals import MAX_GUARD_SHARES, GuardShares
 from schemas.wire import Column, Id, Millis, Wire, Word
 
 _LowCardinality = Column("LowCardinality(String)")
@@ -99,7 +100,7 @@ class JournalEntry(Wire):
 
 
 class CallerLimit(Wire):
-    """At most `rate_per_s` answers a second for this caller, over all live guards of the endpoint."""
+    """At most `rate_per_s` answers a second for this caller, over all live guards of the endpoint: each admits its share."""
 
     caller: Id
     rate_per_s: float = Field(ge=0)
@@ -111,7 +112,8 @@ class Directive(Wire):
     """An endpoint's whole wanted state. Signed over its exact bytes; compacted; re-sent while it holds.
 
     A serving process refuses a bad signature, an unknown key, a lower `epoch`, a `ttl_ms` above the maximum. Its deadline
-    is receipt + `ttl_ms`, never later than an earlier deadline of the same epoch.
+    is receipt + `ttl_ms`, never later than an earlier deadline of the same epoch. It admits its share of each limit:
+    `guard_shares` by guard id, `other_share` for every guard that is not named there.
     """
 
     KIND: ClassVar[str] = "directive"
@@ -125,6 +127,8 @@ class Directive(Wire):
     route_action_id: Id | None = None
     probe_share: float = Field(PROBE_SHARE, ge=0, le=1)
     limits: Annotated[list[CallerLimit], _Json] = Field(default_factory=list, max_length=MAX_LIMITS)
+    guard_shares: Annotated[GuardShares, _Json] = Field(default_factory=dict, max_length=MAX_GUARD_SHARES)
+    other_share: float = Field(1.0, ge=0, le=1)
 
 
 class KillSwitch(Wire):

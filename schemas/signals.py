@@ -33,7 +33,12 @@ SignalKind = Literal[
     "data_lost",
 ]
 MAX_SHARES = 20
+MAX_GUARD_SHARES = 64
+"""Guards that a split of limits names; the rest share what is left evenly."""
 Evidence = dict[str, float | int | str | bool | list[float | int | str | None] | None]
+
+GuardShares = dict[Id, Annotated[float, Field(ge=0, le=1)]]
+"""How much of a limit each guard admits."""
 
 
 class CallerShare(Wire):
@@ -95,7 +100,8 @@ class EndpointState(Wire):
     """What the responder must know of an endpoint: each second under action or incident, else on change and every 30 s.
 
     `active_callers` are the callers by name of the last minute; `median_caller_rate` is events/s of the median one.
-    `good_probes` counts probes of the primary that went well since the last one that did not.
+    `good_probes` counts probes of the primary that went well since the last one that did not. `guard_shares`: how much of
+    a limit each live guard is to admit, by what it was asked; they sum to at most 1, and the most asked 64 are named.
     """
 
     KIND: ClassVar[str] = "endpoint_state"
@@ -112,5 +118,6 @@ class EndpointState(Wire):
     median_caller_rate: float = 0.0
     good_probes: int = 0
     knocking: Annotated[list[KnockingCaller], _Json] = Field(default_factory=list, max_length=100)
+    guard_shares: Annotated[GuardShares, _Json] = Field(default_factory=dict, max_length=MAX_GUARD_SHARES)
     log_partition: int = 0
     log_offset: int = 0

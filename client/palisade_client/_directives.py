@@ -20,6 +20,8 @@ MAX_TTL_MS = 3_600_000
 """No directive lives longer (R2)."""
 MAX_LIMITS = 1_000
 """Caller limits in one directive."""
+MAX_GUARDS = 64
+"""Guards whose share of the limits one directive names."""
 
 Refused = Literal[
     "no_keys",
@@ -56,6 +58,8 @@ class _Directive:
     fallback: bool
     probe_share: float
     limits: tuple[tuple[str, float, int, str], ...]  # caller, rate per second, ttl_ms, action id
+    guard_shares: Mapping[str, float]
+    other_share: float
 
     @classmethod
     def parse(cls, value: bytes) -> _Directive:
@@ -66,10 +70,10 @@ class _Directive:
             for x in fields.get("limits", [])
         ]
         mode, route = fields["mode"], fields.get("route", "primary")
-        probe_share = _number(fields.get("probe_share", 0.05))
+        guard_shares = {guard: _share(share) for guard, share in fields.get("guard_shares", {}).items()}
         if mode not in ("observe", "enforce") or route not in ("primary", "fallback"):
             raise ValueError("unknown mode or route")
-        if len(limits) > MAX_LIMITS or not 0 <= probe_share <= 1:
+        if len(limits) > MAX_LIMITS or len(guard_shares) > MAX_GUARDS:
             raise ValueError("out of bounds")
         return cls(
             _text(fields["endpoint"]),
@@ -78,8 +82,10 @@ class _Directive:
             _whole(fields["ttl_ms"]),
             mode == "enforce",
             route == "fallback",
-            probe_share,
+            _share(fields.get("probe_share", 0.05)),
             tuple(limits),
+            guard_shares,
+            _share(fields.get("other_share", 1.0)),
         )
 
     @property
@@ -93,11 +99,12 @@ class DirectiveState:
     A directive is refused for a missing, bad or unknown signature, an epoch below the highest seen, an issue older than
     the one of the same epoch, a ttl above one hour. The deadline of its route, and of each of its limits by their own
     ttl, is receipt + ttl - age, and never later than the same epoch had it before; so no clock, replay or re-sending
-    can extend an action.
+    can extend an action. Of each limit this process admits the share of its `guard_id`.
     """
 
-    def __init__(self, endpoint: str, keys: PublicKeys) -> None:
+    def __init__(self, endpoint: str, keys: PublicKeys, guard_id: str) -> None:
         self.endpoint = endpoint
+        self.guard_id = guard_id
         self.epoch = 0
         self.killed = False
         self.refusals: dict[str, int] = {}
@@ -151,13 +158,20 @@ class DirectiveState:
         self._apply(directive, now - max(0.0, age_s))
         return None
 
+    @property
+    def share(self) -> float:
+        """How much of each limit this process admits, 0 to 1."""
+        directive = self._directive
+        return 1.0 if directive is None else directive.guard_shares.get(self.guard_id, directive.other_share)
+
     def orders(self, *, may_fall_back: bool) -> Orders:
         """What to enforce, the kill switch aside; each order carries its own deadline."""
         directive = self._directive
         if directive is None or not directive.enforce:
             return NOTHING
+        share = self.share
         limits = {
-            caller: Limit(rate, self._limit_deadlines[caller], action_id)
+            caller: Limit(rate * share, self._limit_deadlines[caller], action_id)
             for caller, rate, _, action_id in directive.limits
         }
         falls_back = directive.fallback and may_fall_back
@@ -202,6 +216,13 @@ def _number(value: Any) -> float:
     if type(value) not in (int, float) or not 0 <= value < float("inf"):
         raise ValueError("not a finite number of at least 0")
     return float(value)
+
+
+def _share(value: Any) -> float:
+    share = _number(value)
+    if share > 1:
+        raise ValueError("not a share from 0 to 1")
+    return share
 
 
 def _text(value: Any) -> str:

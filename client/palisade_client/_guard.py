@@ -177,7 +177,7 @@ class Guard:
             self._emitter.close(timeout_s / 2)
 
     def status(self) -> dict[str, Any]:
-        """For a health page: endpoint, guard_id, epoch, killed, fallback_ok, directives refused by reason, in_flight."""
+        """For a health page: endpoint, guard_id, epoch, killed, limits, fallback_ok, directives refused, in_flight."""
         live = self._live or self._start()
         return {
             "endpoint": self.endpoint,
@@ -186,6 +186,7 @@ class Guard:
             "killed": live.killed,
             "fallback_ok": live.fallback.ok,
             "limited_callers": len(live.orders.limits),
+            "limit_share": live.state.share,
             "directives_refused": dict(live.state.refusals),
             "in_flight": live.counts.in_flight,
         }

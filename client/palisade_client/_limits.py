@@ -14,7 +14,7 @@ REFUSED_EVENT_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """At most `rate_per_s` answers a second until `until` (monotonic seconds)."""
+    """At most `rate_per_s` answers a second of this process until `until` (monotonic seconds)."""
 
     rate_per_s: float
     until: float
@@ -38,6 +38,11 @@ class _Bucket:
         self.tokens = 1.0  # not a second's worth: a flood is met at its first excess call
         self.event_at = now - REFUSED_EVENT_S
 
+    def settle(self, now: float) -> None:
+        """Earns what `rate` gave since it was last settled; holds a second's worth, and one call at least."""
+        self.tokens = min(max(1.0, self.rate), self.tokens + (now - self.at) * self.rate)
+        self.at = now
+
 
 class Limiter:
     """Thread-safe. At most two buckets (verified, claimed) for each limit in force.
@@ -50,10 +55,15 @@ class Limiter:
         self._buckets: dict[tuple[str, CallerAuth], _Bucket] = {}
         self._lock = Lock()
 
-    def keep_only(self, limits: Mapping[str, Limit]) -> None:
-        """Forgets the buckets of callers that are no longer limited."""
+    def follow(self, limits: Mapping[str, Limit], now: float) -> None:
+        """From `now` on these rates hold. Each bucket earns by the rate it had until then, so that a share that moves
+        from process to process is earned in one of them at a time; those of callers no longer limited are forgotten.
+        """
         with self._lock:
             self._buckets = {key: bucket for key, bucket in self._buckets.items() if key[0] in limits}
+            for (caller, _), bucket in self._buckets.items():
+                bucket.settle(now)
+                bucket.rate = limits[caller].rate_per_s
 
     def admit(self, limit: Limit, caller: str, auth: CallerAuth, now: float) -> Refusal | None:
         """None if the call may pass, which takes a token; else the refusal."""
@@ -61,9 +71,8 @@ class Limiter:
             bucket = self._buckets.get((caller, auth))
             if bucket is None:
                 bucket = self._buckets[caller, auth] = _Bucket(limit.rate_per_s, now)
-            bucket.rate = rate = limit.rate_per_s
-            bucket.tokens = min(max(1.0, rate), bucket.tokens + (now - bucket.at) * rate)
-            bucket.at = now
+            bucket.settle(now)
+            rate = bucket.rate
             if bucket.tokens >= 1.0 and rate > 0:
                 bucket.tokens -= 1.0
                 return None

@@ -68,10 +68,10 @@ class Live:
         self.identity, self.fallback, self.emitter, self.clock = identity, fallback, emitter, clock
         self.transport = transport
         self.counts = Counts(identity.version)
-        self.state = DirectiveState(identity.endpoint, identity.keys)
         self.orders: Orders = NOTHING
         self.killed = self._killed_here = False
         self.guard_id = f"guard-{uuid.uuid4().hex[:16]}"
+        self.state = DirectiveState(identity.endpoint, identity.keys, self.guard_id)
         self._boot_id = uuid.uuid4().hex
         self._limiter = Limiter()
         self._routed = count(1)
@@ -229,7 +229,7 @@ class Live:
         if killed != self.killed:
             logger.warning("%s: kill switch %s", self.identity.endpoint, "set" if killed else "cleared")
         orders = NOTHING if killed else self.state.orders(may_fall_back=self.fallback.exists)
-        self._limiter.keep_only(orders.limits)
+        self._limiter.follow(orders.limits, self.clock.monotonic())
         self.killed, self.orders = killed, orders
 
     def _check_kill(self) -> None:

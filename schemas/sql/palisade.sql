@@ -198,6 +198,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.endpoint_states
     `median_caller_rate` Float64,
     `good_probes` Int64,
     `knocking` String,
+    `guard_shares` String,
     `log_partition` Int64,
     `log_offset` Int64
 )
@@ -207,7 +208,7 @@ TTL toDateTime(broker_time) + INTERVAL 30 DAY
 SETTINGS non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.endpoint_states AS
-SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `at_ms`, `guards_live`, `epoch_applied`, `fallback_ok`, `killed`, `live_version`, `asked_per_s`, `active_callers`, `median_caller_rate`, `good_probes`, `knocking`, `log_partition`, `log_offset`
+SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `at_ms`, `guards_live`, `epoch_applied`, `fallback_ok`, `killed`, `live_version`, `asked_per_s`, `active_callers`, `median_caller_rate`, `good_probes`, `knocking`, `guard_shares`, `log_partition`, `log_offset`
 FROM palisade_raw.endpoint_states FINAL;
 
 CREATE TABLE IF NOT EXISTS palisade_raw.journal
@@ -285,7 +286,9 @@ CREATE TABLE IF NOT EXISTS palisade_raw.directives
     `route` LowCardinality(String),
     `route_action_id` Nullable(String),
     `probe_share` Float64,
-    `limits` String
+    `limits` String,
+    `guard_shares` String,
+    `other_share` Float64
 )
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
@@ -293,7 +296,7 @@ TTL toDateTime(broker_time) + INTERVAL 400 DAY
 SETTINGS non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.directives AS
-SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `epoch`, `issued_ms`, `ttl_ms`, `mode`, `route`, `route_action_id`, `probe_share`, `limits`
+SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `epoch`, `issued_ms`, `ttl_ms`, `mode`, `route`, `route_action_id`, `probe_share`, `limits`, `guard_shares`, `other_share`
 FROM palisade_raw.directives
 ORDER BY `topic`, `partition`, `offset`, `row`
 LIMIT 1 BY `endpoint`, `epoch`, `issued_ms`;

@@ -149,6 +149,10 @@ def test_without_a_time_of_the_broker_the_wall_clock_tells_the_age(bench: Bench)
         ("undecodable", lambda key, r: directive(ENDPOINT, key, route="fallback", epoch=2, probe_share=7)),
         ("undecodable", lambda key, r: directive(ENDPOINT, key, epoch=2, limits={f"c{i}": 1.0 for i in range(1001)})),
         ("undecodable", lambda key, r: directive(ENDPOINT, key, epoch=2, limits={"c": float("nan")})),
+        ("undecodable", lambda key, r: directive(ENDPOINT, key, epoch=2, other_share=1.01)),
+        ("undecodable", lambda key, r: directive(ENDPOINT, key, epoch=2, guard_shares={"g": -0.1})),
+        ("undecodable", lambda key, r: directive(ENDPOINT, key, epoch=2, guard_shares=["g"])),
+        ("undecodable", lambda key, r: directive(ENDPOINT, key, epoch=2, guard_shares={f"g{i}": 0 for i in range(65)})),
     ],
 )
 def test_a_directive_is_refused_and_reported(bench: Bench, reason: str, spoil: Any) -> None:
@@ -254,7 +258,7 @@ _STEPS = st.lists(
 @given(_STEPS)
 def test_the_epoch_never_goes_down_and_no_action_outlives_its_ttl(steps: list[tuple[int, int, int, float]]) -> None:
     clock = ManualClock()
-    state = DirectiveState(ENDPOINT, public_keys(_KEY.public))
+    state = DirectiveState(ENDPOINT, public_keys(_KEY.public), "guard-1")
     epoch, deadlines = 0, {0: float("-inf")}
     for at_epoch, issued_ms, ttl_ms, pause in steps:
         clock.advance(pause)

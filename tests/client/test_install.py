@@ -49,7 +49,9 @@ def test_the_client_installs_and_runs_alone(tmp_path: Path) -> None:
     if installed.returncode and "Could not find a version" in installed.stderr + installed.stdout:
         pytest.skip("no package index can be reached")
     assert installed.returncode == 0, installed.stderr
-    ran = subprocess.run([python, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    ran = subprocess.run(
+        [python, "-I", "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
 
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == "alone"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from detectors.base import ReportEvent
 from detectors.endpoint_state import EndpointStates
@@ -105,6 +107,63 @@ def test_an_unsigned_report_changes_nothing_where_signed_ones_come() -> None:
     rogue = log.report({"a": 900}, trusted=False, guard="g1", after_ms=100, epoch_applied=0, fallback_ok=False)
 
     assert states.update([rogue]) == []
+
+
+def shares_after(*seconds: dict[str, tuple[dict[str, int], dict[str, int]]]) -> dict[str, float]:
+    """The split after so many seconds, each of guard -> (asked, refused) by caller."""
+    states, log = EndpointStates({}), Log()
+    states.watch(ENDPOINT, True)
+    said = []
+    for second in seconds:
+        said += states.update(
+            [
+                log.report(asked, refused=refused, guard=guard, after_ms=1_000 // len(second), interval_ms=1_000)
+                for guard, (asked, refused) in second.items()
+            ]
+        )
+    return said[-1].guard_shares
+
+
+def test_a_limit_is_split_by_what_each_guard_was_asked() -> None:
+    split = shares_after(*[{"g1": ({"a": 30}, {}), "g2": ({"a": 10}, {})}] * 4)
+
+    assert split == {"g1": pytest.approx(0.7, abs=1e-3), "g2": pytest.approx(0.3, abs=1e-3)}
+
+
+def test_what_limited_callers_ask_counts_before_what_others_ask() -> None:
+    """One caller sticks to a quiet guard: what everybody else asks of the busy one must not take its limit away."""
+    split = shares_after(*[{"busy": ({"a": 900}, {}), "quiet": ({"loud": 40, "b": 2}, {"loud": 35})}] * 4)
+
+    assert split == {"quiet": pytest.approx(0.9, abs=1e-3), "busy": pytest.approx(0.1, abs=1e-3)}
+
+
+def test_an_idle_endpoint_is_split_evenly() -> None:
+    assert shares_after(*[{f"g{n}": ({}, {}) for n in range(4)}] * 3) == {f"g{n}": 0.25 for n in range(4)}
+
+
+_COUNTS = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 500), max_size=4)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 99), _COUNTS, st.integers(0, 100)), min_size=1, max_size=120))
+def test_shares_never_sum_to_more_than_one_and_leave_no_named_guard_without(
+    reports: list[tuple[int, dict[str, int], int]],
+) -> None:
+    states, log = EndpointStates({}), Log()
+    states.watch(ENDPOINT, True)
+    said = states.update(
+        [
+            log.report(asked, guard=f"g{number}", after_ms=30, refused={name: min(1, asked[name]) for name in asked})
+            if refused % 2
+            else log.report(asked, guard=f"g{number}", after_ms=30)
+            for number, asked, refused in reports
+        ]
+    )
+    for state in said:
+        shares = state.guard_shares
+        assert len(shares) == min(state.guards_live, 64)
+        assert sum(shares.values()) <= 1 + 1e-9
+        assert min(shares.values()) >= 0.2 / state.guards_live - 1e-4
 
 
 def some_minutes() -> list[ReportEvent]:

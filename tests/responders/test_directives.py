@@ -7,6 +7,7 @@ import pytest
 from responders.decide import Clock
 from responders.directives import RELEASE_TTL_MS, directive_for, due, mark_sent
 from responders.journal import takeover
+from responders.state import from_bytes, to_bytes
 from schemas.actions import MAX_TTL_MS, Directive
 from tests.responders.given import T0, Responder, caller_signal, command, drifted, mandate, view
 
@@ -100,6 +101,48 @@ def test_each_renewal_has_a_new_epoch_because_a_deadline_never_moves_later_withi
 
     assert second.epoch > first.epoch
     assert second.ttl_ms == ACTION_MS
+
+
+def test_the_newest_split_of_a_limit_is_told_in_the_same_epoch_with_the_same_deadline(responder: Responder) -> None:
+    responder.take(caller_signal())
+    (first,) = send(responder)
+    responder.now_ms += 1_000
+    responder.take(view(at_ms=responder.now_ms, guards_live=2, guard_shares={"g1": 0.7, "g2": 0.3}))
+
+    (second,) = send(responder)
+
+    assert (first.guard_shares, first.other_share) == ({}, 1.0)
+    assert (second.guard_shares, second.other_share) == ({"g1": 0.7, "g2": 0.3}, pytest.approx(1 / 3))
+    assert second.epoch == first.epoch
+    assert second.limits[0].ttl_ms == first.limits[0].ttl_ms - 1_000
+
+
+def test_live_guards_beyond_those_named_share_what_is_left(responder: Responder) -> None:
+    responder.take(view(guards_live=80, guard_shares={f"g{n}": 0.01 for n in range(64)}))
+    responder.take(caller_signal())
+
+    (directive,) = send(responder)
+
+    assert directive.other_share == pytest.approx(0.36 / 16)
+
+
+def test_after_a_takeover_a_limit_is_split_evenly_until_guards_report(responder: Responder) -> None:
+    responder.take(view(guards_live=4, guard_shares={"g1": 0.7, "g2": 0.1, "g3": 0.1, "g4": 0.1}))
+    responder.take(caller_signal())
+    responder.state, _ = takeover(from_bytes(to_bytes(responder.state)), T0 + 10)
+
+    (directive,) = send(responder)
+
+    assert (directive.guard_shares, directive.other_share) == ({}, 0.25)
+
+
+def test_without_a_limit_nothing_is_split(responder: Responder) -> None:
+    responder.take(view(guards_live=2, guard_shares={"g1": 0.7, "g2": 0.3}))
+    responder.take(drifted())
+
+    (directive,) = send(responder)
+
+    assert (directive.guard_shares, directive.other_share) == ({}, 1.0)
 
 
 def test_nothing_is_told_about_an_endpoint_that_only_observes() -> None:

@@ -54,10 +54,11 @@ CONTRACTS: list[tuple[str, Wire]] = [
     )),
     ("endpoint_states", EndpointState(
         endpoint="credit", at_ms=NOW, guards_live=2, knocking=[KnockingCaller(caller="c", asked_per_s=3.0)],
+        guard_shares={"g1": 0.75, "g2": 0.25},
     )),
     ("directives", Directive(
         endpoint="credit", epoch=2, issued_ms=NOW, ttl_ms=5, mode="observe", route="fallback",
-        limits=[CallerLimit(caller="c", rate_per_s=0.5, ttl_ms=5, action_id="a")],
+        limits=[CallerLimit(caller="c", rate_per_s=0.5, ttl_ms=5, action_id="a")], guard_shares={"g1": 1.0}, other_share=0.5,
     )),
     ("kills", KillSwitch(kill=True, issued_ms=NOW, actor="ann", reason="drill ☃")),
     ("commands", Command(command_id="c", kind="restore", actor="ann", issued_ms=NOW, expires_ms=NOW + 1)),
