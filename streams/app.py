@@ -149,11 +149,12 @@ def run_topic(app: faust.App, topic_name: str, handler: Handler, *, in_flight: i
 
         async for run in runs:
             await places.acquire()
+            run.on_over = release  # before the look: the ledger may close between the two lines
             if run.stale:
-                places.release()
+                run.end()
                 continue
-            run.on_over = release
             try:
+                run.begin()
                 await handler(run)
             except asyncio.CancelledError:
                 run.abandon()

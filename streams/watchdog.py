@@ -34,12 +34,13 @@ class Probe:
 class WatchdogLimits:
     """Seconds without progress that end the process.
 
-    run_s is above message.timeout (30 s), for a run may wait for its outcomes that long. commit_s is above a broker
-    outage that a worker must survive (60 s).
+    handed_s is above loop_s, so that a slow loop is called by its name. run_s is above message.timeout (30 s), for a run
+    may wait for its outcomes that long. commit_s is above a broker outage that a worker must survive (60 s).
     """
 
     polling_s: float = 10.0
     loop_s: float = 10.0
+    handed_s: float = 20.0
     run_s: float = 60.0
     commit_s: float = 120.0
 
@@ -157,6 +158,10 @@ def transport_probes(
         there = poller()
         return there.ledger.stalled_s(now) if there else None
 
+    def handed(now: float) -> float | None:
+        there = poller()
+        return there.ledger.unbegun_s(now) if there else None
+
     def commits(now: float) -> float | None:
         there = poller()
         return uncommitted.age(now, bool(there.ledger.due()), there.committed_at) if there else None
@@ -164,6 +169,7 @@ def transport_probes(
     return [
         Probe("polling", bounds.polling_s, polling),
         Probe("loop", bounds.loop_s, LoopHeartbeat(loop).age),
+        Probe("handing over", bounds.handed_s, handed),
         Probe("runs", bounds.run_s, runs),
         Probe("commits", bounds.commit_s, commits),
     ]

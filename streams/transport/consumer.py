@@ -202,13 +202,26 @@ class Consumer(base.Consumer):
                 self.log.info("waiting for %d runs that are being worked on", self.poller.ledger.busy)
         await self.commit()
 
-    # -- seeking: only ever a rewind of everything
+    # -- the flow and seeking: only ever a rewind of everything
+
+    def stop_flow(self) -> None:
+        super().stop_flow()
+        if hasattr(self, "poller"):
+            self.poller.ledger.withhold()
+
+    def resume_flow(self) -> None:
+        """Faust has just cleared every channel, so whatever was handed over until now is read again.
+
+        A rewind asked any earlier, where Faust seeks, can hand runs over before they are cleared: lost without a trace.
+        """
+        super().resume_flow()
+        if hasattr(self, "poller"):
+            self.poller.rewind()
 
     async def perform_seek(self) -> None:
-        self.poller.rewind()
+        """`resume_flow` does it."""
 
     async def seek_to_committed(self) -> Mapping[FaustTP, int]:
-        self.poller.rewind()
         return {}
 
     def assignment(self) -> set[FaustTP]:

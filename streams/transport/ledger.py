@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import NamedTuple
 
-from streams.transport.run import TP, Record, Run
+from streams.transport.run import TP, Record, Run, RunLost
 
 MIB = 1 << 20
 ARROW_STREAM = b"\xff\xff\xff\xff"  # how an encapsulated message begins (Arrow columnar format, IPC)
@@ -84,11 +84,15 @@ class Ledger:
         self._on_idle = on_idle
         self._on_failure = on_failure
         self._clock = clock
-        self._finished_at: dict[TP, float] = {}
+        self._withheld = False
+        self._advanced_at: dict[TP, float] = {}  # when the oldest run of the partition was done
+        self._turned_at: dict[str, float] = {}  # when an agent of the topic last began or ended a run
         self._lock = threading.Lock()
         self._opened: set[Run] = set()
         self._order: dict[TP, deque[Run]] = {}  # read and not yet safe, in offset order
         self._inbox: dict[TP, deque[Run]] = {}  # not yet handed over
+        self._handed: dict[TP, deque[Run]] = {}  # handed over, not yet begun
+        self._begun: set[Run] = set()  # and not over
         self._gathering: dict[TP, _Gathering] = {}
         self._first: dict[TP, int] = {}
         self._read: dict[TP, int] = {}
@@ -154,9 +158,21 @@ class Ledger:
     def take(self, active: Collection[TP]) -> dict[TP, list[Run]]:
         """Runs to hand over now, of the partitions that are active."""
         with self._lock:
-            if self.closed:
+            if self.closed or self._withheld:
                 return {}
-            return {tp: list(self._inbox.pop(tp)) for tp in [tp for tp in self._inbox if tp in active]}
+            taken = {tp: list(self._inbox.pop(tp)) for tp in [tp for tp in self._inbox if tp in active]}
+            now = self._clock()
+            for tp, runs in taken.items():
+                self._handed.setdefault(tp, deque()).extend(runs)
+                for run in runs:
+                    run.handed_at = now
+            return taken
+
+    def withhold(self) -> None:
+        """Hand nothing over any more: Faust drops what no agent has begun, and it comes again from the next ledger."""
+        with self._lock:
+            self._withheld = True
+            self._handed.clear()
 
     @property
     def waiting(self) -> bool:
@@ -182,6 +198,18 @@ class Ledger:
         """Runs that are open."""
         return len(self._opened)
 
+    def begin(self, run: Run) -> None:
+        """An agent has taken up this run. Raises RunLost when an earlier one of its partition was not begun before."""
+        with self._lock:
+            handed = self._handed.get(run.tp)
+            if self.closed or not handed:
+                return
+            if handed[0] is not run:
+                raise RunLost(f"{handed[0]!r} was handed over and never begun, {run!r} behind it was")
+            handed.popleft()
+            self._begun.add(run)
+            self._turned_at[run.tp.topic] = self._clock()
+
     def open(self, run: Run) -> None:
         with self._lock:
             if not self.closed and not run.finished:
@@ -194,10 +222,10 @@ class Ledger:
             if not self.closed and not run.finished:
                 self._bytes[run.tp.topic] -= run.size
                 run.finished = True
-                self._finished_at[run.tp] = self._clock()
                 order = self._order[run.tp]
                 while order and order[0].finished:
                     self._safe[run.tp] = order.popleft().next
+                    self._advanced_at[run.tp] = self._clock()
             run.finished = True
         self._release(run)
 
@@ -216,6 +244,9 @@ class Ledger:
         with self._lock:
             was_open = run in self._opened
             self._opened.discard(run)
+            if run in self._begun:
+                self._begun.remove(run)
+                self._turned_at[run.tp.topic] = self._clock()
             idle = was_open and not self._opened
         run.end()
         if idle:
@@ -229,7 +260,8 @@ class Ledger:
             self.closed = True
             over = [run for runs in self._order.values() for run in runs]
             self._opened.clear()
-            for held in (self._order, self._inbox, self._gathering, self._safe, self._bytes):
+            self._begun.clear()
+            for held in (self._order, self._inbox, self._handed, self._gathering, self._safe, self._bytes):
                 held.clear()
         for run in over:
             run.end()
@@ -250,12 +282,25 @@ class Ledger:
         return now - min(heads) if heads else None
 
     def stalled_s(self, now: float) -> float | None:
-        """Seconds for which a partition with unfinished runs has finished none: the worst one; `None` when all is done.
+        """Seconds for which the oldest unfinished run of a partition has been its oldest: the worst one; `None` when all
+        is done.
 
-        Finds the run that was handed over and forgotten, and lets a long backlog that moves pass.
+        Finds the run that was begun and forgotten, whatever is finished behind it, and lets a backlog that moves pass.
         """
         with self._lock:
-            since = [max(runs[0].read_at, self._finished_at.get(tp, 0.0)) for tp, runs in self._order.items() if runs]
+            since = [max(runs[0].read_at, self._advanced_at.get(tp, 0.0)) for tp, runs in self._order.items() if runs]
+        return now - min(since) if since else None
+
+    def unbegun_s(self, now: float) -> float | None:
+        """Seconds for which a run that was handed over waits while its topic's agent has none to work on: the worst one;
+        `None` when there is none. It was lost on the way."""
+        with self._lock:
+            busy = {run.tp.topic for run in self._begun}
+            since = [
+                max(runs[0].handed_at, self._turned_at.get(tp.topic, 0.0))
+                for tp, runs in self._handed.items()
+                if runs and tp.topic not in busy
+            ]
         return now - min(since) if since else None
 
     def state(self) -> dict[TP, PartitionState]:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 RECORD_OVERHEAD = 256  # bytes a record takes in memory beside its value (message object, key, headers): an estimate
 
 
+class RunLost(RuntimeError):
+    """A run that was handed over never reached its agent: its partition would never be committed again."""
+
+
 class TP(NamedTuple):
     """A partition of a topic. Equal to, and hashed as, the tuple of Faust and of confluent-kafka's names."""
 
@@ -46,6 +50,7 @@ class Run:
         "failed",
         "finished",
         "first",
+        "handed_at",
         "length",
         "next",
         "on_over",
@@ -65,6 +70,7 @@ class Run:
         self.length = len(records)
         self.size = sum(map(len, records)) + RECORD_OVERHEAD * len(records)
         self.read_at = read_at  # monotonic seconds
+        self.handed_at = 0.0
         self.opened = False
         self.finished = False
         self.failed = False
@@ -112,6 +118,10 @@ class Run:
     def stale(self) -> bool:
         """Its partition was revoked or reading was rewound: it will be read again, here or elsewhere."""
         return self._ledger.closed
+
+    def begin(self) -> None:
+        """Say that an agent has taken it up, in offset order. Raises RunLost when one before it never came."""
+        self._ledger.begin(self)
 
     def open(self) -> Self:
         """Say that work on this run has begun. A rebalance or a stop waits for open runs, up to the drain bound."""

@@ -18,7 +18,7 @@ from faust.exceptions import ImproperlyConfigured
 from streams.app import Handler, Hooks, KafkaConnection, TopicLimits, make_app, run_topic, run_worker
 from streams.transport.consumer import ConsumerOptions, NoReadOffset
 from streams.transport.refusals import refuse_settings, refuse_topics
-from streams.transport.run import TP, Run
+from streams.transport.run import TP, Run, RunLost
 from streams.transport.schema import RunSchema
 from streams.transport.settings import kafka_settings
 from streams.transport.transport import install
@@ -239,6 +239,49 @@ async def test_a_rewind_under_a_full_house_hands_everything_over_again() -> None
         for run in handed:
             run.done()
         await until(lambda: len(handed) == 6)
+    assert consumer.stored == {T: 20}
+
+
+@pytest.mark.anyio
+async def test_a_resume_of_the_flow_clears_the_channels_and_what_was_in_them_is_read_again() -> None:
+    handed: list[Run] = []
+
+    async def handler(run: Run) -> None:
+        handed.append(run.open())
+
+    async with running(handler, in_flight=1) as consumer:
+        app = consumer.app  # type: ignore[attr-defined]
+        await until(lambda: handed)
+        app.flow_control.resume()  # as Faust's recovery does it, the second line right behind the first
+        app.consumer.resume_flow()
+        await until(lambda: handed[0].stale)
+        while len(handed) < 11:
+            before = len(handed)
+            handed[-1].done()
+            await until(lambda before=before: len(handed) > before or handed[-1].next == 100)
+        handed[-1].done()
+    assert [run.first for run in handed] == [0, *range(0, 100, 10)]
+    assert consumer.stored == {T: 100}
+
+
+@pytest.mark.anyio
+async def test_a_run_that_faust_drops_ends_the_worker_before_anything_behind_it_is_worked_on() -> None:
+    handed: list[Run] = []
+
+    async def handler(run: Run) -> None:
+        handed.append(run.open())
+
+    async with running(handler, in_flight=1) as consumer:
+        app = consumer.app  # type: ignore[attr-defined]
+        (channel,) = app.topics
+        await until(lambda: handed and channel.queue.qsize() == 8)
+        channel.queue._queue.popleft()  # the agent has the second run already
+        handed[0].done()
+        await until(lambda: len(handed) == 2)
+        handed[1].done()
+        await until(lambda: app.crashed)
+    assert [run.first for run in handed] == [0, 10]
+    assert isinstance(app.consumer.crash_reason, RunLost)
     assert consumer.stored == {T: 20}
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.transport.ledger import Ledger, TopicLimits
-from streams.transport.run import RECORD_OVERHEAD, TP, Run
+from streams.transport.run import RECORD_OVERHEAD, TP, Run, RunLost
 from tests.transport.fakes import FakeRecord, ledger_with, records
 
 A, B = TP("t", 0), TP("u", 0)
@@ -167,15 +167,55 @@ def test_the_oldest_unfinished_run_gives_its_age() -> None:
     assert ledger.oldest_unfinished_s(9.0) == pytest.approx(2.0)
 
 
-def test_a_forgotten_run_shows_as_a_stall_though_its_backlog_is_young() -> None:
+def test_a_forgotten_run_shows_as_a_stall_whatever_is_finished_behind_it() -> None:
     ledger = Ledger(clock=lambda: 8.0)
-    ledger.add(A, records(0, 1), 5.0)
-    ledger.add(A, records(1, 1), 6.0)
-    first, second = taken(ledger)
-    second.done()
-    assert ledger.stalled_s(9.0) == pytest.approx(1.0)
+    for offset in range(3):
+        ledger.add(A, records(offset, 1), 5.0)
+    first, second, third = taken(ledger)
+    third.done()
+    assert ledger.stalled_s(9.0) == pytest.approx(4.0)
     first.done()
+    assert ledger.stalled_s(9.0) == pytest.approx(1.0)
+    second.done()
     assert ledger.stalled_s(9.0) is None
+
+
+def test_a_run_that_never_came_is_missed_by_the_next_one_of_its_partition() -> None:
+    ledger = ledger_with(A, [1, 1, 1])
+    ledger_with(B, [1], ledger)
+    first, _, third = taken(ledger, A)
+    (other,) = taken(ledger, B)
+    first.begin()
+    other.begin()
+    with pytest.raises(RunLost, match=r"t\[0\] 1\.\.1"):
+        third.begin()
+
+
+def test_a_run_that_waits_though_its_agent_is_idle_shows_after_the_last_sign_of_the_agent() -> None:
+    now = 5.0
+    ledger = ledger_with(A, [1, 1], Ledger(clock=lambda: now))
+    first, second = taken(ledger)
+    assert ledger.unbegun_s(6.0) == pytest.approx(1.0)
+    first.begin()
+    assert ledger.unbegun_s(6.0) is None, "its agent is at work"
+    now = 8.0
+    first.open().done()
+    assert ledger.unbegun_s(9.0) == pytest.approx(1.0)
+    second.begin()
+    second.done()
+    assert ledger.unbegun_s(9.0) is None
+
+
+def test_what_is_withheld_is_neither_handed_over_nor_missed() -> None:
+    ledger = ledger_with(A, [1, 1, 1])
+    first, _, third = taken(ledger)
+    first.begin()
+    ledger.withhold()
+    ledger_with(A, [1], ledger, first=3)
+    third.begin()
+    assert (taken(ledger), ledger.unbegun_s(1e9)) == ([], None)
+    first.done()
+    assert ledger.due() == {A: 1}
 
 
 def test_threads_that_finish_runs_together_lose_none() -> None:
