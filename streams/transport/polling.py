@@ -58,6 +58,7 @@ class Poller:
         self.committed_at = monotonic()
         self._generation = 0
         self._rewinds_asked = self._rewinds_done = 0
+        self._unread_since: float | None = None  # something is assigned, and nobody has asked to read it yet
         self._wanted: list[str] = []
         self._subscribed: list[str] = []
         self._queue: deque[tuple[dict[TP, int], concurrent.futures.Future[None]]] = deque()
@@ -143,6 +144,8 @@ class Poller:
             )
         if self._rewinds_done != self._rewinds_asked:
             self._rewind()
+        elif self._unread_since is not None and self.beat - self._unread_since > self._bounds.loop_s:
+            raise LoopStuck(f"nobody asked to read what was assigned {self._bounds.loop_s:.0f} s ago")
         self._hold_back()
         self._read()
 
@@ -251,6 +254,7 @@ class Poller:
         self._consumer.assign(parts)
         self._consumer.pause(parts)
         self._on_loop(self._host.assigned(self.partitions))
+        self._unread_since = monotonic()
 
     def _on_revoke(self, _: Client, revoked: list[TopicPartition]) -> None:
         self._give_up(self._host.revoked, revoked)
@@ -271,6 +275,7 @@ class Poller:
         self.partitions = partitions
         self.watermarks.clear()
         self.paused = set()
+        self._unread_since = None
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run it on the loop and wait, serving commits meanwhile, for the coroutine may wait for one."""
@@ -304,6 +309,7 @@ class Poller:
             self._consumer.assign(parts)
             self._consumer.resume(parts)
         self.paused = set()
+        self._unread_since = None
         self._generation += 1
         self.ledger = self._host.new_ledger(self._generation)
         self._rewinds_done = asked

@@ -30,7 +30,8 @@ FATAL = frozenset(
 
 
 class LoopStuck(RuntimeError):
-    """The event loop did not answer a rebalance or a rewind in time: a thread that never polls again is a zombie."""
+    """The event loop did not answer a rebalance or a rewind in time, or did not ask to read what was assigned: a worker
+    that holds partitions and never reads them is a zombie."""
 
 
 class Halted(Exception):

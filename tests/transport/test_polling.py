@@ -311,6 +311,17 @@ async def test_a_loop_that_never_answers_ends_the_worker() -> None:
     assert isinstance(error, LoopStuck)
 
 
+async def test_partitions_that_nobody_asks_to_read_end_the_worker() -> None:
+    class Mute(Host):
+        async def assigned(self, tps: frozenset[TP]) -> None: ...
+
+    host, consumer = Mute(), consumer_with(t=1)
+    async with polling(host, consumer, loop_s=0.05):
+        consumer.join(A)
+        error = await asyncio.wait_for(host.error, 5)
+    assert "nobody asked to read" in str(error)
+
+
 async def test_no_commit_is_left_waiting_after_the_end() -> None:
     async def assigned(_: Host) -> None:
         await asyncio.Event().wait()
