@@ -6,7 +6,6 @@ Used by `palisade dev` and by the demo. Everything lies under one folder; nothin
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,15 @@ from typing import Any
 
 import yaml
 
+from palisade.running import announce
 from palisade.supervisor import ChildSpec, Supervisor, python_module
 from responders.signing import SigningKey
 from schemas.config import PalisadeConfig
 from schemas.errors import ConfigError
+from schemas.ids import clean_id
 from schemas.topics import TOPICS
+from streams.admin import Cluster
 
-DEFAULT_FOLDER = Path("palisade-data/dev")
 ROLES = ("audit", "detect", "respond")
 """In the order of their start: what is said before audit listens is still on Kafka, but a demo's clock runs."""
 
@@ -40,9 +41,10 @@ class DevKeys:
 
 @dataclass(frozen=True, slots=True)
 class DevStack:
-    """A prepared folder. `embedded`: the broker is ours, in memory, and dies with us."""
+    """A prepared folder. `embedded`: the broker is ours, in memory, and dies with us. `data`: where audit and state lie."""
 
     folder: Path
+    data: Path
     config_path: Path
     bootstrap: str
     keys: DevKeys
@@ -57,12 +59,31 @@ class DevStack:
             "PALISADE_PRODUCER_KEY": str(self.keys.producer.resolve()),
         }
 
+    def clickhouse(self, config: PalisadeConfig) -> str:
+        """Where the audit answers, and how to log in there."""
+        if config.clickhouse.url is not None:
+            return f"{config.clickhouse.url}, user {config.clickhouse.user}"
+        at = json.loads((self.data / "clickhouse.json").read_text())
+        return f"{at['url']}, user {at['user']}, password in {self.data / at['token_file']}"
+
+
+def require_topics(cluster: Cluster, stack: DevStack) -> None:
+    """Raises ConfigError if the cluster lacks topics of ours."""
+    missing = [spec.name for spec in TOPICS if spec.name not in cluster.partitions]
+    if missing:
+        raise ConfigError(
+            f"{stack.bootstrap} has no topic {missing[0]} ({len(missing)} are missing): "
+            f"make them with `palisade topics create --config {stack.config_path}`"
+        )
+
 
 def start_broker(supervisor: Supervisor, partitions: int) -> str:
     """Starts the embedded broker as a child; returns its bootstrap address."""
     topics = ",".join(f"{spec.name}:{spec.partitions(partitions)}" for spec in TOPICS)
     command = python_module("streams.embedded_broker", "--topics", topics)
-    line = supervisor.start(ChildSpec("broker", command, ready="bootstrap", restart=False), timeout_s=30)
+    line = supervisor.start(
+        ChildSpec("broker", command, ready="bootstrap", restart=False, leaned_on=True), timeout_s=30
+    )
     return str(json.loads(line)["bootstrap"])
 
 
@@ -74,10 +95,13 @@ def prepare(
     *,
     embedded: bool,
     config_home: Path = Path(),
+    cluster_id: str | None = None,
 ) -> DevStack:
     """Writes keys (once) and the effective configuration: this broker, these keys, every endpoint believes our producer.
 
-    `config_home`: the folder that the paths of `config` are relative to.
+    config_home: the folder that the paths of `config` are relative to. cluster_id: state and audit of a real cluster lie
+    in a folder of their own, since offsets of another broker, the embedded one above all, would pass for its own. Keys
+    are the folder's, whatever the broker: serving processes know them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if embedded:
@@ -86,8 +110,10 @@ def prepare(
     producer = DevKeys.public(keys.producer)
     effective = config.model_dump(mode="json", exclude_none=True)
     _absolute(effective, config_home)
+    if embedded:  # how to log in to the user's own brokers is of no use there
+        effective["kafka"] = {"partitions": config.kafka.partitions, "replication": 1}
     effective["kafka"] |= {"bootstrap": bootstrap, "embedded": embedded}
-    effective["data_dir"] = "."
+    effective["data_dir"] = "." if cluster_id is None else f"kafka-{clean_id(cluster_id).replace(':', '_')}"
     effective["operator_keys"] = [*config.operator_keys, DevKeys.public(keys.operator)]
     effective["signing_key_file"] = str(keys.signing.relative_to(folder))
     for endpoint in effective["endpoints"]:
@@ -97,7 +123,7 @@ def prepare(
         effective["policy"] = "policy.yaml"
     config_path = folder / "palisade.yaml"
     config_path.write_text(yaml.safe_dump(effective, sort_keys=False))
-    return DevStack(folder, config_path, bootstrap, keys, embedded)
+    return DevStack(folder, folder / effective["data_dir"], config_path, bootstrap, keys, embedded)
 
 
 def role_specs(stack: DevStack, replicas: dict[str, int] | None = None) -> list[ChildSpec]:
@@ -118,26 +144,7 @@ def start_roles(supervisor: Supervisor, stack: DevStack, replicas: dict[str, int
     names = [supervisor.spawn(spec) for spec in role_specs(stack, replicas)]
     for name in names:
         supervisor.wait_ready(name, timeout_s=90)
-    (stack.folder / "running.json").write_text(json.dumps({"pid": os.getpid(), "bootstrap": stack.bootstrap}))
-
-
-def find_config(given: Path | None) -> Path:
-    """The configuration to use: the one given, that of a running `palisade dev` here, `./palisade.yaml`."""
-    if given is not None:
-        return given
-    running = DEFAULT_FOLDER / "running.json"
-    if running.exists() and _alive(int(json.loads(running.read_text())["pid"])):
-        return DEFAULT_FOLDER / "palisade.yaml"
-    if Path("palisade.yaml").exists():
-        return Path("palisade.yaml")
-    raise ConfigError("no configuration: start `palisade dev` in this folder, or name a file with --config")
-
-
-def refuse_second(folder: Path) -> None:
-    """Raises ConfigError if another process runs in this folder: two would share keys, state and the audit's directory."""
-    running = folder / "running.json"
-    if running.exists() and _alive(int(json.loads(running.read_text())["pid"])):
-        raise ConfigError(f"`palisade dev` runs here already ({running}): stop it, or name another --folder")
+    announce(stack.folder, stack.bootstrap)
 
 
 def _forget_last_broker(folder: Path) -> None:
@@ -171,11 +178,3 @@ def _key(path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         SigningKey.generate().save(path)
     return path
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True

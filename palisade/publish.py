@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json as paj
-import pyarrow.parquet as pq
 from confluent_kafka import KafkaError, Message, Producer
 
+from palisade.tables import UnusableFile, read_table
 from responders.signing import SigningKey
-from schemas.errors import PalisadeError
 from schemas.events import MAX_REPORT_CALLERS, CallerCounts, Prediction, Report, RouteCounts
 from schemas.ids import clean_id
 from schemas.topics import PREDICTIONS, REPORTS
@@ -29,10 +27,6 @@ PACE_S = 0.05
 """At recorded pace, rows due in the same 50 ms travel in one record."""
 FIELDS = frozenset(Prediction.model_fields) - {"features", "schema_version"}
 Progress = Callable[[int], None]
-
-
-class UnusableFile(PalisadeError):
-    """A file that holds no predictions that could be published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +55,7 @@ def read_predictions(path: Path, mapping: Mapping) -> pa.Table:
     A column `features` (struct or JSON object) is taken as it is; else every column that is no field of a prediction is a
     feature.
     """
-    table = _read(path)
+    table = read_table(path)
     absent = [name for name in (mapping.caller, mapping.time, *mapping.drop) if name and name not in table.column_names]
     if absent:
         raise UnusableFile(f"{path} has no column {absent[0]!r}; it has {', '.join(table.column_names)}")
@@ -128,28 +122,6 @@ def publish(
     return Published(sent, reporter.written, len(failures) + left, time.monotonic() - started)
 
 
-def _read(path: Path) -> pa.Table:
-    try:
-        if path.suffix in (".parquet", ".pq"):
-            return pq.read_table(path)
-        if path.suffix in (".arrow", ".feather", ".ipc"):
-            return _read_arrow(path)
-        if path.suffix in (".jsonl", ".ndjson", ".json"):
-            return paj.read_json(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UnusableFile(f"{path} cannot be read: {error}") from error
-    raise UnusableFile(f"{path}: the name must end in .parquet, .jsonl or .arrow to say what it is")
-
-
-def _read_arrow(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as source:
-        try:
-            return pa.ipc.open_file(source).read_all()
-        except pa.ArrowInvalid:
-            source.seek(0)
-            return pa.ipc.open_stream(source).read_all()
-
-
 def _plain(column: pa.ChunkedArray) -> pa.Array:
     """A feature's values as number, text or boolean."""
     whole = column.combine_chunks()
@@ -165,7 +137,7 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
 def _milliseconds(column: pa.ChunkedArray, path: Path) -> pa.Array:
     whole = column.combine_chunks()
     try:
-        if pa.types.is_timestamp(whole.type):
+        if pa.types.is_timestamp(whole.type) or pa.types.is_date(whole.type):
             return whole.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
         if pa.types.is_string(whole.type):
             return pc.cast(whole, pa.timestamp("ms")).cast(pa.int64())

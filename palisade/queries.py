@@ -62,7 +62,7 @@ CALLER_EVENTS = Query(
     "which detectors fired about a caller, and when it was limited",
     """
 SELECT * FROM (
-SELECT broker_time AS at, 'signal' AS what, endpoint, concat(kind, ' ', state) AS happened, severity AS more
+SELECT broker_time AS at, 'signal' AS what, endpoint, concat(kind, ' ', state) AS happened, severity AS why
 FROM palisade.signals WHERE subject = {caller:String} AND state != 'updated'
 UNION ALL
 SELECT broker_time, 'decision', endpoint, concat(kind, ' ', outcome),

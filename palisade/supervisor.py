@@ -1,4 +1,4 @@
-"""A supervisor of child processes: starts them, restarts those that die, stops all in reverse order.
+"""A supervisor of child processes: starts them, restarts those that die, stops all at once.
 
 It spawns the same commands as in production, so what is tried with it is what runs.
 """
@@ -6,7 +6,6 @@ It spawns the same commands as in production, so what is tried with it is what r
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import IO
 
 from schemas.errors import PalisadeError
+from streams.lifeline import SUPERVISED
 
-PARENT = "PALISADE_PARENT_PID"
-"""In a child's environment: it ends when this process is not its parent any more."""
 GRACE_S = 30.0
-"""A worker finishes and commits its open runs within 20 s of SIGTERM; then it is killed."""
+"""A worker finishes and commits its open runs within 20 s of SIGTERM; then it is killed. One grace for all children."""
+LEANED_ON_S = 2.0
+"""What a child has to end when the grace is used up by those that leaned on it."""
 BACK_OFF_S = (0.2, 1.0, 3.0, 10.0)
 GIVE_UP_AFTER = 2
 """Restarts of a child that was never ready; who waits for it is told then."""
@@ -35,13 +35,17 @@ class ChildFailed(PalisadeError):
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """One process. `ready`: text of a line on its standard output that says it works; None: ready at once."""
+    """One process. `ready`: text of a line on its standard output that says it works; None: ready at once.
+
+    `leaned_on`: the others need it, also to end: it is stopped after them.
+    """
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     ready: str | None = None
     restart: bool = True
+    leaned_on: bool = False
 
 
 @dataclass(slots=True)
@@ -89,7 +93,8 @@ class Supervisor:
         return spec.name
 
     def wait_ready(self, name: str, timeout_s: float = 60.0) -> str:
-        """Waits until the child said that it is ready. Raises ChildFailed with the end of its log."""
+        """Waits until the child said that it is ready. Raises ChildFailed with the end of its log, or of the log of the
+        child that it leans on and that is gone."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             child = self._children[name]
@@ -97,9 +102,20 @@ class Supervisor:
                 return child.ready_line
             if child.process.poll() is not None and (not child.spec.restart or child.failures >= GIVE_UP_AFTER):
                 break
+            if self._leaned_on_and_gone(name) is not None:
+                break
+        lost = self._leaned_on_and_gone(name)
+        if lost is not None:
+            raise ChildFailed(f"{lost} ended before {name} was ready; the end of {self.log(lost)}:\n{self.tail(lost)}")
         raise ChildFailed(
             f"{name} did not become ready (waited up to {timeout_s:.0f} s); the end of {self.log(name)}:\n{self.tail(name)}"
         )
+
+    def _leaned_on_and_gone(self, name: str) -> str | None:
+        with self._lock:
+            children = list(self._children.values())
+        gone = (each.spec.name for each in children if each.spec.leaned_on and each.process.poll() is not None)
+        return next((other for other in gone if other != name), None)
 
     def pid(self, name: str) -> int:
         """The pid of a child as it runs now."""
@@ -121,25 +137,26 @@ class Supervisor:
         path = self.log(name)
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else "(no log)"
 
-    def stop(self) -> None:
-        """SIGTERM to all in reverse order of their start, SIGKILL after the grace; returns when all are gone."""
+    def stop(self, grace_s: float = GRACE_S) -> None:
+        """SIGTERM to all, last started first, then to those they lean on; SIGKILL after the grace, which all share.
+
+        Returns when all are gone.
+        """
         self._stopping.set()
         if self._watcher is not None:
             self._watcher.join()
         with self._lock:
             children = list(reversed(self._children.values()))
-        for child in children:
-            self._end(child)
+        deadline = time.monotonic() + grace_s
+        _end([child for child in children if not child.spec.leaned_on], deadline)
+        _end([child for child in children if child.spec.leaned_on], max(deadline, time.monotonic() + LEANED_ON_S))
 
-    def _end(self, child: _Child) -> None:
-        if child.process.poll() is not None:
-            return
-        child.process.send_signal(signal.SIGTERM)
-        try:
-            child.process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            child.process.kill()
-            child.process.wait()
+    def kill_all(self) -> None:
+        """SIGKILL to all, now: for who does not want to wait for a `stop` that runs."""
+        self._stopping.set()
+        with self._lock:
+            for child in self._children.values():
+                child.process.kill()
 
     def _launch(self, spec: ChildSpec) -> _Child:
         with self.log(spec.name).open("ab") as log:
@@ -147,8 +164,8 @@ class Supervisor:
                 list(spec.command),
                 stdout=subprocess.PIPE,
                 stderr=log,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, PARENT: str(os.getpid()), **spec.env},
+                stdin=subprocess.PIPE,  # the child's lifeline: closed by the kernel, whatever ends this process
+                env={**os.environ, SUPERVISED: "1", **spec.env},
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops its children in order
             )
         child = _Child(spec, process, time.monotonic())
@@ -183,6 +200,7 @@ class Supervisor:
 
     def _after_end(self, child: _Child, now: float) -> None:
         child.ended = True
+        _let_go(child)
         if child.spec.restart:
             failures = 0 if now - child.started > STEADY_S else child.failures
             child.restart_at = now + (BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1] if failures else 0.0)
@@ -195,6 +213,24 @@ class Supervisor:
             fresh = self._launch(child.spec)
             fresh.failures = 1 if time.monotonic() - child.started > STEADY_S else child.failures + 1
             self._children[child.spec.name] = fresh
+
+
+def _end(children: Sequence[_Child], deadline: float) -> None:
+    """Asks all to end, then waits for each until the common deadline, then ends it by force."""
+    for child in children:
+        child.process.terminate()
+    for child in children:
+        try:
+            child.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
+        _let_go(child)
+
+
+def _let_go(child: _Child) -> None:
+    if child.process.stdin is not None:
+        child.process.stdin.close()
 
 
 def python_module(module: str, *arguments: str) -> list[str]:

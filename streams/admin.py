@@ -51,6 +51,27 @@ def create_topics(connection: KafkaConnection, partitions: int, replication: int
     return [TopicOutcome(name, "created") for name in created] + _differences(admin, there, existing, partitions)
 
 
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Which brokers answer: the cluster's own id, and the partitions of each topic by name."""
+
+    cluster_id: str
+    partitions: dict[str, int]
+
+
+def cluster_of(connection: KafkaConnection, timeout_s: float = TIMEOUT_S) -> Cluster:
+    """The cluster that answers. Raises BrokerAway after `timeout_s`."""
+    try:
+        found = AdminClient(kafka_settings(connection, "admin")).list_topics(timeout=timeout_s)
+    except KafkaException as error:
+        raise BrokerAway(
+            f"no broker answered at {connection.bootstrap} in {timeout_s:.0f} s ({error.args[0].str()}): "
+            "start it, or check kafka.bootstrap in the configuration"
+        ) from error
+    topics = {name: len(topic.partitions) for name, topic in found.topics.items()}
+    return Cluster(str(found.cluster_id), topics)
+
+
 def input_partitions(connection: KafkaConnection, topic: str) -> int:
     """How many partitions a topic has. Raises BrokerAway, or PalisadeError if there is no such topic."""
     found = _metadata(AdminClient(kafka_settings(connection, "admin"))).get(topic)

@@ -12,7 +12,6 @@ import argparse
 import ctypes
 import json
 import logging
-import os
 import signal
 import sys
 import threading
@@ -23,6 +22,7 @@ from typing import Self
 
 import confluent_kafka
 
+from streams import lifeline
 from streams.transport.settings import KafkaConnection
 
 log = logging.getLogger(__name__)
@@ -161,15 +161,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m streams.embedded_broker", description=__doc__.partition("\n")[0])
     parser.add_argument("--topics", type=parse_topics, required=True, metavar="NAME:PARTITIONS,...")
     topics = parser.parse_args().topics
-    ending, parent = threading.Event(), os.getppid()
+    ending = threading.Event()
+    lifeline.hold(ending.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     with EmbeddedBroker(topics) as broker:
         said = {"bootstrap": broker.bootstrap, "fetch_wait_ms": FETCH_WAIT_MS, "topics": topics}
         sys.stdout.write(json.dumps(said) + "\n")
         sys.stdout.flush()
-        while os.getppid() == parent and not ending.wait(1.0):  # never outlives its supervisor
-            pass
+        ending.wait()
     return 0
 
 

@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from palisade.cli.options import ConfigOption, console, settings_of
-from palisade.settings import policy_hash, read_yaml
-from schemas.config import PolicyConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +19,9 @@ def check(
     policy: Annotated[list[Path] | None, typer.Option(help="check this policy file alone; may be repeated")] = None,
 ) -> None:
     """Checks a configuration and its policy without touching anything; names file and line of what is wrong."""
+    from palisade.settings import policy_hash, read_yaml
+    from schemas.config import PolicyConfig
+
     for path in policy or []:
         checked = read_yaml(path, PolicyConfig)
         console.print(

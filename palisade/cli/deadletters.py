@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.panel import Panel
-from rich.table import Column, Table
 from rich.text import Text
 
-from palisade.cli.options import ConfigOption, console, settings_of
-from schemas.deadletter import EXPLAINED, DeadLetter
+from palisade.cli.options import ConfigOption, console, reached, settings_of, table_of
 from schemas.errors import PalisadeError
-from schemas.topics import DEAD_LETTERS
-from streams.reading import tail
-from streams.transport.settings import KafkaConnection
+
+if TYPE_CHECKING:
+    from schemas.deadletter import DeadLetter
+    from streams.transport.settings import KafkaConnection
 
 app = typer.Typer(help="Records that could not be decoded, with reasons.", no_args_is_help=True)
 
@@ -33,13 +31,12 @@ def list_(
     config: ConfigOption = None,
 ) -> None:
     """Lists the newest dead letters: where each lay, why, from whom."""
-    table = Table(Column("where", overflow="fold", min_width=28), "reason", "endpoint", "caller", "bytes", "detail")
-    for letter in _newest(settings_of(config).connection, most):
+    table = table_of("where", "from", "bytes", "why", right=("bytes",))
+    for letter in _newest(reached(settings_of(config).connection), most):
         if reason is None or letter.reason == reason:
-            detail = Text(letter.detail[:100])
-            table.add_row(
-                _where(letter), letter.reason, letter.endpoint or "-", letter.caller or "-", f"{letter.size:,}", detail
-            )
+            sender = Text(f"{letter.endpoint or '-'} {letter.caller or '-'}")
+            why = Text(letter.reason, "bold").append(f" {letter.detail[:100]}", "default")
+            table.add_row(_where(letter), sender, f"{letter.size:,}", why)
     console.print(table if table.row_count else "no dead letters")
 
 
@@ -49,7 +46,7 @@ def show(
     config: ConfigOption = None,
 ) -> None:
     """Explains one dead letter: what was wrong, what to change, what it began with."""
-    for letter in _newest(settings_of(config).connection, 100_000):
+    for letter in _newest(reached(settings_of(config).connection), 100_000):
         if where in (_where(letter), _where(letter).removesuffix("/0")):
             _explain(letter)
             return
@@ -57,6 +54,8 @@ def show(
 
 
 def _explain(letter: DeadLetter) -> None:
+    from schemas.deadletter import EXPLAINED
+
     head = base64.b64decode(letter.head)
     console.print(Panel(EXPLAINED[letter.reason], title=f"{letter.reason} at {_where(letter)}"))
     console.print(Text(f"detail    {letter.detail or '-'}"))
@@ -67,6 +66,12 @@ def _explain(letter: DeadLetter) -> None:
 
 
 def _newest(connection: KafkaConnection, most: int) -> list[DeadLetter]:
+    from pydantic import ValidationError
+
+    from schemas.deadletter import DeadLetter
+    from schemas.topics import DEAD_LETTERS
+    from streams.reading import tail
+
     letters = []
     for message in tail(connection, DEAD_LETTERS, most):
         try:

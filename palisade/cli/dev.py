@@ -5,21 +5,25 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from palisade.cli.options import console
-from palisade.dev import DEFAULT_FOLDER, DevStack, prepare, refuse_second, start_broker, start_roles
-from palisade.settings import read_yaml
-from palisade.supervisor import Supervisor
-from schemas.config import EndpointConfig, PalisadeConfig
-from schemas.errors import ConfigError, PalisadeError
+from palisade.cli.options import console, quiet, say_error
+from palisade.running import DEFAULT_FOLDER, RUNNING, announce, refuse_second
 
+if TYPE_CHECKING:
+    from palisade.dev import DevStack
+    from palisade.supervisor import Supervisor
+    from schemas.config import PalisadeConfig
+
+BROKER_GONE_S = 5.0
+"""What roles get to end when the embedded broker is gone: there is nothing that they could commit to."""
 LIMITS = (
     "The embedded broker keeps 5 MiB a partition in memory, compacts nothing and dies with this process: "
     "for trying things, not for production."
 )
+ANEW = "It starts empty each time: activate profiles again. The audit of the last run is beside the new one."
 
 
 def register(app: typer.Typer) -> None:
@@ -37,46 +41,70 @@ def dev(
     folder: Annotated[Path, typer.Option(help="where keys, state, logs and the audit lie")] = DEFAULT_FOLDER,
 ) -> None:
     """Runs broker, detect, respond and audit as processes of their own until Ctrl-C, and restarts any that dies."""
+    from palisade.dev import start_roles
+    from palisade.supervisor import GRACE_S, Supervisor
+
     refuse_second(folder)
     path, base = _base(config, endpoint or [])
-    policy = path.parent / base.policy if path is not None and base.policy is not None else None
-    home = path.parent if path is not None else Path()
     ending = _Ending()
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, ending.asked)
     with Supervisor(folder / "logs", on_exit=ending.child_ended) as supervisor:
-        bootstrap = kafka or start_broker(supervisor, base.kafka.partitions)
-        stack = prepare(folder, base, policy, bootstrap, embedded=kafka is None, config_home=home)
-        with console.status("starting audit, detect, respond"):
-            start_roles(supervisor, stack)
-        _welcome(stack, base)
-        ending.now.wait()
+        ending.listen(supervisor)
+        announce(folder)
+        try:
+            stack = _prepared(supervisor, folder, path, base, kafka)
+            with console.status("starting audit, detect, respond"):
+                start_roles(supervisor, stack)
+            _welcome(stack, base)
+            ending.wait()
+        finally:
+            (folder / RUNNING).unlink(missing_ok=True)
         with console.status("stopping"):
-            (folder / "running.json").unlink(missing_ok=True)
-            supervisor.stop()
+            supervisor.stop(BROKER_GONE_S if ending.broker_died else GRACE_S)
     if ending.broker_died:
-        raise PalisadeError(f"the embedded broker ended, and its records with it; see {folder / 'logs' / 'broker.log'}")
+        say_error(f"the embedded broker ended, and its records with it; see {folder / 'logs' / 'broker.log'}")
+        raise typer.Exit(1)
 
 
 class _Ending:
     """Why dev ends: asked by a signal, or the broker is gone. A role that ends is started again by the supervisor."""
 
     def __init__(self) -> None:
-        self.now = threading.Event()
         self.broker_died = False
+        self._now = threading.Event()
+        self._running = False
+        self._supervisor: Supervisor | None = None
 
-    def asked(self, *_: object) -> None:
-        self.now.set()
+    def listen(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, self._asked)
+
+    def wait(self) -> None:
+        """Until there is a reason to end."""
+        self._running = True
+        self._now.wait()
 
     def child_ended(self, name: str, code: int) -> None:
         if name == "broker":
-            self.broker_died = not self.now.is_set()
-            self.now.set()
-        elif not self.now.is_set():
+            self.broker_died = not self._now.is_set()
+            self._now.set()
+        elif not self._now.is_set():
             console.print(f"[yellow]{name} ended with {code}; starting it again[/]")
+
+    def _asked(self, *_: object) -> None:
+        """The first time: an orderly end, also out of a start that hangs. Again: at once."""
+        if self._now.is_set() and self._supervisor is not None:
+            self._supervisor.kill_all()
+        self._now.set()
+        if not self._running:
+            raise KeyboardInterrupt
 
 
 def _base(config: Path | None, endpoints: list[str]) -> tuple[Path | None, PalisadeConfig]:
+    from palisade.settings import read_yaml
+    from schemas.config import EndpointConfig, PalisadeConfig
+    from schemas.errors import ConfigError
+
     if config is None and Path("palisade.yaml").exists() and not endpoints:
         config = Path("palisade.yaml")
     if config is not None:
@@ -86,19 +114,46 @@ def _base(config: Path | None, endpoints: list[str]) -> tuple[Path | None, Palis
     return None, PalisadeConfig(endpoints=tuple(EndpointConfig(name=name) for name in endpoints))
 
 
-def _welcome(stack: DevStack, config: PalisadeConfig) -> None:
-    console.print(
-        f"[bold green]Palisade runs[/] on {stack.bootstrap} for {', '.join(e.name for e in config.endpoints)}"
-    )
-    if stack.embedded:
-        console.print(f"[dim]{LIMITS}[/]")
-        console.print(
-            "[dim]It starts empty each time: activate profiles again. The audit of the last run is beside the new one.[/]"
+def _prepared(
+    supervisor: Supervisor, folder: Path, path: Path | None, base: PalisadeConfig, kafka: str | None
+) -> DevStack:
+    """The folder for the embedded broker, which is started, or for the given one. Raises PalisadeError."""
+    from palisade.dev import prepare, require_topics, start_broker
+    from palisade.settings import connection_of
+    from streams.admin import cluster_of
+
+    home = path.parent if path is not None else Path()
+    policy = home / base.policy if base.policy is not None else None
+    if kafka is None:
+        return prepare(
+            folder, base, policy, start_broker(supervisor, base.kafka.partitions), embedded=True, config_home=home
         )
+    connection = connection_of(base.kafka.model_copy(update={"bootstrap": kafka}), home)
+    cluster = cluster_of(quiet(connection))
+    stack = prepare(folder, base, policy, kafka, embedded=False, config_home=home, cluster_id=cluster.cluster_id)
+    require_topics(cluster, stack)
+    return stack
+
+
+def _welcome(stack: DevStack, config: PalisadeConfig) -> None:
+    names = [endpoint.name for endpoint in config.endpoints]
+    console.print(f"[bold green]Palisade runs[/] on {stack.bootstrap} for {', '.join(names)}")
+    if stack.embedded:
+        console.print(f"[dim]{LIMITS} {ANEW}[/]")
+    console.print(f"ClickHouse (HTTP): {stack.clickhouse(config)}", soft_wrap=True)
     console.print("\nIn the environment of your serving process:")
     for name, value in stack.client_env.items():
         console.print(f"  export {name}={value}", soft_wrap=True)
-    console.print(
-        "\nIn another terminal, in this folder: palisade status · palisade publish FILE --endpoint NAME · palisade forensics timeline"
-    )
-    console.print(f"Logs in {stack.folder / 'logs'}. Ctrl-C stops everything.")
+    console.print("\nNext, in another terminal, in this folder:")
+    if stack.folder != DEFAULT_FOLDER:
+        console.print(f"  export PALISADE_CONFIG={stack.config_path.resolve()}", soft_wrap=True)
+    endpoint = names[0] if names else "NAME"
+    for line in (
+        "profile build train.parquet --exclude TARGET",
+        f"profile activate train.profile.json --endpoint {endpoint}",
+        f"publish live.parquet --endpoint {endpoint} --caller-column COLUMN --flat-out",
+        "status",
+        "forensics timeline",
+    ):
+        console.print(f"  palisade {line}", soft_wrap=True)
+    console.print(f"\nLogs in {stack.folder / 'logs'}. Ctrl-C stops everything; twice: at once.")

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from palisade.cli.options import console
-from responders.signing import SigningKey
 
 app = typer.Typer(help="Key pairs that sign directives, commands and reports.", no_args_is_help=True)
 
@@ -23,6 +22,8 @@ def create(
     path: Annotated[Path, typer.Argument(help="file of the private key; the public one goes to PATH.pub")],
 ) -> None:
     """Makes a key pair. The private file is readable by its owner alone, and is never overwritten."""
+    from responders.signing import SigningKey
+
     key = SigningKey.generate()
     path.parent.mkdir(parents=True, exist_ok=True)
     key.save(path)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import getpass
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from palisade.cli.options import ConfigOption, console, settings_of
-from palisade.dev import find_config
-from palisade.operate import ANSWER_S, Operator, Wanted, answer_to, order, throw_kill_switch
-from palisade.settings import load_connection
-from responders.alerts import sentence
-from responders.signing import SigningKey
-from schemas.actions import ActionKind, Decision
+from palisade.cli.options import ConfigOption, console, quiet, reached, settings_of
+from palisade.running import find_config
 from schemas.errors import ConfigError, PalisadeError
-from schemas.ids import clean_id
+
+if TYPE_CHECKING:
+    from palisade.operate import Operator
+    from schemas.actions import ActionKind, Decision
 
 KeyOption = Annotated[
     Path | None, typer.Option("--key", envvar="PALISADE_OPERATOR_KEY", help="private key of an operator")
@@ -36,6 +34,10 @@ def register(app: typer.Typer) -> None:
 
 def operator_of(home: Path, key: Path | None) -> Operator:
     """Who orders: the key given, else that of `palisade dev`."""
+    from palisade.operate import Operator
+    from responders.signing import SigningKey
+    from schemas.ids import clean_id
+
     path = key or home / "keys" / "operator.pem"
     return Operator(clean_id(f"person:{getpass.getuser()}"), SigningKey.load(path))
 
@@ -55,8 +57,11 @@ def unkill(reason: ReasonOption = "", key: KeyOption = None, config: ConfigOptio
 
 
 def _throw(kill: bool, reason: str, key: Path | None, config: Path | None) -> int:
-    connection, home = load_connection(find_config(config))
-    return throw_kill_switch(connection, operator_of(home, key), kill=kill, reason=reason)
+    from palisade.operate import throw_kill_switch
+    from palisade.settings import load_connection
+
+    connection, home = load_connection(find_config(config, while_starting=True))
+    return throw_kill_switch(quiet(connection), operator_of(home, key), kill=kill, reason=reason)
 
 
 def _ordering(kind: ActionKind) -> Callable[..., None]:
@@ -71,6 +76,8 @@ def _ordering(kind: ActionKind) -> Callable[..., None]:
         key: KeyOption = None,
         config: ConfigOption = None,
     ) -> None:
+        from palisade.operate import Wanted, answer_to, order
+
         settings = settings_of(config)
         if settings.config.endpoint(endpoint) is None:
             known = ", ".join(each.name for each in settings.config.endpoints)
@@ -81,14 +88,18 @@ def _ordering(kind: ActionKind) -> Callable[..., None]:
             )
         operator = operator_of(settings.home, key)
         wanted = Wanted(kind, endpoint, caller, rate)
-        given = order(settings.connection, operator, wanted, reason=reason, for_s=for_s)
-        _say_answer(answer_to(settings.connection, given))
+        connection = reached(settings.connection)
+        given = order(connection, operator, wanted, reason=reason, for_s=for_s)
+        _say_answer(answer_to(connection, given))
 
     command.__doc__ = f"Orders `{kind}` and waits for the answer; a person's word wins over the machine until it ends."
     return command
 
 
 def _say_answer(decision: Decision | None) -> None:
+    from palisade.operate import ANSWER_S
+    from responders.alerts import sentence
+
     if decision is None:
         raise PalisadeError(f"no answer within {ANSWER_S:.0f} s: is a responder running, and does it know your key?")
     said = escape(sentence(decision))

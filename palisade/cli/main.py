@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
-from confluent_kafka import KafkaException
-from rich.console import Console
-from rich.markup import escape
 
 from palisade.cli import checks, deadletters, dev, forensics, keys, kill, profile, publish, status, topics, worker
+from palisade.cli.options import say_error
 from schemas.errors import PalisadeError
-from streams.audit.engine import ClickHouseError
 
 app = typer.Typer(
     help="Watches the predictions of ML endpoints on Kafka and answers attacks, faults and drift.",
@@ -32,26 +30,49 @@ for name, group in (
     app.add_typer(group, name=name)
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"palisade {version('palisade')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Watches the predictions of ML endpoints on Kafka and answers attacks, faults and drift."""
+
+
 def main() -> None:
     """The console script."""
     try:
         app()
-    except PalisadeError as error:
-        _fail(str(error))
-    except ClickHouseError as error:
-        _fail(f"the audit did not answer: {error}")
-    except KafkaException as error:
-        _fail(f"Kafka did not answer: {error.args[0].str()}; check kafka.bootstrap, and that the broker runs")
-    except TimeoutError as error:
-        _fail(f"{error}; check kafka.bootstrap, and that the broker runs")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        message = str(error) if isinstance(error, PalisadeError) else _of_a_server(error)
+        if message is None:
+            raise
+        say_error(message)
+        sys.exit(2)
 
 
-def _fail(message: str) -> NoReturn:
-    """Says what is wrong as plain text, whatever is in it, and ends with status 2."""
-    Console(stderr=True).print("[bold red]error:[/]", escape(message), highlight=False, soft_wrap=True)
-    sys.exit(2)
+def _of_a_server(error: Exception) -> str | None:
+    """What to tell people when Kafka or ClickHouse failed; None if it was neither."""
+    from confluent_kafka import KafkaException
+
+    from streams.audit.engine import ClickHouseError
+
+    match error:
+        case ClickHouseError():
+            return f"the audit did not answer: {error}"
+        case KafkaException():
+            return f"Kafka did not answer: {error.args[0].str()}; check kafka.bootstrap, and that the broker runs"
+        case TimeoutError():
+            return f"{error}; check kafka.bootstrap, and that the broker runs"
+    return None
 
 
 if __name__ == "__main__":

@@ -1,17 +1,28 @@
-"""Options that commands share, and where they find a running `palisade dev`."""
+"""What the commands share: the console, the option that names a configuration, the way to the broker.
+
+Commands import what they work with when they run: `palisade --help` answers without Kafka, Arrow or ClickHouse clients.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from palisade.dev import find_config
-from palisade.settings import Settings, load
+from palisade.running import find_config
+
+if TYPE_CHECKING:
+    from palisade.settings import Settings
+    from streams.transport.settings import KafkaConnection
 
 console = Console(highlight=False)
+REACHED_S = 8.0
+"""What a command at a terminal waits for a broker before it says that there is none."""
 
 ConfigOption = Annotated[
     Path | None,
@@ -26,4 +37,33 @@ ConfigOption = Annotated[
 
 def settings_of(config: Path | None) -> Settings:
     """The configuration to use. Raises ConfigError."""
+    from palisade.settings import load
+
     return load(find_config(config))
+
+
+def reached(connection: KafkaConnection) -> KafkaConnection:
+    """The connection, quiet, once a broker has answered. Raises BrokerAway."""
+    from streams.admin import cluster_of
+
+    silent = quiet(connection)
+    cluster_of(silent, REACHED_S)
+    return silent
+
+
+def quiet(connection: KafkaConnection) -> KafkaConnection:
+    """The connection without librdkafka's own lines on standard error: what is wrong, a command says in a sentence."""
+    return connection.model_copy(update={"extra": {"log_level": 0, **connection.extra}})
+
+
+def table_of(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """A table that stays readable at 80 columns: no frame, whole words, long names folded instead of cut."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name in columns:
+        table.add_column(name, overflow="fold", justify="right" if name in right else "left")
+    return table
+
+
+def say_error(message: str) -> None:
+    """Says what is wrong on standard error, as plain text, whatever is in it."""
+    Console(stderr=True).print("[bold red]error:[/]", escape(message), highlight=False, soft_wrap=True)

@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
-from palisade.cli.options import ConfigOption, console, settings_of
-from palisade.publish import Mapping, parse_json_features, publish, read_predictions
-from responders.signing import SigningKey
+from palisade.cli.options import ConfigOption, console, reached, settings_of
 from schemas.errors import ConfigError
 
 
@@ -19,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def publish_file(
-    file: Annotated[Path, typer.Argument(help=".parquet, .jsonl or .arrow; one row a prediction")],
+    file: Annotated[Path, typer.Argument(help=".parquet, .csv, .jsonl or .arrow; one row a prediction")],
     endpoint: Annotated[
         str | None, typer.Option(help="whose predictions, when the file has no column `endpoint`")
     ] = None,
@@ -33,6 +31,9 @@ def publish_file(
     config: ConfigOption = None,
 ) -> None:
     """Publishes recorded predictions, at their recorded pace or flat out, and the reports that go with them."""
+    from palisade.publish import Mapping, parse_json_features, publish, read_predictions
+    from responders.signing import SigningKey
+
     settings = settings_of(config)
     known = {each.name for each in settings.config.endpoints}
     mapping = Mapping(endpoint, caller_column, time_column, tuple(drop or ()))
@@ -42,12 +43,13 @@ def publish_file(
         raise ConfigError(f"{strangers[0]!r} is no endpoint of the configuration; there are {', '.join(sorted(known))}")
     producer_key = settings.home / "keys" / "producer.pem"
     signer = SigningKey.load(producer_key) if producer_key.exists() else None
+    connection = reached(settings.connection)
     columns = (SpinnerColumn(), "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("publishing", total=table.num_rows)
         done = publish(
             table,
-            settings.connection,
+            connection,
             recorded_pace=not flat_out,
             speed=speed,
             signer=signer,

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import typer
-from pydantic import ValidationError
-from rich.table import Table
+from rich.text import Text
 
-from palisade.cli.options import ConfigOption, console, settings_of
-from schemas.actions import Decision, JournalEntry
-from schemas.signals import EndpointState
-from schemas.topics import ACTIONS, SIGNALS
-from schemas.wire import KIND_HEADER
-from streams.reading import tail
-from streams.records import header_of, listed
-from streams.transport.settings import KafkaConnection
+from palisade.cli.options import ConfigOption, console, reached, settings_of, table_of
 
-LOOK_BACK = 5_000
-"""Records at the end of a topic that are read: endpoint states come each 30 s at least."""
+if TYPE_CHECKING:
+    from palisade.overview import Overview
+    from schemas.actions import Decision, KillSwitch
+    from schemas.config import PalisadeConfig
 
-
-@dataclass(slots=True)
-class Overview:
-    """The newest state of each endpoint, and the decisions that hold."""
-
-    states: dict[str, EndpointState] = field(default_factory=dict)
-    holding: dict[tuple[str, str | None], Decision] = field(default_factory=dict)
-    killed: bool = False
+MOST_SHOWN = 20
+"""Actions of one endpoint that are listed; the rest is counted."""
 
 
 def register(app: typer.Typer) -> None:
@@ -37,65 +26,49 @@ def register(app: typer.Typer) -> None:
 
 def status(config: ConfigOption = None) -> None:
     """Shows each endpoint, what is under action, why and until when."""
+    from palisade.overview import read_overview
+    from responders.signing import Keyring
+
     settings = settings_of(config)
-    overview = read_overview(settings.connection)
-    if overview.killed:
-        console.print(
-            "[bold red]the kill switch is thrown: nothing is enforced[/]; allow it again with `palisade unkill`"
-        )
-    table = Table("endpoint", "guards", "asked/s", "fallback ok", "under action", "why", "until")
-    now = time.time() * 1000
-    for endpoint in settings.config.endpoints:
+    overview = read_overview(reached(settings.connection), Keyring(settings.config.operator_keys))
+    if overview.kill is not None:
+        console.print(_killed(overview.kill))
+    show(settings.config, overview, time.time() * 1000)
+
+
+def show(config: PalisadeConfig, overview: Overview, now_ms: float) -> None:
+    """One row an endpoint."""
+    table = table_of("endpoint", "guards", "asked/s", "fallback", "under action", right=("guards", "asked/s"))
+    for endpoint in config.endpoints:
         state = overview.states.get(endpoint.name)
-        actions = [decision for (name, _), decision in overview.holding.items() if name == endpoint.name]
-        what = "\n".join(_what(decision) for decision in actions) or "[green]nothing[/]"
-        why = "\n".join(decision.reason for decision in actions)
-        until = "\n".join(f"{((decision.expires_ms or 0) - now) / 1000:.0f} s" for decision in actions)
-        seen = (
-            (str(state.guards_live), f"{state.asked_per_s:.1f}", "yes" if state.fallback_ok else "no")
-            if state
-            else ("-", "-", "-")
-        )
-        table.add_row(endpoint.name, *seen, what, why, until)
+        seen = ("-", "-", "-")
+        if state is not None:
+            seen = (str(state.guards_live), f"{state.asked_per_s:.1f}", "works" if state.fallback_ok else "not seen")
+        held = [decision for (name, _), decision in overview.holding.items() if name == endpoint.name]
+        lines = [_line(decision, now_ms) for decision in held[:MOST_SHOWN]]
+        if len(held) > MOST_SHOWN:
+            lines.append(Text(f"and {len(held) - MOST_SHOWN:,} more"))
+        if state is not None and state.killed and overview.kill is None:
+            lines.append(Text("a guard has its local kill file", "red"))
+        table.add_row(endpoint.name, *seen, Text("\n").join(lines) if lines else Text("nothing", "green"))
     console.print(table)
 
 
-def read_overview(connection: KafkaConnection) -> Overview:
-    """What the ends of the signals topic and the journal say."""
-    overview = Overview()
-    for message in tail(connection, SIGNALS, LOOK_BACK):
-        if header_of(listed(message.headers()), KIND_HEADER) == EndpointState.KIND.encode():
-            try:
-                state: EndpointState = EndpointState.from_bytes(message.value() or b"")
-            except ValidationError:
-                continue
-            overview.states[state.endpoint] = state
-    now = time.time() * 1000
-    for message in tail(connection, ACTIONS, LOOK_BACK):
-        try:
-            entry: JournalEntry = JournalEntry.from_bytes(message.value() or b"")
-        except ValidationError:
-            continue
-        for decision in entry.decisions:
-            _fold(overview, decision)
-    overview.holding = {key: held for key, held in overview.holding.items() if (held.expires_ms or 0) > now}
-    return overview
-
-
-def _fold(overview: Overview, decision: Decision) -> None:
-    if decision.outcome == "refused":
-        return
-    key = (decision.endpoint, decision.caller)
-    if decision.kind in ("fallback", "limit"):
-        overview.holding[key] = decision
-    elif decision.kind in ("restore", "unlimit"):
-        overview.holding.pop(key, None)
-    elif decision.kind in ("kill", "unkill"):
-        overview.killed = decision.kind == "kill"
-
-
-def _what(decision: Decision) -> str:
-    shown = "[red]" if decision.outcome == "published" else "[yellow]would: "
+def _line(decision: Decision, now_ms: float) -> Text:
+    """What holds about one target, for how long, and the reason's name."""
+    done = decision.outcome == "published"
+    what = "fallback"
     if decision.kind == "limit":
-        return f"{shown}limit {decision.caller} to {decision.rate_per_s:.1f}/s[/]"
-    return f"{shown}fallback[/]"
+        rate = "the floor" if decision.rate_per_s is None else f"{decision.rate_per_s:.1f}/s"
+        what = f"limit {decision.caller} to {rate}"
+    left_s = ((decision.expires_ms or 0) - now_ms) / 1000
+    line = Text(what if done else f"would {what}", "red" if done else "yellow")
+    return line.append(f" for {left_s:.0f} s: {decision.reason}", "default")
+
+
+def _killed(switch: KillSwitch) -> Text:
+    when = datetime.fromtimestamp(switch.issued_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    line = Text("the kill switch is thrown: nothing is enforced", "bold red")
+    reason = "".join(char if char.isprintable() else " " for char in switch.reason)
+    line.append(f" ({switch.actor}, {when}{': ' + reason if reason else ''})", "default")
+    return line.append("; allow it again with `palisade unkill`", "default")

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import typer
-from rich.table import Table
 
-from palisade.cli.options import ConfigOption, console, settings_of
-from schemas.errors import ConfigError
-from schemas.topics import TOPICS
-from streams.admin import create_topics
+from palisade.cli.options import ConfigOption, console, reached, settings_of, table_of
 
 app = typer.Typer(help="The topics of Palisade.", no_args_is_help=True)
 
@@ -21,12 +17,16 @@ def _group() -> None:
 @app.command()
 def create(config: ConfigOption = None) -> None:
     """Makes what is missing with the documented partitions, retention, compaction and LogAppendTime; changes nothing."""
+    from schemas.errors import ConfigError
+    from schemas.topics import TOPICS
+    from streams.admin import create_topics
+
     settings = settings_of(config)
     if settings.config.kafka.embedded:
         raise ConfigError("the embedded broker of `palisade dev` makes its topics itself; name your own with --config")
     kafka = settings.config.kafka
-    outcomes = create_topics(settings.connection, kafka.partitions, kafka.replication)
-    table = Table("topic", "partitions", "outcome", "detail")
+    outcomes = create_topics(reached(settings.connection), kafka.partitions, kafka.replication)
+    table = table_of("topic", "partitions", "outcome", "detail", right=("partitions",))
     by_name = {spec.name: spec for spec in TOPICS}
     for outcome in sorted(outcomes, key=lambda outcome: outcome.name):
         colour = {"created": "green", "exists": "dim", "differs": "yellow"}[outcome.outcome]

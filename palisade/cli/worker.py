@@ -7,9 +7,6 @@ from typing import Annotated
 import typer
 
 from palisade.cli.options import ConfigOption, settings_of
-from palisade.workers import ROLES, run_role
-from palisade.workers.common import end_with_parent, set_up_logging
-from schemas.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -23,8 +20,13 @@ def worker(
     config: ConfigOption = None,
 ) -> None:
     """Runs one role until SIGTERM; start several of the same role to share or to stand by."""
+    from palisade.workers import ROLES, run_role
+    from palisade.workers.common import set_up_logging
+    from schemas.errors import ConfigError
+    from streams import lifeline
+
     if role not in ROLES:
         raise ConfigError(f"there is no role {role!r}; there are {', '.join(ROLES)}")
     set_up_logging()
-    end_with_parent()
+    lifeline.hold(lifeline.end_this_process)
     raise typer.Exit(run_role(role, settings_of(config), name or role, metrics_port))

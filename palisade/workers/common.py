@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 import sys
-import threading
-import time
 
 from palisade.settings import Settings
-from palisade.supervisor import PARENT
 from streams.metrics import Metrics
 from streams.transport.settings import Setting
 
@@ -35,19 +30,6 @@ def say_ready(role: str, name: str, **more: object) -> None:
     """One line on standard output, for whoever started this process."""
     sys.stdout.write(json.dumps({"ready": role, "name": name, **more}) + "\n")
     sys.stdout.flush()
-
-
-def end_with_parent() -> None:
-    """Where a supervisor started this process: ends it, as SIGTERM would, when the supervisor is gone."""
-    parent = int(os.environ.get(PARENT, "0"))
-    if parent:
-        threading.Thread(target=_watch_parent, args=(parent,), name="parent", daemon=True).start()
-
-
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)  # there is no event for it that works on every system
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def set_up_logging() -> None:

@@ -83,7 +83,7 @@ def test_an_error_ends_with_status_2_and_names_file_and_line(palisade: Run, tmp_
         (("status",), "start `palisade dev` in this folder"),
         (("worker", "cook"), "detect, respond, audit"),
         (("dev",), "--endpoint credit"),
-        (("profile", "build", "rows.xls"), ".parquet or .csv"),
+        (("profile", "build", "rows.xls"), ".csv, .jsonl or .arrow"),
         (("profile", "build", "none.csv"), "cannot be read"),
         (("profile", "show", "none.json"), "cannot be read"),
         (("kill", "--config", "some.yaml"), "operator.pem"),
@@ -91,7 +91,7 @@ def test_an_error_ends_with_status_2_and_names_file_and_line(palisade: Run, tmp_
         (("status", "--config", "away.yaml"), "check kafka.bootstrap"),
         (("deadletter", "list", "--config", "away.yaml"), "check kafka.bootstrap"),
         (("topics", "create", "--config", "away.yaml"), "check kafka.bootstrap"),
-        (("publish", "rows.xls", "--config", "some.yaml"), ".parquet, .jsonl or .arrow"),
+        (("publish", "rows.xls", "--config", "some.yaml"), ".csv, .jsonl or .arrow"),
     ],
 )
 def test_errors_say_what_to_do(
@@ -99,8 +99,9 @@ def test_errors_say_what_to_do(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PALISADE_CONFIG", raising=False)
-    for module in ("palisade.cli.status", "streams.reading", "streams.admin"):
+    for module in ("streams.reading", "streams.admin"):
         monkeypatch.setattr(f"{module}.TIMEOUT_S", 0.3, raising=False)
+    monkeypatch.setattr("palisade.cli.options.REACHED_S", 0.3)
     (tmp_path / "some.yaml").write_text("endpoints: [{name: a}]\n")
     (tmp_path / "away.yaml").write_text("kafka: {bootstrap: '127.0.0.1:1'}\nendpoints: [{name: a}]\n")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from palisade.dev import prepare, refuse_second
+from palisade.dev import prepare
+from palisade.running import refuse_second
 from palisade.settings import load
 from schemas.config import ClickHouseConfig, EndpointConfig, PalisadeConfig
 from schemas.errors import ConfigError
@@ -43,7 +44,7 @@ def test_on_a_real_broker_state_and_audit_stay(tmp_path: Path) -> None:
 
 
 def test_a_second_dev_in_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "running.json").write_text(json.dumps({"pid": os.getpid()}))
+    (tmp_path / "running.json").write_text(json.dumps({"pid": os.getpid(), "bootstrap": None}))
 
     with pytest.raises(ConfigError, match="runs here already"):
         refuse_second(tmp_path)
