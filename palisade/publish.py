@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from palisade.tables import UnusableFile, read_table
 from responders.signing import SigningKey
-from schemas.events import MAX_REPORT_CALLERS, CallerCounts, Prediction, Report, RouteCounts
+from schemas.events import MAX_REPORT_CALLERS, CallerAuth, CallerCounts, Prediction, Report, RouteCounts
 from schemas.ids import clean_id
 from schemas.topics import PREDICTIONS, REPORTS
 from schemas.wire import ARROW_TYPE, CONTENT_TYPE_HEADER, KIND_HEADER
@@ -100,6 +100,7 @@ def publish(
         raise UnusableFile(
             "there is no event time to keep pace with: name its column with --time-column, or use --flat-out"
         )
+    table = _vouched(table, signer)
     producer = Producer(kafka_settings(connection, "producer") | {"linger.ms": 20})
     failures: list[KafkaError] = []
     reporter = _Reporter(producer, signer)
@@ -148,6 +149,17 @@ def _milliseconds(column: pa.ChunkedArray, path: Path) -> pa.Array:
         raise UnusableFile(
             f"{path}: the time column is no time ({whole.type}): seconds, milliseconds, timestamp or ISO text"
         ) from error
+
+
+def _vouched(table: pa.Table, signer: SigningKey | None) -> pa.Table:
+    """The file's own word on who authenticated its callers; without one, who signs vouches for all of them.
+
+    So predictions and reports say the same of a caller.
+    """
+    if "caller_auth" in table.column_names:
+        return table
+    auth = "verified" if signer is not None else "claimed"
+    return table.append_column("caller_auth", pa.array([auth] * table.num_rows, pa.string()))
 
 
 def _batches(table: pa.Table) -> Iterator[pa.Table]:
@@ -215,7 +227,7 @@ class _Reporter:
     def __init__(self, producer: Producer, signer: SigningKey | None) -> None:
         self._producer = producer
         self._signer = signer
-        self._asked: dict[str, Counter[str]] = {}
+        self._asked: dict[str, Counter[tuple[str, CallerAuth]]] = {}
         self._since = time.time()
         self._boot = f"publish-{int(self._since * 1000)}"
         self._seq = 0
@@ -223,7 +235,11 @@ class _Reporter:
 
     def count(self, endpoint: str, rows: pa.Table) -> None:
         callers = rows["caller"].to_pylist() if "caller" in rows.column_names else ["anonymous"] * rows.num_rows
-        self._asked.setdefault(endpoint, Counter()).update(clean_id(str(caller)) for caller in callers)
+        vouched = [auth == "verified" for auth in rows["caller_auth"].to_pylist()]
+        self._asked.setdefault(endpoint, Counter()).update(
+            (clean_id(str(caller)), "verified" if sure else "claimed")
+            for caller, sure in zip(callers, vouched, strict=True)
+        )
 
     def write_due(self, *, last: bool = False) -> None:
         now = time.time()
@@ -234,7 +250,7 @@ class _Reporter:
         self._asked = {endpoint: Counter() for endpoint in self._asked}
         self._since = now
 
-    def _write(self, endpoint: str, asked: Counter[str], now: float) -> None:
+    def _write(self, endpoint: str, asked: Counter[tuple[str, CallerAuth]], now: float) -> None:
         heaviest = asked.most_common(MAX_REPORT_CALLERS)
         rest = asked.total() - sum(count for _, count in heaviest)
         report = Report(
@@ -248,8 +264,8 @@ class _Reporter:
             routes=[RouteCounts(route="primary", served=asked.total())],
             distinct_callers=len(asked),
             callers=[
-                CallerCounts(caller=caller, caller_auth="verified", asked=count, served=count)
-                for caller, count in heaviest
+                CallerCounts(caller=caller, caller_auth=auth, asked=count, served=count)
+                for (caller, auth), count in heaviest
             ],
             rest_callers=len(asked) - len(heaviest),
             rest_asked=rest,

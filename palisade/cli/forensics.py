@@ -53,16 +53,16 @@ def show_timeline(rows: pa.Table, empty: str) -> None:
         console.print(Text(empty, style="dim"))
         return
     clock = _Clock([row["at"] for row in found])
-    table = table_of(clock.heading("at"), "about", "what happened")
+    table = table_of("at", "about", "what happened")
     for row in found:
         about = Text(row["endpoint"])
         if row.get("caller"):
             about.append(f" {row['caller']}")
         happened = Text(f"{row['what']}: ", "dim").append(row["happened"], "default")
-        if row["why"]:
-            happened.append(f", {row['why']}", "default")
+        if why := row["why"].strip():
+            happened.append(f", {why}", "default")
         table.add_row(clock.text(row["at"]), about, happened)
-    console.print(table)
+    console.print(table, clock.day())
 
 
 def show_answers(rows: pa.Table, empty: str) -> None:
@@ -76,7 +76,7 @@ def show_answers(rows: pa.Table, empty: str) -> None:
         "endpoint",
         "answered by",
         "count",
-        clock.heading("first"),
+        "first",
         "last",
         "mean ms",
         "identity",
@@ -87,18 +87,19 @@ def show_answers(rows: pa.Table, empty: str) -> None:
         latency = "" if row["mean_latency_ms"] is None else f"{row['mean_latency_ms']:.1f}"
         times = (clock.text(row["first"]), clock.text(row["last"]))
         table.add_row(Text(row["endpoint"]), Text(by), f"{row['predictions']:,}", *times, latency, row["identity"])
-    console.print(table)
+    console.print(table, clock.day())
 
 
 class _Clock:
-    """Times of one answer: the date is in the heading when all are of one day, else beside each."""
+    """Times of one answer: the date is said once when all are of one day, else beside each."""
 
     def __init__(self, times: list[Any], digits: int = 3) -> None:
         self._days = {time.date() for time in times if isinstance(time, datetime)}
         self._digits = digits
 
-    def heading(self, name: str) -> str:
-        return f"{name}, {next(iter(self._days))} UTC" if len(self._days) == 1 else f"{name}, UTC"
+    def day(self) -> Text:
+        """What stands below the table: the day of its times, and their zone."""
+        return Text(f"times of {next(iter(self._days))}, UTC" if len(self._days) == 1 else "times in UTC", "dim")
 
     def text(self, time: datetime) -> str:
         shown = time.strftime("%H:%M:%S.%f")[: 8 + (self._digits + 1 if self._digits else 0)]

@@ -58,7 +58,7 @@ def quiet(connection: KafkaConnection) -> KafkaConnection:
 
 def table_of(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """A table that stays readable at 80 columns: no frame, whole words, long names folded instead of cut."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
         table.add_column(name, overflow="fold", justify="right" if name in right else "left")
     return table

@@ -62,9 +62,9 @@ def show(path: Annotated[Path, typer.Argument(help="a profile")]) -> None:
     """Shows the features of a profile."""
     profile = read_profile(path)
     if profile.numeric:
-        console.print(_numbers(profile))
+        console.print(_numbers(profile), "")
     if profile.categorical:
-        console.print(_categories(profile))
+        console.print(_categories(profile), "")
     console.print(f"{profile.rows:,} rows, ordered by {profile.order_by or 'row'}, hash {profile.hash}", soft_wrap=True)
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from palisade.cli.main import app
+from palisade.operate import NotConfirmed, Operator, activate_profile
 from palisade.settings import default_policy_text
 from responders.signing import SigningKey
+from streams.transport.settings import KafkaConnection
 from tests.palisade.conftest import Run
 from tests.streams.log_of_predictions import profile
 
@@ -138,7 +144,60 @@ def test_a_profile_is_built_and_shown(palisade: Run, tmp_path: Path) -> None:
     assert "3,000 rows, 2 features" in out
     status, out, _ = palisade("profile", "show", tmp_path / "train.profile.json")
     assert status == 0
-    assert ("x" in out, "category" in out, "target" in out) == (True, True, False)
+    (numbers,) = (line.split() for line in out.splitlines() if line.startswith("x "))
+    assert numbers[1] == "0.0%"
+    assert [float(word) for word in numbers[2:]] == pytest.approx([50, 29.2, 5, 50, 95], abs=1)
+    (categories,) = (line.rstrip().split(None, 3) for line in out.splitlines() if line.startswith("kind"))
+    assert categories[1:3] == ["0.0%", "3"]
+    assert set(categories[3].split(", ")) == {"a", "b", "c"}
+    assert "target" not in out
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "arrow"])
+def test_a_profile_is_built_from_each_format(kind: str, palisade: Run, tmp_path: Path) -> None:
+    rows = [{"x": k * 37 % 101, "kind": "abc"[k % 3]} for k in range(1_000)]
+    path, table = tmp_path / f"train.{kind}", pa.Table.from_pylist(rows)
+    match kind:
+        case "csv":
+            pacsv.write_csv(table, path)
+        case "arrow":
+            with pa.ipc.new_file(str(path), table.schema) as writer:
+                writer.write_table(table)
+        case _:
+            path.write_text("\n".join(map(json.dumps, rows)))
+
+    status, out, errors = palisade("profile", "build", path)
+
+    assert status == 0, errors
+    assert "1,000 rows, 2 features" in out
+
+
+def test_a_profile_that_its_topic_would_not_take_is_refused_before_anything_is_sent() -> None:
+    nowhere = KafkaConnection(bootstrap="127.0.0.1:1")
+    operator = Operator("person:ann", SigningKey.generate())
+
+    with pytest.raises(NotConfirmed, match=r"4,900,001 bytes, at most 4,900,000: exclude features"):
+        activate_profile(nowhere, operator, b" " * 4_900_001, "credit", "v1")
+
+
+def test_the_version_is_told(palisade: Run) -> None:
+    status, out, _ = palisade("--version")
+
+    assert (status, out.split()[0]) == (0, "palisade")
+
+
+def test_help_comes_without_the_heavy_libraries() -> None:
+    program = """
+import sys
+from typer.testing import CliRunner
+from palisade.cli.main import app
+assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    heavy = {"faust", "pyarrow", "numpy", "scipy", "sklearn", "river", "confluent_kafka", "clickhouse_connect", "chdb"}
+    assert heavy & set(done.stdout.split()) == set()
 
 
 def test_a_damaged_profile_is_refused(palisade: Run, tmp_path: Path) -> None:

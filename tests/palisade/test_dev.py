@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import pytest
 
-from palisade.dev import prepare
-from palisade.running import refuse_second
+from palisade.dev import DevStack, prepare, require_topics
+from palisade.running import DEFAULT_FOLDER, RUNNING, announce, find_config, refuse_second
 from palisade.settings import load
-from schemas.config import ClickHouseConfig, EndpointConfig, PalisadeConfig
+from schemas.config import ClickHouseConfig, EndpointConfig, KafkaConfig, PalisadeConfig
 from schemas.errors import ConfigError
+from schemas.topics import TOPICS
+from streams.admin import Cluster
 
 CONFIG = PalisadeConfig(endpoints=(EndpointConfig(name="credit"),))
 
 
-def start(folder: Path, *, embedded: bool = True) -> None:
-    prepare(folder, CONFIG, None, "127.0.0.1:1", embedded=embedded)
+def start(folder: Path, *, cluster_id: str | None = None) -> DevStack:
+    return prepare(folder, CONFIG, None, "127.0.0.1:1", embedded=cluster_id is None, cluster_id=cluster_id)
 
 
 def test_an_embedded_broker_that_begins_anew_finds_no_state_of_the_one_before(tmp_path: Path) -> None:
@@ -35,16 +35,48 @@ def test_an_embedded_broker_that_begins_anew_finds_no_state_of_the_one_before(tm
     assert (tmp_path / "keys" / "signing.pem").read_bytes() == key
 
 
-def test_on_a_real_broker_state_and_audit_stay(tmp_path: Path) -> None:
-    (tmp_path / "clickhouse").mkdir()
+def test_each_real_cluster_has_state_and_audit_of_its_own_which_stay(tmp_path: Path) -> None:
+    """Rows of one broker would pass for those of another: they are told by topic, partition and offset."""
+    embedded, one, other = start(tmp_path), start(tmp_path, cluster_id="Xu-1"), start(tmp_path, cluster_id="Xu-2")
+    assert len({embedded.data, one.data, other.data}) == 3
+    assert load(one.config_path).data_dir == other.data.resolve()
+    (one.data / "clickhouse").mkdir(parents=True)
 
-    start(tmp_path, embedded=False)
+    start(tmp_path)
+    assert start(tmp_path, cluster_id="Xu-1").data == one.data
 
-    assert (tmp_path / "clickhouse").exists()
+    assert (one.data / "clickhouse").exists()
+    assert not (one.data / "clickhouse-of-last-run").exists()
+
+
+def test_keys_are_the_same_on_every_broker_for_serving_processes_know_them(tmp_path: Path) -> None:
+    embedded = start(tmp_path).client_env
+    real = start(tmp_path, cluster_id="Xu-1").client_env
+
+    assert embedded == real
+
+
+def test_the_embedded_broker_is_reached_without_the_login_of_the_users_own(tmp_path: Path) -> None:
+    kafka = KafkaConfig(bootstrap="kafka.example:9093", security_protocol="SSL", ssl_ca_location="ca.pem", partitions=3)
+
+    stack = prepare(tmp_path, CONFIG.model_copy(update={"kafka": kafka}), None, "127.0.0.1:1", embedded=True)
+
+    found = load(stack.config_path).config.kafka
+    assert (found.security_protocol, found.ssl_ca_location, found.partitions) == ("PLAINTEXT", None, 3)
+
+
+def test_a_cluster_without_our_topics_is_told_apart_before_anything_starts(tmp_path: Path) -> None:
+    stack = start(tmp_path, cluster_id="Xu-1")
+    there = {spec.name: 1 for spec in TOPICS}
+
+    require_topics(Cluster("Xu-1", there), stack)
+    del there["palisade.actions"]
+    with pytest.raises(ConfigError, match=r"no topic palisade.actions \(1 are missing\).*topics create --config"):
+        require_topics(Cluster("Xu-1", there), stack)
 
 
 def test_a_second_dev_in_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "running.json").write_text(json.dumps({"pid": os.getpid(), "bootstrap": None}))
+    announce(tmp_path)
 
     with pytest.raises(ConfigError, match="runs here already"):
         refuse_second(tmp_path)
@@ -57,3 +89,31 @@ def test_files_that_the_users_configuration_names_are_found_from_the_dev_folder(
     stack = prepare(tmp_path / "dev", config, None, "127.0.0.1:1", embedded=True, config_home=tmp_path)
 
     assert load(stack.config_path).config.clickhouse.password_file == str(tmp_path / "pw")
+
+
+def test_commands_find_a_dev_that_runs_and_are_told_to_wait_for_one_that_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    announce(DEFAULT_FOLDER)
+    with pytest.raises(ConfigError, match="still starting"):
+        find_config(None)
+    assert find_config(None, while_starting=True) == DEFAULT_FOLDER / "palisade.yaml"
+
+    announce(DEFAULT_FOLDER, "127.0.0.1:1")
+
+    assert find_config(None) == DEFAULT_FOLDER / "palisade.yaml"
+
+
+@pytest.mark.parametrize("said", ["", "{", "[]", '{"pid": "1"}', '{"pid": 2147483646, "bootstrap": "x"}'])
+def test_the_word_of_a_dev_that_is_gone_or_was_never_written_whole_counts_for_nothing(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    DEFAULT_FOLDER.mkdir(parents=True)
+    (DEFAULT_FOLDER / RUNNING).write_text(said)
+    (tmp_path / "palisade.yaml").touch()
+
+    refuse_second(DEFAULT_FOLDER)
+
+    assert find_config(None) == Path("palisade.yaml")

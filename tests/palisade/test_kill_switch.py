@@ -12,6 +12,7 @@ from palisade_client import Guard
 from palisade_client.testing import START_MS, FakeTransport, ManualClock, Record
 
 from palisade.operate import NotConfirmed, Operator, Wanted, order, throw_kill_switch
+from palisade.running import DEFAULT_FOLDER, announce
 from palisade.settings import load_connection
 from responders.signing import Keyring
 from schemas.actions import Command
@@ -19,6 +20,7 @@ from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, RESPOND_
 from streams.embedded_broker import EmbeddedBroker
 from streams.reading import read_to_end
 from streams.records import listed
+from tests.palisade.conftest import Run
 from tests.streams.responding import OPERATOR, OURS, SIGNING, role_on, run_of, trouble
 
 Start = Callable[[Mapping[str, int]], EmbeddedBroker]
@@ -129,6 +131,47 @@ def test_an_order_that_no_broker_confirms_is_an_error(broker: EmbeddedBroker, mo
 
     with pytest.raises(NotConfirmed, match="did not confirm"):
         order(broker.connection, ANN, Wanted("fallback", "a"))
+
+
+def test_the_command_line_throws_it_with_a_broken_policy_no_worker_and_no_clickhouse(
+    palisade: Run, serving: Serving, broker: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a folder where `palisade dev` hangs in its start."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PALISADE_CONFIG", raising=False)
+    announce(DEFAULT_FOLDER)
+    (DEFAULT_FOLDER / "policy.yaml").write_text("rules: [")
+    (DEFAULT_FOLDER / "palisade.yaml").write_text(
+        f"kafka: {{bootstrap: '{broker.bootstrap}'}}\nclickhouse: {{url: 'http://127.0.0.1:1'}}\n"
+        "policy: policy.yaml\nsigning_key_file: gone.pem\n"
+    )
+    (DEFAULT_FOLDER / "keys").mkdir()
+    OPERATOR.save(DEFAULT_FOLDER / "keys" / "operator.pem")
+    assert palisade("status")[0] == 2
+    known = len(directives(broker))
+
+    status, out, errors = palisade("kill", "--reason", "drill")
+    assert (status, errors) == (0, "")
+    assert "1 partitions told" in out
+    serving.hears(*directives(broker)[known:])
+    assert serving.answers() == {1.0}
+
+    assert palisade("unkill")[0] == 0
+    serving.hears(*directives(broker)[known + 1 :])
+    assert 0.0 in serving.answers()
+
+
+def test_without_a_broker_the_command_line_says_that_nobody_was_told(
+    palisade: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.admin.TIMEOUT_S", 0.3)
+    (tmp_path / "palisade.yaml").write_text("kafka: {bootstrap: '127.0.0.1:1'}\n")
+    OPERATOR.save(tmp_path / "op.pem")
+
+    status, out, errors = palisade("kill", "--config", tmp_path / "palisade.yaml", "--key", tmp_path / "op.pem")
+
+    assert (status, out) == (2, "")
+    assert "no broker answered" in errors
 
 
 def test_the_kill_switch_needs_no_sound_policy_and_no_signing_key(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
@@ -29,6 +30,8 @@ def write(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
     path, table = folder / f"rows.{kind}", pa.Table.from_pylist(rows)
     if kind == "parquet":
         pq.write_table(table, path)
+    elif kind == "csv":
+        pacsv.write_csv(table, path)
     elif kind == "arrow":
         with pa.ipc.new_file(str(path), table.schema) as writer:
             writer.write_table(table)
@@ -37,7 +40,7 @@ def write(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "arrow"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "arrow"])
 def test_each_format_gives_the_same_predictions_in_the_order_of_time(kind: str, tmp_path: Path) -> None:
     table = read_predictions(write(tmp_path, kind, ROWS[::-1]), MAPPING)
 
@@ -107,6 +110,30 @@ def test_all_rows_and_signed_reports_of_them_are_confirmed(
     for message in reports:
         keyring = Keyring([signer.public_base64])
         assert keyring.verify("report", message.value() or b"", listed(message.headers())) == signer.key_id
+
+
+@pytest.mark.parametrize(
+    ("signed", "own", "expected"),
+    [(True, None, "verified"), (False, None, "claimed"), (True, "claimed", "claimed")],
+    ids=["signed", "unsigned", "the file's own word"],
+)
+def test_predictions_and_reports_say_the_same_of_who_authenticated_a_caller(
+    signed: bool,
+    own: str | None,
+    expected: str,
+    embedded_broker: Callable[[Mapping[str, int]], EmbeddedBroker],
+    tmp_path: Path,
+) -> None:
+    broker = embedded_broker({PREDICTIONS: 1, REPORTS: 1})
+    rows = [row | ({"caller_auth": own} if own else {}) for row in ROWS]
+    table = read_predictions(write(tmp_path, "jsonl", rows), MAPPING)
+
+    publish(table, broker.connection, recorded_pace=False, signer=SigningKey.generate() if signed else None)
+
+    reports = [Report.from_bytes(m.value() or b"") for m in read_to_end(broker.connection, REPORTS, 0)]
+    assert {caller.caller_auth for report in reports for caller in report.callers} == {expected}
+    (message,) = read_to_end(broker.connection, PREDICTIONS, 0)
+    assert set(pa.ipc.open_stream(message.value()).read_all()["caller_auth"].to_pylist()) == {expected}
 
 
 def test_a_pace_without_times_is_refused(tmp_path: Path) -> None:

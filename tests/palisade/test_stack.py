@@ -21,6 +21,7 @@ from schemas.deadletter import DeadLetter
 from schemas.flags import RowFlag
 from schemas.topics import ACTIONS, DEAD_LETTERS, DIRECTIVES, PREDICTIONS, VERDICTS
 from schemas.wire import KIND_HEADER
+from streams.decode.refusals import MAX_LETTERS_PER_RECORD
 from streams.embedded_broker import FETCH_WAIT_MS
 from streams.reading import read_to_end
 from streams.records import header_of, listed
@@ -157,6 +158,24 @@ def test_each_bad_record_is_a_dead_letter_with_its_reason_and_each_good_one_afte
             assert found[offset, 0][0] == 0
 
 
+def test_each_row_of_an_array_is_one_outcome_however_many_of_them_are_bad(
+    flood: dict[int, tuple[str, Any]], connection: KafkaConnection
+) -> None:
+    """The letters of one record are bounded, its outcomes are not."""
+    bad, good = b'{"endpoint": 5}', as_json(ts=NOW)
+    sender = Sender(connection)
+    offset = sender.send(b"[" + b",".join([bad] * 300 + [good] + [b"7"] * 200 + [good]) + b"]")
+    last = sender.send(good)
+    until(lambda: (last, 0) in outcomes(connection), "the outcome of the record after the array")
+
+    told = {row: outcome for (where, row), (outcome, _) in outcomes(connection).items() if where == offset}
+    assert [told[row] for row in range(502)] == [1] * 300 + [0] + [1] * 200 + [0]
+    assert len(told) == 502
+    messages = read_to_end(connection, DEAD_LETTERS, 0)
+    of_it = [each for each in (DeadLetter.from_bytes(m.value() or b"") for m in messages) if each.log_offset == offset]
+    assert 0 < len(of_it) <= MAX_LETTERS_PER_RECORD + 1
+
+
 def test_a_record_of_two_megabytes_is_a_dead_letter_where_the_broker_takes_it(
     flood: dict[int, tuple[str, Any]], connection: KafkaConnection
 ) -> None:
@@ -198,7 +217,7 @@ def test_the_audit_holds_exactly_the_rows_that_were_scored(
     until(lambda: kept() >= scored, "the scored rows in ClickHouse")
     assert {place for place in kept() - scored if place[0] not in lied} == set()
     until(lambda: engine.query_arrow("SELECT log_offset FROM palisade.dead_letters").num_rows
-          == len(letters(connection)), "the dead letters in ClickHouse")  # fmt: skip
+          == len(list(read_to_end(connection, DEAD_LETTERS, 0))), "the dead letters in ClickHouse")  # fmt: skip
     engine.close()
 
 
@@ -263,6 +282,21 @@ def test_the_kill_switch_reaches_every_partition_signed_and_is_on_record(
     until(
         lambda: "thrown by" in palisade("forensics", "timeline", "--config", stack.config)[1], "the audit's word of it"
     )
+
+
+def test_a_person_limits_a_caller_to_a_rate_and_sees_it_in_the_status(stack: Stack, palisade: Run) -> None:
+    ours = ("--reason", "a drill", "--config", stack.config)
+    status, _, errors = palisade("limit", "credit", *ours)
+    assert (status, "limit needs --caller ID" in errors) == (2, True)
+
+    status, out, errors = palisade("limit", "credit", "--caller", "bob", "--rate", "2.5", *ours)
+    assert status == 0, errors
+    assert "caller bob of credit is limited to 2.5 answers/s" in out
+
+    assert "would limit bob to 2.5/s for" in palisade("status", "--config", stack.config)[1]
+    status, out, errors = palisade("unlimit", "credit", "--caller", "bob", *ours)
+    assert status == 0, errors
+    assert "bob" not in palisade("status", "--config", stack.config)[1]
 
 
 def test_a_person_orders_and_is_told_what_came_of_it(stack: Stack, palisade: Run) -> None:

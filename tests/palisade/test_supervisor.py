@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -129,32 +131,82 @@ def test_output_and_errors_of_a_child_lie_in_its_log(supervised: Supervisor, exi
     assert sorted(supervised.tail("talker").splitlines()) == ["more", "wrong"]
 
 
-def test_all_are_told_to_end_in_reverse_order_and_none_is_left(tmp_path: Path) -> None:
-    noted = tmp_path / "order"
+def test_all_are_told_to_end_at_once_and_those_they_lean_on_after_them(tmp_path: Path) -> None:
     code = f"""
-import signal, sys, time
+import pathlib, signal, sys, time
+folder, me, other = pathlib.Path({str(tmp_path)!r}), *sys.argv[1:]
 def end(*_):
-    open({str(noted)!r}, "a").write(sys.argv[1] + "\\n")
+    (folder / f"{{me}}-told").touch()
+    while other and not (folder / f"{{other}}-told").exists():  # ends only when the other was told too
+        time.sleep(0.01)
+    with open(folder / "order", "a") as order:
+        order.write(me + "\\n")
     sys.exit(0)
 signal.signal(signal.SIGTERM, end)
 print("ready", flush=True)
 time.sleep(600)
 """
+    names = {"broker": "", "audit": "detect", "detect": "audit"}
     with Supervisor(tmp_path / "logs") as supervised:
-        for name in ("broker", "audit", "detect"):
-            supervised.start(ChildSpec(name, [sys.executable, "-c", code, name], ready="ready"))
-        pids = [supervised.pid(name) for name in ("broker", "audit", "detect")]
+        for name, other in names.items():
+            command = [sys.executable, "-c", code, name, other]
+            supervised.start(ChildSpec(name, command, ready="ready", leaned_on=name == "broker"))
+        pids = [supervised.pid(name) for name in names]
 
-    assert noted.read_text().split() == ["detect", "audit", "broker"]
+    order = (tmp_path / "order").read_text().split()
+    assert (set(order[:2]), order[2:]) == ({"audit", "detect"}, ["broker"])
     assert not any(map(alive, pids))
 
 
-def test_a_child_that_ignores_the_signal_is_killed_after_the_grace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor_module, "GRACE_S", 0.2)
-    with Supervisor(tmp_path) as supervised:
-        supervised.start(child("stubborn", "import signal; signal.signal(15, signal.SIG_IGN)\n" + STAYS))
-        pid = supervised.pid("stubborn")
+def test_a_child_that_ignores_the_signal_is_killed_after_the_grace(tmp_path: Path) -> None:
+    supervised = Supervisor(tmp_path)
+    supervised.start(child("stubborn", "import signal; signal.signal(15, signal.SIG_IGN)\n" + STAYS))
+    pid = supervised.pid("stubborn")
+
+    supervised.stop(0.2)
 
     assert not alive(pid)
+
+
+def test_who_waits_for_a_child_is_told_when_the_one_that_it_leans_on_is_gone(supervised: Supervisor) -> None:
+    supervised.start(child("broker", STAYS, restart=False, leaned_on=True))
+    supervised.spawn(child("role", "import time; time.sleep(600)"))
+    supervised.kill("broker")
+
+    with pytest.raises(ChildFailed, match="broker ended before role was ready"):
+        supervised.wait_ready("role", 60)
+
+
+def test_children_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
+    """The child holds a FIFO open: its end is the child's end, whoever inherits the child."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    orphan = f"""
+import threading
+from streams import lifeline
+held = open({str(fifo)!r}, "w")
+gone = threading.Event()
+lifeline.hold(gone.set)
+print("ready", flush=True)
+gone.wait()
+"""
+    parent = f"""
+import pathlib, sys, time
+from palisade.supervisor import ChildSpec, Supervisor
+supervisor = Supervisor(pathlib.Path({str(tmp_path)!r}))
+supervisor.start(ChildSpec("orphan", [sys.executable, "-c", {orphan!r}], ready="ready"))
+supervisor.start(ChildSpec("other", [sys.executable, "-c", {READY + "sys.stdin.read()"!r}], ready="ready"))
+print("both", flush=True)
+time.sleep(600)
+"""
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"both\n"
+        assert select.select([reader], [], [], 0)[0] == []
+
+        process.kill()
+
+        assert select.select([reader], [], [], 20)[0] == [reader]
+        assert os.read(reader, 1) == b""
+    os.close(reader)

@@ -1,0 +1,177 @@
+"""What people read: the tables of status and forensics, at 80 columns and with whatever strangers wrote in the topics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from confluent_kafka import Producer
+
+from palisade.cli import forensics, options
+from responders.signing import SigningKey
+from schemas.actions import Decision, JournalEntry, KillSwitch
+from schemas.signals import EndpointState
+from schemas.topics import ACTIONS, DIRECTIVES, SIGNALS
+from schemas.wire import KIND_HEADER, Wire
+from streams.embedded_broker import EmbeddedBroker
+from tests.palisade.conftest import Run
+
+OPERATOR = SigningKey.generate()
+NOW = int(time.time() * 1000)
+GARBAGE = (b"", b"\xff\xfe", b"null", b"[]", b"{" * 2_000, b'{"decisions": 3, "endpoint": 1}', b"5" * 10_000)
+Headers = list[tuple[str, str | bytes | None]]
+
+
+class Topics:
+    """What lies on the topics that `status` reads."""
+
+    def __init__(self, broker: EmbeddedBroker, config: Path) -> None:
+        self.config = config
+        self._producer = Producer({"bootstrap.servers": broker.bootstrap})
+
+    def put(self, topic: str, value: bytes | None, headers: Headers) -> None:
+        self._producer.produce(topic, value, b"key", partition=0, headers=headers)
+        assert self._producer.flush(10) == 0
+
+    def put_garbage(self) -> None:
+        for topic, kind in ((SIGNALS, "endpoint_state"), (ACTIONS, "action"), (DIRECTIVES, "kill")):
+            for value in (*GARBAGE, None):
+                self.put(topic, value, [(KIND_HEADER, kind)])
+                self.put(topic, value, [])
+
+    def write(self, topic: str, record: Wire, signer: SigningKey | None = None) -> None:
+        value = record.to_bytes()
+        headers: Headers = [(KIND_HEADER, record.KIND)]
+        self.put(topic, value, headers + (signer.headers(record.KIND, value) if signer else []))
+
+
+@pytest.fixture
+def topics(embedded_broker: Callable[[Mapping[str, int]], EmbeddedBroker], tmp_path: Path) -> Topics:
+    broker = embedded_broker({SIGNALS: 1, ACTIONS: 1, DIRECTIVES: 1})
+    config = tmp_path / "palisade.yaml"
+    config.write_text(
+        f"kafka: {{bootstrap: '{broker.bootstrap}'}}\noperator_keys: ['{OPERATOR.public_base64}']\n"
+        "endpoints: [{name: credit}, {name: a-rather-long-name-of-an-endpoint}]\n"
+    )
+    return Topics(broker, config)
+
+
+@pytest.fixture
+def narrow(palisade: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(options.console, "_width", 80)
+    return palisade
+
+
+def decision(kind: str, caller: str | None = None, rate: float | None = None) -> Decision:
+    return Decision(
+        action_id="a1",
+        kind=kind,  # type: ignore[arg-type]
+        endpoint="credit",
+        caller=caller,
+        rate_per_s=rate,
+        reason="caller_out_of_pattern",
+        policy="shipped",
+        policy_hash="0" * 32,
+        mode="enforce",
+        epoch=1,
+        issued_ms=NOW,
+        expires_ms=NOW + 600_000,
+        outcome="published",
+    )
+
+
+def journal(number: int, *decisions: Decision) -> JournalEntry:
+    return JournalEntry(entry=number, epoch=1, now_ms=NOW, inputs=[], decisions=list(decisions))
+
+
+def readable(out: str) -> str:
+    """The words of an output of which nothing is cut off and nothing sticks out at 80 columns."""
+    assert "…" not in out
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+    return " ".join(out.split())
+
+
+def test_garbage_on_the_topics_hides_nothing_and_stops_nobody(topics: Topics, narrow: Run) -> None:
+    topics.put_garbage()
+    topics.write(
+        SIGNALS, EndpointState(endpoint="credit", at_ms=NOW, guards_live=3, asked_per_s=150.4, fallback_ok=True)
+    )
+    topics.write(ACTIONS, journal(1, decision("fallback"), decision("limit", "bob", 2.5), decision("limit", "eve")))
+    topics.put_garbage()
+
+    status, out, errors = narrow("status", "--config", topics.config)
+
+    assert (status, errors) == (0, "")
+    said = readable(out)
+    assert "credit 3 150.4 works fallback for 5" in said
+    assert "limit bob to 2.5/s for 5" in said
+    assert "limit eve to the floor" in said
+    assert "kill switch" not in said
+
+
+def test_only_an_operators_kill_switch_counts_and_the_newest_of_them_holds(topics: Topics, narrow: Run) -> None:
+    topics.write(ACTIONS, journal(1, decision("fallback")))
+    topics.write(DIRECTIVES, KillSwitch(kill=True, issued_ms=NOW + 9, actor="stranger"), SigningKey.generate())
+    topics.write(DIRECTIVES, KillSwitch(kill=True, issued_ms=NOW + 9, actor="stranger"))
+    assert "kill switch" not in narrow("status", "--config", topics.config)[1]
+
+    topics.write(DIRECTIVES, KillSwitch(kill=True, issued_ms=NOW + 2, actor="person:ann", reason="drill"), OPERATOR)
+    topics.write(DIRECTIVES, KillSwitch(kill=False, issued_ms=NOW + 1, actor="person:ann"), OPERATOR)  # a replayed one
+    said = readable(narrow("status", "--config", topics.config)[1])
+    assert "the kill switch is thrown: nothing is enforced (person:ann, " in said
+    assert ": drill)" in said
+
+    topics.write(DIRECTIVES, KillSwitch(kill=False, issued_ms=NOW + 3, actor="person:ann"), OPERATOR)
+    assert "kill switch" not in narrow("status", "--config", topics.config)[1]
+
+
+def test_a_kill_takes_back_what_was_decided_before_it(topics: Topics, narrow: Run) -> None:
+    topics.write(ACTIONS, journal(1, decision("fallback"), decision("limit", "bob", 1.0)))
+    topics.write(ACTIONS, journal(2, decision("kill")))
+    topics.write(ACTIONS, journal(3, decision("unkill"), decision("limit", "eve", 1.0)))
+
+    said = readable(narrow("status", "--config", topics.config)[1])
+
+    assert ("fallback for" in said, "bob" in said, "eve" in said) == (False, False, True)
+
+
+AT = datetime(2026, 3, 1, 12, 0, 0, 123_000, tzinfo=UTC)
+
+
+def event(at: datetime, **more: str) -> dict[str, object]:
+    usual = {"what": "decision", "endpoint": "credit-risk", "caller": "acme-of-europe", "why": "caller_out_of_pattern"}
+    return {"at": at, "happened": "limit published (enforce)"} | usual | more
+
+
+def test_a_timeline_is_whole_at_80_columns_and_dated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(options.console, "_width", 80)
+    rows = [event(AT), event(AT, caller="", why="[bold]x[/]", what="command")]
+
+    forensics.show_timeline(pa.Table.from_pylist(rows), "nothing")
+    said = readable(capsys.readouterr().out)
+    assert "times of 2026-03-01, UTC" in said
+    assert "12:00:00.123 credit-risk acme-of-europe decision: limit published (enforce), caller_out_of_pattern" in said
+    assert "command: limit published (enforce), [bold]x[/]" in said
+
+    forensics.show_timeline(pa.Table.from_pylist([event(AT), event(AT + timedelta(days=1))]), "nothing")
+    assert "2026-03-02 12:00:00.123" in readable(capsys.readouterr().out)
+
+
+def test_what_a_caller_was_answered_is_whole_at_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(options.console, "_width", 80)
+    row = {"endpoint": "credit-risk", "served_by": "fallback", "status": "ok", "predictions": 1_234_567, "first": AT,
+           "last": AT + timedelta(seconds=9), "mean_latency_ms": 301.25, "identity": "verified"}  # fmt: skip
+
+    forensics.show_answers(pa.Table.from_pylist([row]), "nothing")
+
+    said = readable(capsys.readouterr().out)
+    for word in ("credit-risk", "1,234,567", "12:00:00", "12:00:09", "301.2", "verified"):
+        assert word in said
