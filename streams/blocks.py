@@ -8,7 +8,7 @@ with the oldest first row closes. A version without a profile shares `@other` wh
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -132,14 +132,18 @@ class BlockBuilder:
             at = stop
         return closed
 
-    def tick(self, offset: int, broker_ms: int) -> list[Block]:
-        """The log's clock says `broker_ms` at the record at `offset`; returns the blocks whose time has come."""
+    def tick(self, offset: int, broker_ms: int) -> Iterator[Block]:
+        """The log's clock says `broker_ms` at the record at `offset`: the blocks whose time has come, one by one.
+
+        All are to be taken before anything else is added: a tick may close a thousand, and each takes its time.
+        """
         due = [
             (block.first, part)
             for part, block in self._open.items()
             if broker_ms - block.since_ms >= (SHORT_WAIT_MS if block.rows >= MIN_TICK_ROWS else LONG_WAIT_MS)
         ]
-        return [self._close(part, "tick", RowId(offset, 0), broker_ms) for _, part in sorted(due)]
+        for _, part in sorted(due):
+            yield self._close(part, "tick", RowId(offset, 0), broker_ms)
 
     def activate(self, endpoint: str, version: str, offset: int, broker_ms: int) -> list[Block]:
         """A profile is active from the record at `offset` on: rows before it are judged by what was active then."""

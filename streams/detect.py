@@ -23,6 +23,7 @@ from streams.records import Outgoing, Records
 from streams.snapshots import SnapshotStore
 from streams.transport.outbox import Confirmed, Outbox
 from streams.transport.run import TP, Run
+from streams.turns import Pause, Turns
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,11 @@ class PartitionLog(Protocol):
         """The offset from which a process with all parts as they are now would have to read on."""
         ...
 
-    async def take(self, records: Records, quiet_below: int) -> list[Outgoing]:
-        """What `records` lead to; outcomes of offsets below `quiet_below` are not given again."""
+    async def take(self, records: Records, quiet_below: int, pause: Pause) -> list[Outgoing]:
+        """What `records` lead to; outcomes of offsets below `quiet_below` are not given again.
+
+        Calls `pause` between pieces of some milliseconds; the next call comes only after this one has returned.
+        """
         ...
 
     def dirty(self) -> list[str]:
@@ -83,7 +87,8 @@ class _Owned:
     saved_from: dict[str, int] = field(default_factory=dict)
     ticked: float = 0.0
     lost: bool = False
-    """An outcome was not confirmed: this process ends, and its state must not outlive what it failed to say."""
+    """An outcome was not confirmed, or not even sent: this process ends, and its state must not outlive what it failed to
+    say."""
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held from taking a run until its outcomes are on their way: state is saved at no other moment."""
     saving: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -115,13 +120,18 @@ class DetectRole:
     async def handle(self, run: Run) -> None:
         """One run: its outcomes are sent, and it is done when they are confirmed."""
         owned = self._owned[run.tp]
-        started = time.perf_counter()
+        started, pause = time.perf_counter(), Turns()
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
         run.open()
         async with owned.busy:
-            outgoing = await owned.log.take(records, owned.quiet_below)
-            sent = await self._send(owned, outgoing)
+            try:
+                outgoing = await owned.log.take(records, owned.quiet_below, pause)
+                sent = await self._send(owned, outgoing, pause)
+            except BaseException:  # cancelled between two pieces too: the state knows what nobody was told
+                owned.lost = True
+                raise
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
+        self._metrics.delay.labels(run.tp.topic).observe(max(0.0, time.time() - records.timestamps[0] / 1000))
         run.done_when(sent)
 
     async def start_at(self, committed: Mapping[TP, int], assigned: frozenset[TP]) -> dict[TP, int]:
@@ -217,7 +227,7 @@ class DetectRole:
         if not sent.cancelled() and sent.exception() is not None:
             self._metrics.ticks_lost.inc()
 
-    async def _send(self, owned: _Owned, outgoing: list[Outgoing]) -> list[asyncio.Future[Confirmed]]:
+    async def _send(self, owned: _Owned, outgoing: list[Outgoing], pause: Pause) -> list[asyncio.Future[Confirmed]]:
         outbox = self._outbox()
         sent: list[asyncio.Future[Confirmed]] = []
         for record in outgoing:
@@ -227,6 +237,7 @@ class DetectRole:
             future.add_done_callback(owned.settle)
             sent.append(future)
             self._metrics.sent(record)
+            await pause()
         return sent
 
     async def _save(self, tp: TP, owned: _Owned, budget: int) -> int:
@@ -238,16 +249,18 @@ class DetectRole:
         owned_log = owned.log
         parts: dict[str, bytes] = {}
         size = 0
-        async with owned.busy:
-            restart = taken_from = max(owned_log.restart, owned.began)
-            for part in owned_log.dirty():
-                if size >= budget:
-                    restart = min(restart, owned.saved_from.get(part, owned.began))
-                    continue
-                parts[part] = owned_log.snapshot(part)
-                size += len(parts[part])
-            unconfirmed = set(owned.unconfirmed)
+        pause = Turns()
         try:
+            async with owned.busy:  # nothing is taken meanwhile, so all parts are of one moment
+                restart = taken_from = max(owned_log.restart, owned.began)
+                for part in owned_log.dirty():
+                    if size >= budget:
+                        restart = min(restart, owned.saved_from.get(part, owned.began))
+                        continue
+                    parts[part] = owned_log.snapshot(part)
+                    size += len(parts[part])
+                    await pause()
+                unconfirmed = set(owned.unconfirmed)
             if unconfirmed:
                 await asyncio.wait(unconfirmed)
             if owned.lost:

@@ -15,7 +15,7 @@ from detectors.base import LogPoint, Reading, part_of
 from detectors.profile import Profile
 from detectors.unregistered import UnknownNames
 from responders.signing import Keyring
-from schemas.blocks import Block, FeatureSchema, RowId
+from schemas.blocks import BLOCK_ROWS, Block, FeatureSchema, RowId
 from schemas.deadletter import DeadLetter, DeadReason
 from schemas.errors import ConfigError, SignatureRefused, StateRefused
 from schemas.events import ProfileActivated
@@ -29,12 +29,16 @@ from streams.headed import split_head, with_head
 from streams.outgoing import dead, said
 from streams.profiles import Active, ProfileMissing, active_record
 from streams.records import Outgoing, RawHeaders, Records, header_of
+from streams.turns import Pause
 from streams.verdicts import block_verdicts, row_verdicts
 
 log = logging.getLogger(__name__)
 
 MAX_UNFITTED = 256
 """Versions without a profile that are said to be unknown one by one; further ones of the partition are not judged."""
+BLOCKS_AT_ONCE, CELLS_AT_ONCE, READINGS_AT_ONCE = 32, 500_000, 512
+"""What the bank and the verdicts take between two pauses: blocks, features of their rows, and readings (as many a block as
+came last). Each is about 10 ms; 32 blocks is as many as drift steps together."""
 Fit = Callable[[str, str, Profile], None]
 """Tells the detectors that need one the profile of (endpoint, version)."""
 
@@ -95,6 +99,7 @@ class PredictionLog:
         self._decoder = Decoder(PREDICTIONS, partition, partitions, self._schema_of, registered)
         self._builder: BlockBuilder | None = None
         self._next = 0
+        self._readings = 1.0
 
     @property
     def pending(self) -> bool:
@@ -107,17 +112,21 @@ class PredictionLog:
         oldest = self._builder.oldest_open() if self._builder is not None else None
         return self._next if oldest is None else oldest
 
-    async def take(self, records: Records, quiet_below: int) -> list[Outgoing]:
-        """What `records` lead to; nothing is given for rows below `quiet_below` (a replay)."""
+    async def take(self, records: Records, quiet_below: int, pause: Pause) -> list[Outgoing]:
+        """What `records` lead to; nothing is given for rows below `quiet_below` (a replay).
+
+        Pauses between pieces of some milliseconds; where they end changes nothing of what is concluded.
+        """
         if self._builder is None:
             self._builder = self._begin(records.offsets[0])
         batch = _Batch()
         for chunk in _up_to_activations(records):
-            for segment in self._segments(chunk, batch):
-                await self._take_segment(segment, batch)
-        self._conclude(batch)
+            for segment in await self._segments(chunk, batch, pause):
+                await self._take_segment(segment, batch, pause)
+                await pause()
+        await self._conclude(batch, pause)
         self._next = records.offsets[-1] + 1
-        return self._outgoing(batch, quiet_below)
+        return await self._outgoing(batch, quiet_below, pause)
 
     def dirty(self) -> list[str]:
         """Parts that changed since they were saved, longest unsaved first."""
@@ -167,28 +176,28 @@ class PredictionLog:
                 log.warning("%s@%s starts without a profile: %s", activation.endpoint, activation.version, refused)
         return BlockBuilder(PREDICTIONS, self._partition, self._hash_of, dict(self._applied))
 
-    def _segments(self, records: Records, batch: _Batch) -> Iterator[Segment]:
+    async def _segments(self, records: Records, batch: _Batch, pause: Pause) -> list[Segment]:
         """Decoded segments; a record on which decoding raises is found by bisection and dead-lettered."""
+        segments: list[Segment] = []
         try:
-            segments = list(
-                self._decoder.segments(
-                    records.values, records.keys, records.headers, records.offsets, records.timestamps
-                )
-            )
+            for segment in self._decoder.segments(
+                records.values, records.keys, records.headers, records.offsets, records.timestamps
+            ):
+                segments.append(segment)
+                await pause()
         except Exception as error:
             if len(records) > 1:
                 half = len(records) // 2
-                yield from self._segments(records.part(0, half), batch)
-                yield from self._segments(records.part(half, len(records)), batch)
-                return
+                first = await self._segments(records.part(0, half), batch, pause)
+                return first + await self._segments(records.part(half, len(records)), batch, pause)
             log.exception("decoding failed at %s[%d] %d", PREDICTIONS, self._partition, records.offsets[0])
             place = Place(PREDICTIONS, self._partition, records.offsets[0], records.timestamps[0])
             detail = f"{type(error).__name__}: {error}"
             batch.bury(dead_letter(place, "handler_failed", detail, records.values[0], records.headers[0]))
-            return
-        yield from segments
+            return []
+        return segments
 
-    async def _take_segment(self, segment: Segment, batch: _Batch) -> None:
+    async def _take_segment(self, segment: Segment, batch: _Batch, pause: Pause) -> None:
         assert self._builder is not None
         batch.columns.append(segment.columns)
         batch.letters += segment.dead_letters
@@ -198,9 +207,11 @@ class PredictionLog:
         if control is None:
             return
         if control.kind == "tick":
-            batch.blocks += self._builder.tick(control.offset, control.broker_ms)
+            for block in self._builder.tick(control.offset, control.broker_ms):
+                batch.blocks.append(block)
+                await pause()
         elif control.kind == ProfileActivated.KIND:
-            await self._activate(control, batch)
+            await self._activate(control, batch, pause)
 
     def _registered_rows(self, columns: Columns, batch: _Batch) -> Columns:
         """Without the groups of unregistered endpoints: open blocks of invented names would be state, and hold back
@@ -220,7 +231,7 @@ class PredictionLog:
             return columns
         return replace(columns, groups=tuple(group for group in columns.groups if self._registered(group.endpoint)))
 
-    async def _activate(self, control: Control, batch: _Batch) -> None:
+    async def _activate(self, control: Control, batch: _Batch, pause: Pause) -> None:
         """Switches a profile on from this record. Refusals are dead letters; the old profile then goes on."""
         assert self._builder is not None
         place = Place(PREDICTIONS, self._partition, control.offset, control.broker_ms)
@@ -239,16 +250,24 @@ class PredictionLog:
         batch.blocks += self._builder.activate(
             activation.endpoint, activation.version, control.offset, control.broker_ms
         )
-        self._conclude(batch)
+        await self._conclude(batch, pause)
         self._switch_on(activation.endpoint, activation.version, activation.profile_hash, profile)
         active = Active(activation, self._partition, control.offset, value, control.headers)
         batch.more.append(active_record(active))
 
-    def _conclude(self, batch: _Batch) -> None:
-        """Hands the bank all blocks closed so far in one call."""
+    async def _conclude(self, batch: _Batch, pause: Pause) -> None:
+        """Hands the bank all blocks closed so far, many in one call; how many changes nothing but the time it takes."""
         blocks, batch.blocks = [block for block in batch.blocks if self._judged(block, batch)], []
-        if not blocks:
-            return
+        first = 0
+        while first < len(blocks):
+            width = max(1, blocks[first].numeric.shape[1] + blocks[first].categorical.shape[1])
+            most = min(BLOCKS_AT_ONCE, CELLS_AT_ONCE // (BLOCK_ROWS * width), int(READINGS_AT_ONCE / self._readings))
+            piece = blocks[first : first + max(1, most)]
+            self._update(piece, batch)
+            first += len(piece)
+            await pause()
+
+    def _update(self, blocks: list[Block], batch: _Batch) -> None:
         concluded = self._bank.update(blocks)
         for block in blocks:
             part = part_of(block.endpoint, block.version)
@@ -260,6 +279,7 @@ class PredictionLog:
         batch.readings += concluded.readings
         batch.signals += concluded.signals
         batch.closed += blocks
+        self._readings = max(1.0, len(concluded.readings) / len(blocks))
 
     def _judged(self, block: Block, batch: _Batch) -> bool:
         """Whether a block may become state: not of versions that a stranger makes up without end."""
@@ -272,15 +292,25 @@ class PredictionLog:
         self._unfitted.add(part)
         return True
 
-    def _outgoing(self, batch: _Batch, quiet_below: int) -> list[Outgoing]:
-        loud = [letter for letter in batch.letters if letter.log_offset >= quiet_below]
+    async def _outgoing(self, batch: _Batch, quiet_below: int, pause: Pause) -> list[Outgoing]:
+        out: list[Outgoing] = []
+        for signal in batch.signals:
+            if signal.log_offset >= quiet_below:
+                out.append(said(signal))
+                await pause()
         rows = row_verdicts(PREDICTIONS, self._partition, batch.columns, batch.dead_rows, quiet_below, self._bank.hash)
-        blocks = block_verdicts(
-            PREDICTIONS, self._partition, batch.closed, batch.readings, quiet_below, self._bank.hash
-        )
-        signals = [said(signal) for signal in batch.signals if signal.log_offset >= quiet_below]
-        verdicts = [record for record in (rows, blocks) if record is not None]
-        return signals + verdicts + [dead(letter) for letter in loud] + batch.more
+        out += [] if rows is None else [rows]
+        await pause()
+        for first in range(0, len(batch.readings), READINGS_AT_ONCE):
+            readings = batch.readings[first : first + READINGS_AT_ONCE]
+            blocks = block_verdicts(PREDICTIONS, self._partition, batch.closed, readings, quiet_below, self._bank.hash)
+            out += [] if blocks is None else [blocks]
+            await pause()
+        for letter in batch.letters:
+            if letter.log_offset >= quiet_below:
+                out.append(dead(letter))
+                await pause()
+        return out + batch.more
 
     def _verified(self, value: bytes, headers: Sequence[tuple[str, bytes | None]] | None) -> DeadReason | None:
         try:

@@ -23,6 +23,7 @@ from streams.decode import partition_of
 from streams.headed import split_head, with_head
 from streams.outgoing import dead_record, said
 from streams.records import Outgoing, Records, header_of
+from streams.turns import Pause
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class ReportLog:
         """Where a process that has all parts as they are now would read on."""
         return self._next
 
-    async def take(self, records: Records, quiet_below: int) -> list[Outgoing]:
+    async def take(self, records: Records, quiet_below: int, pause: Pause) -> list[Outgoing]:
         """What `records` lead to; nothing is given for offsets below `quiet_below` (a replay)."""
         dead: list[Outgoing] = []
         concluded: list[Signal | EndpointState] = []
@@ -81,9 +82,10 @@ class ReportLog:
                 batches.setdefault(event.report.endpoint, []).append(event)
             elif offset >= quiet_below:
                 dead.append(event)
+            await pause()
         self._next = records.offsets[-1] + 1
         for name, batch in batches.items():
-            concluded += self._update(name, batch)
+            concluded += await self._update(name, batch, pause)
         loud = [thing for thing in concluded if thing.log_offset >= quiet_below]
         return dead + [said(thing) for thing in sorted(loud, key=lambda thing: thing.log_offset)]
 
@@ -156,7 +158,7 @@ class ReportLog:
             return False
         return True
 
-    def _update(self, name: str, batch: list[ReportEvent]) -> list[Signal | EndpointState]:
+    async def _update(self, name: str, batch: list[ReportEvent], pause: Pause) -> list[Signal | EndpointState]:
         running = self._running.get(name)
         if running is None:
             running = self._running[name] = self._make(name)
@@ -168,6 +170,7 @@ class ReportLog:
             concluded += running.bank.update([event]).signals
             running.states.watch(name, bool(running.bank.open_parts()))
             concluded += running.states.update([event])
+            await pause()
         running.applied = fresh[-1].at.offset
         running.dirty = True
         return concluded

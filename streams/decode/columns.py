@@ -101,9 +101,10 @@ class DeadRows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows of a run up to and without `control`, which comes after them in the log; None: the run ends here.
+    """Rows of a run, and `control` if it comes after them in the log before any other row.
 
-    `dead_letters` may be fewer than `dead_rows`: a letter may stand for the rest of a record.
+    What was refused since the last control is said with the last rows before the next one (or the run's end), all
+    together. `dead_letters` may be fewer than `dead_rows`: a letter may stand for the rest of a record.
     """
 
     columns: Columns

@@ -20,6 +20,8 @@ from streams.decode.refusals import Refusals
 
 _AT = {name: at for at, name in enumerate(NAMES)}
 Registered = Callable[[str], bool]
+PIECE = 2_048
+"""Work that is decoded without a pause, in rows of JSON at 5 us each: 10 ms."""
 
 
 class Target:
@@ -107,7 +109,8 @@ class SegmentNames:
 class Gather:
     """What has been decoded of a segment. `envelope` holds the fields of JSON events end to end: the names of
     `fast.NAMES` and one place more. (Tuples kept by the thousand would cost a garbage collection each run.) `records` and
-    `slots` have one entry an event; `rows` and `flags` hold what is not 0 of them, by position."""
+    `slots` have one entry an event; `rows` and `flags` hold what is not 0 of them, by position. `spent` counts the work
+    of what may be slow, in the unit of `PIECE`; fast JSON events are not counted, a run bounds them."""
 
     envelope: list[Any] = field(default_factory=list)
     records: list[int] = field(default_factory=list)
@@ -119,6 +122,20 @@ class Gather:
     streams: list[tuple[int, Stream]] = field(default_factory=list)
     others: list[Rows] = field(default_factory=list)
     refused: Refusals = field(default_factory=Refusals)
+    spent: int = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether so much work lies in it that it should become columns before more is decoded."""
+        return self.spent >= PIECE
+
+    def clear(self) -> None:
+        """Empties it for the next rows of the segment; what was refused so far stays."""
+        for held in (self.envelope, self.records, self.slots, self.rows, self.flags, self.targets, self.streams):
+            held.clear()
+        self.others.clear()
+        self.names = SegmentNames()
+        self.spent = 0
 
     def slot_of(self, target: Target) -> int:
         if target.slot < 0:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from msgspec.structs import astuple
 from pydantic_core import from_json, to_json
 
-from schemas.blocks import FeatureSchema
+from schemas.blocks import Codes, FeatureSchema, Longs
 from schemas.deadletter import DeadReason
 from schemas.events import (
     MAX_EVENT_BYTES,
@@ -28,7 +28,7 @@ from streams.decode.arrow import read_streams
 from streams.decode.arrow_rows import arrow_rows
 from streams.decode.columns import Control, Headers, SchemaLookup, Segment
 from streams.decode.fast import GENERIC, NAMES, REFUSED, Plan
-from streams.decode.gather import Gather, Registered, Target
+from streams.decode.gather import PIECE, Gather, Registered, Target
 from streams.decode.headers import ARROW_MAGIC, SPACE, Mark, marks_of, shown
 from streams.decode.ipc import MAX_DECODED_BYTES, ArrowRefused, Stream, inspect
 from streams.decode.judge import Judged, Refused, judge, refusal
@@ -40,6 +40,9 @@ MAX_TARGETS = 16_384
 """Endpoint@versions remembered (about 1 kB each without a profile); above it they are met anew."""
 MERGED_ROWS, MERGED_STREAMS = 500, 64
 """Arrow streams up to so many rows are read together with others, up to so many at once (32,000 rows)."""
+JUDGED_WORK, JUDGED_BYTES, LETTER_WORK, ARROW_ROWS, ARROW_BYTES = 8, 256, 4, 8, 1_024
+"""Measured, in the unit of `PIECE`: an event for the judge costs 8 and 1 for each 256 bytes, a dead letter 4; Arrow costs 1
+for 8 rows and 1 for each kB when decompressed."""
 MAX_PLANS = 4_096
 """Schemas whose decoders are kept (about 50 kB each) when profiles change."""
 _CONTROLS = (Tick.KIND, ProfileActivated.KIND)
@@ -99,7 +102,8 @@ class Decoder:
         offsets: Sequence[int],
         timestamps: Sequence[int],
     ) -> Iterator[Segment]:
-        """The records (parallel lists; timestamps in ms) as segments in log order, each ended by a control record.
+        """The records (parallel lists; timestamps in ms) as segments in log order, each ended by a control record or
+        by the work that is in it (`PIECE`): whoever iterates may pause between them.
 
         Lazy: what the caller does about a control is done before the segment after it is decoded.
         """
@@ -110,8 +114,9 @@ class Decoder:
             self._forget_strangers()
             gather = Gather(refused=Refusals(letters_left))
             try:
-                self._decode(run, first, last, gather)
-                self._arrow_streams(run, gather)
+                for _ in self._decode(run, first, last, gather):
+                    yield Segment(gather.columns(offset, broker, self._registered), (), None, Refusals().dead_rows(()))
+                    gather.clear()
                 columns = gather.columns(offset, broker, self._registered)
             except BaseException:  # half-gathered rows lie in plans and targets: none may reach the next segment
                 self._plans.clear()
@@ -126,23 +131,26 @@ class Decoder:
                 self.forget()
             first = last + 1
 
-    def _decode(self, run: _Run, first: int, last: int, gather: Gather) -> None:
-        """Gathers the rows of records first to last; the common case is inlined, all else is `_record`."""
+    def _decode(self, run: _Run, first: int, last: int, gather: Gather) -> Iterator[None]:
+        """Gathers the rows of records first to last; the common case is inlined, all else is `_record`.
+
+        Yields when a piece is full: rows before and after it are in log order.
+        """
         by_key, index_of, slot_of = self._by_key.get, gather.records.append, gather.slots.append
         values = run.values[first:last]
         records = zip(values, run.keys[first:last], run.marks[first:last], simple(values), strict=True)
         for index, (value, key, mark, is_simple) in enumerate(records, first):
             target = by_key(key)
             if not is_simple or target is None or not mark.plain:
-                self._record(run, index, gather)
+                yield from self._record(run, index, gather)
                 continue
             try:
                 event = target.open.decode(value)  # type: ignore[arg-type]  # what is simple is not None
             except REFUSED:
-                self._record(run, index, gather)
+                yield from self._record(run, index, gather)
                 continue
             if event.model_version != target.version or event.endpoint != target.endpoint:
-                self._record(run, index, gather)
+                yield from self._record(run, index, gather)
                 continue
             if target.typed:
                 target.flat += astuple(event.features)
@@ -152,8 +160,9 @@ class Decoder:
             index_of(index)
             slot = target.slot
             slot_of(slot if slot >= 0 else gather.slot_of(target))
+        self._arrow_streams(run, gather)
 
-    def _record(self, run: _Run, index: int, gather: Gather) -> None:
+    def _record(self, run: _Run, index: int, gather: Gather) -> Iterator[None]:
         """One record of any kind and encoding."""
         value, mark = run.values[index], run.marks[index]
         row = _Row(run, index, 0, value or b"")
@@ -168,13 +177,16 @@ class Decoder:
         elif mark.encoding and (found := shown(value)) and found != mark.encoding:
             self._bury(gather, row, "encoding_mismatch", f"content-type says {mark.encoding}, the bytes are {found}")
         elif mark.encoding == "arrow" or value.startswith(ARROW_MAGIC):
-            self._arrow(run, index, value, gather)
+            yield from self._arrow(run, index, value, gather)
         elif value.lstrip(SPACE)[:1] == b"[":
-            self._array(run, index, value, gather)
+            yield from self._array(run, index, value, gather)
         else:
             self._event(row, simple((value,))[0], gather)
+        if gather.full:
+            self._arrow_streams(run, gather)
+            yield
 
-    def _array(self, run: _Run, index: int, value: bytes, gather: Gather) -> None:
+    def _array(self, run: _Run, index: int, value: bytes, gather: Gather) -> Iterator[None]:
         """A JSON array of events, row by row."""
         whole = _Row(run, index, 0, value)
         if too_deep(value):
@@ -193,6 +205,9 @@ class Decoder:
             return self._bury(gather, whole, "too_large", f"{len(rows)} events, at most {MAX_ROWS_PER_RECORD}")
         for number, (row, short) in enumerate(zip(rows, simple(rows), strict=True)):
             self._event(_Row(run, index, number, row, of_array=True), short, gather)
+            if gather.full:
+                self._arrow_streams(run, gather)
+                yield
         return None
 
     def _event(self, row: _Row, short: bool, gather: Gather) -> None:
@@ -201,6 +216,7 @@ class Decoder:
         The judge is slow: once it has refused many rows of a record, it sees no more of them.
         """
         value = row.value
+        gather.spent += 1
         spent = row.of_array and gather.refused.judge_is_spent(row.at)
         if spent and value[:1] != b"{":
             return self._bury(gather, row, "wrong_shape", "the row is no JSON object")
@@ -217,6 +233,7 @@ class Decoder:
         except REFUSED:
             if spent:
                 return self._bury(gather, row, "wrong_shape", "not judged: too many rows of the record were refused")
+            gather.spent += JUDGED_WORK + len(value) // JUDGED_BYTES
             verdict = judge(value)
             if isinstance(verdict, Refused):
                 gather.refused.judged[row.at] = gather.refused.judged.get(row.at, 0) + 1
@@ -264,8 +281,8 @@ class Decoder:
         gather.records.append(row.at)
         gather.slots.append(gather.slot_of(target))
 
-    def _arrow(self, run: _Run, index: int, value: bytes, gather: Gather) -> None:
-        """An Arrow IPC stream, column by column."""
+    def _arrow(self, run: _Run, index: int, value: bytes, gather: Gather) -> Iterator[None]:
+        """An Arrow IPC stream, column by column: one that is a piece or more by itself, slice by slice."""
         row = _Row(run, index, 0, value)
         if not value.startswith(ARROW_MAGIC):
             return self._bury(gather, row, "arrow_broken", "the bytes do not begin as an Arrow IPC stream")
@@ -273,9 +290,33 @@ class Decoder:
             stream = inspect(value)
             if stream.rows == 0:
                 raise ArrowRefused("empty", "an Arrow stream of no rows")
-            gather.streams.append((index, stream))
         except ArrowRefused as error:
-            self._bury(gather, row, error.reason, error.detail)
+            return self._bury(gather, row, error.reason, error.detail)
+        work = stream.rows // ARROW_ROWS + stream.decoded_bytes // ARROW_BYTES
+        if work < PIECE:
+            gather.streams.append((index, stream))
+            gather.spent += work
+            return None
+        if gather.slots or gather.streams:
+            self._arrow_streams(run, gather)
+            yield
+        yield from self._arrow_slices(run, index, stream, -(-stream.rows * PIECE // work), gather)
+        return None
+
+    def _arrow_slices(self, run: _Run, index: int, stream: Stream, size: int, gather: Gather) -> Iterator[None]:
+        """A large stream, `size` rows at a time."""
+        numbers = np.arange(stream.rows, dtype=np.int32)
+        first = 0
+        try:
+            batch = read_streams([stream])
+            for first in range(0, stream.rows, size):
+                if first:
+                    yield
+                row = numbers[first : first + size]
+                self._take_rows(run, batch.slice(first, size), np.full(len(row), index, dtype=np.int64), row, gather)
+                gather.spent += PIECE
+        except ArrowRefused as error:  # of the rows before this slice each has its outcome already
+            self._bury(gather, _Row(run, index, first, run.values[index] or b""), error.reason, error.detail)
 
     def _arrow_streams(self, run: _Run, gather: Gather) -> None:
         """The segment's Arrow streams, those together that can be read as one: many are of few rows."""
@@ -299,24 +340,26 @@ class Decoder:
         record = np.repeat(np.array([index for index, _ in same], dtype=np.int64), counts)
         row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
         try:
-            batch = read_streams([stream for _, stream in same])
-            try:
-                rows, refused = arrow_rows(batch, record, row, gather.names, self._target, self._home)
-            except (pa.ArrowException, UnicodeDecodeError) as error:
-                raise ArrowRefused("arrow_schema", str(error)) from error
+            self._take_rows(run, read_streams([stream for _, stream in same]), record, row, gather)
         except ArrowRefused as error:
             if len(same) > 1:
                 for one in same:
                     self._read_streams(run, [one], gather)
-                return None
+                return
             index = same[0][0]
-            return self._bury(gather, _Row(run, index, 0, run.values[index] or b""), error.reason, error.detail)
+            self._bury(gather, _Row(run, index, 0, run.values[index] or b""), error.reason, error.detail)
+
+    def _take_rows(self, run: _Run, batch: pa.RecordBatch, record: Longs, row: Codes, gather: Gather) -> None:
+        """Rows of Arrow; record, row [n]: where each lies. Raises ArrowRefused, and has then taken none."""
+        try:
+            rows, refused = arrow_rows(batch, record, row, gather.names, self._target, self._home)
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise ArrowRefused("arrow_schema", str(error)) from error
         if rows is not None:
             gather.others.append(rows)
         for bad in refused:
             shown_row = _Row(run, bad.record, bad.row, to_json(bad.shown, inf_nan_mode="constants"))
             self._bury(gather, shown_row, bad.reason, bad.detail, clean_id(bad.shown["endpoint"]), None)
-        return None
 
     def _home(self, endpoint: str) -> str:
         """ "" if rows of the endpoint (as it was sent) belong on this partition, else what is wrong."""
@@ -366,6 +409,7 @@ class Decoder:
             gather.refused.row(row.at, row.number, endpoint or of_key or "")
             return
         place = Place(self._topic, self._partition, row.run.offsets[row.at], row.run.timestamps[row.at], row.number)
+        gather.spent += LETTER_WORK
         letter = dead_letter(place, reason, detail, row.value, row.run.headers[row.at], endpoint, caller)
         if letter.endpoint is None and of_key is not None:
             letter = letter.model_copy(update={"endpoint": of_key})

@@ -216,7 +216,7 @@ def test_a_tick_closes_what_has_waited_long_enough(count: int, wait: int, closes
     builder = make()
     play(builder, rows(count), set())
 
-    found = builder.tick(count, NOW + wait)
+    found = list(builder.tick(count, NOW + wait))
 
     assert [len(block) for block in found] == ([count] if closes else [])
     if closes:
@@ -251,7 +251,7 @@ def test_versions_beyond_eight_share_a_part() -> None:
     builder = make()
     log = [Row(at, version=f"v{at % 20 + 3}") for at in range(60)]
     play(builder, log, set())
-    found = builder.tick(60, NOW + LONG_WAIT_MS)
+    found = list(builder.tick(60, NOW + LONG_WAIT_MS))
 
     assert sorted(block.version for block in found) == sorted([OTHER, *(f"v{n + 3}" for n in range(8))])
     assert sum(len(block) for block in found) == 60
@@ -261,7 +261,7 @@ def test_versions_beyond_eight_share_a_part() -> None:
 def test_a_version_with_a_profile_is_never_put_with_others() -> None:
     builder = make()
     play(builder, [Row(at, version=f"v{at + 3}") for at in range(9)] + [Row(9, version="v1")], set())
-    found = builder.tick(10, NOW + LONG_WAIT_MS)
+    found = list(builder.tick(10, NOW + LONG_WAIT_MS))
 
     assert "v1" in {block.version for block in found}
 

@@ -65,6 +65,12 @@ def segments(
     )
 
 
+def places(found: Sequence[Segment]) -> list[tuple[int, int]]:
+    """(offset, row) of the scored rows of all segments, in their order."""
+    return [place for segment in found
+            for place in zip(segment.columns.offset.tolist(), segment.columns.row.tolist(), strict=True)]  # fmt: skip
+
+
 def one(value: bytes | None, **keywords: Any) -> Segment:
     (segment,) = segments([value], **keywords)
     return segment

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from schemas.blocks import UNSEEN, FeatureSchema
 from schemas.flags import RowFlag
-from streams.decode import Control, Decoder, partition_of, records
+from streams.decode import Control, Decoder, Segment, gather, partition_of, records
 from streams.decode.columns import Headers
-from tests.decode.cases import ARROW, JSON, NOW, SCHEMA, arrow_stream, as_json, event, one, schema_of, segments
+from tests.decode.cases import ARROW, JSON, NOW, SCHEMA, arrow_stream, as_json, event, one, places, schema_of, segments
 
 TICK: Headers = [("palisade-kind", b"tick")]
 ACTIVATED: Headers = [("palisade-kind", b"profile_activated"), ("palisade-signature", b"c2ln")]
@@ -129,3 +131,62 @@ def test_rows_of_many_endpoints_in_one_arrow_record_keep_their_own_features() ->
         assert [names[row] for row in group.rows] == [group.endpoint] * 8
         assert group.numeric[:, 0].tolist() == group.rows.tolist()
         assert group.categorical[:, 0].tolist() == [(0, 1, UNSEEN)[row % 3] for row in group.rows]
+
+
+def mixed() -> list[bytes]:
+    """Records of every way of decoding, good and bad, small and of many rows."""
+    rows = [
+        event(caller=f"c{n % 7}", features={"distance": float(n), "carrier": "AA", "temp": None}) for n in range(90)
+    ]
+    rows[30]["features"] = {"distance": 1.0, "carrier": "ZZ", "temp": 2.0}
+    elsewhere = [event(), event(endpoint="no\x00where")] * 3
+    nan = as_json(latency_ms=float("nan"))
+    array = b"[" + b",".join([as_json(caller=f"d{n}") for n in range(50)] + [b"{}", nan] * 5) + b"]"
+    return [
+        as_json(), nan, array, as_json(), arrow_stream(rows), arrow_stream([event()]), b"[1]", as_json(model_version="b"),
+        arrow_stream(rows, "zstd")[:-9], arrow_stream(elsewhere), as_json(caller="last"),
+    ]  # fmt: skip
+
+
+def told(found: list[Segment]) -> tuple[list[object], list[object], list[object]]:
+    """Rows by what they say, letters and dead rows, whatever the cut into segments."""
+    rows: list[object] = []
+    dead: list[object] = []
+    letters: list[object] = []
+    for segment in found:
+        columns = segment.columns
+        features: dict[int, list[float]] = {}
+        for group in columns.groups:
+            features |= zip(group.rows.tolist(), np.nan_to_num(group.features, nan=-7.0).tolist(), strict=True)
+        for at in range(len(columns)):
+            caller = columns.callers[columns.caller[at]]
+            names = (columns.endpoints[columns.endpoint[at]], columns.versions[columns.version[at]], caller)
+            said = (columns.flags[at], columns.ts[at], columns.status[at], str(columns.latency_ms[at]))
+            rows.append((columns.offset[at], columns.row[at], names, said, features[at]))
+        dead += zip(segment.dead_rows.offset.tolist(), segment.dead_rows.row.tolist(), strict=True)
+        letters += segment.dead_letters
+    return rows, letters, dead
+
+
+@pytest.mark.parametrize("work", [1, 7, 30])
+def test_where_pieces_of_work_end_changes_neither_rows_nor_letters(work: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = segments(mixed())
+    assert len(whole) == 1
+
+    for module in (gather, records):
+        monkeypatch.setattr(module, "PIECE", work)
+    pieces = segments(mixed())
+
+    assert len(pieces) > 3
+    assert told(pieces) == told(whole)
+    assert places(pieces) == sorted(places(pieces))
+
+
+def test_a_large_record_comes_in_pieces_of_bounded_work() -> None:
+    table = pa.table({"endpoint": ["credit"] * 9_000} | {f"features.x{n}": np.ones(9_000) for n in range(400)})
+
+    found = segments([as_json(), arrow_stream(table, "zstd"), as_json()])
+
+    assert len(found) > 5
+    assert max(len(segment.columns) for segment in found) * 400 * 8 <= 2 * records.PIECE * records.ARROW_BYTES
+    assert places(found) == [(0, 0), *((1, row) for row in range(9_000)), (2, 0)]

@@ -88,6 +88,10 @@ def run_of(tp: TP, first: int, count: int, failures: list[BaseException] | None 
     return run
 
 
+async def no_pause() -> None:
+    """Work that has the loop for itself."""
+
+
 async def settled() -> None:
     """Lets everything that can run, run."""
     for _ in range(20):

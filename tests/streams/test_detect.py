@@ -16,6 +16,7 @@ from streams.detect import DetectRole
 from streams.metrics import Metrics
 from streams.records import Outgoing, Records
 from streams.transport.run import TP
+from streams.turns import Pause
 from tests.streams.fakes import FakeOutbox, FakeStore, run_of, settled
 
 TP0 = TP(PREDICTIONS, 0)
@@ -35,7 +36,7 @@ class CountingLog:
         self.gate: asyncio.Event | None = None
         self._dirty: dict[str, None] = {}
 
-    async def take(self, records: Records, quiet_below: int) -> list[Outgoing]:
+    async def take(self, records: Records, quiet_below: int, pause: Pause) -> list[Outgoing]:
         self.quiet.append(quiet_below)
         for offset in records.offsets:
             part = f"p{offset % self.parts}"
@@ -140,6 +141,22 @@ async def test_a_run_is_done_only_when_all_that_it_led_to_is_confirmed() -> None
     bench.outbox.confirm()
     await settled()
     assert run.finished
+
+
+async def test_a_run_that_is_cancelled_between_two_pieces_leaves_state_that_is_not_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rounds(monkeypatch)
+    bench = Bench()
+    await bench.start(committed=0)
+    bench.store.saves.clear()
+    bench.log.gate = asyncio.Event()
+
+    async with running(lambda: bench.role.handle(run_of(TP0, 0, 5))):
+        await settled()
+    await bench.role.leave(frozenset({TP0}))
+
+    assert bench.store.saves == []
 
 
 async def test_the_next_run_is_taken_while_the_outcomes_of_the_last_are_on_their_way() -> None:

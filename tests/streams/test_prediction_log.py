@@ -17,6 +17,7 @@ from schemas.topics import DEAD_LETTERS, SIGNALS, VERDICTS
 from schemas.wire import KIND_HEADER
 from streams.prediction_log import PredictionLog
 from streams.records import Outgoing, Records, header_of
+from tests.streams.fakes import no_pause
 from tests.streams.log_of_predictions import ENDPOINTS, ROWS, SHIFT_FROM, activation, open_log, records
 
 
@@ -27,7 +28,7 @@ def feed(log: PredictionLog, what: Records, cuts: list[int], quiet_below: int = 
         out: list[Outgoing] = []
         edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(what)}), len(what)]
         for start, stop in itertools.pairwise(edges):
-            out += await log.take(what.part(start, stop), quiet_below)
+            out += await log.take(what.part(start, stop), quiet_below, no_pause)
         return out
 
     return asyncio.run(run())

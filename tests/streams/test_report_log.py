@@ -21,6 +21,7 @@ from schemas.topics import DEAD_LETTERS, SIGNALS
 from schemas.wire import KIND_HEADER
 from streams.records import Outgoing, RawHeaders, Records, header_of
 from streams.report_log import EndpointReports, ReportLog
+from tests.streams.fakes import no_pause
 
 PRODUCER = SigningKey.generate()
 ENDPOINT = "credit"
@@ -74,7 +75,7 @@ def feed(log: ReportLog, what: Records, cuts: list[int], quiet_below: int = 0) -
     async def run() -> list[Outgoing]:
         out: list[Outgoing] = []
         for start, stop in pairwise([0, *sorted({cut for cut in cuts if 0 < cut < len(what)}), len(what)]):
-            out += await log.take(what.part(start, stop), quiet_below)
+            out += await log.take(what.part(start, stop), quiet_below, no_pause)
         return out
 
     return asyncio.run(run())

@@ -1,0 +1,30 @@
+"""Long work lets others have the loop, and no look at the clock costs a turn."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from streams.turns import TURNS, Turns
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_nobody_has_a_turn_before_the_hold_is_over_and_everybody_has_after_it() -> None:
+    clock = [0.0]
+    turns = Turns(hold_s=0.01, clock=lambda: clock[0])
+    seen: list[float] = []
+
+    async def other() -> None:
+        while True:
+            seen.append(clock[0])
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(other())
+    for now in (0.004, 0.008, 0.012, 0.016, 0.023):
+        clock[0] = now
+        await turns()
+    task.cancel()
+
+    assert seen == [0.012] * TURNS + [0.023] * TURNS
