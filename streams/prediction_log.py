@@ -15,7 +15,7 @@ from detectors.base import LogPoint, Reading, part_of
 from detectors.profile import Profile
 from detectors.unregistered import UnknownNames
 from responders.signing import Keyring
-from schemas.blocks import BLOCK_ROWS, Block, FeatureSchema, RowId
+from schemas.blocks import Block, FeatureSchema, RowId
 from schemas.deadletter import DeadLetter, DeadReason
 from schemas.errors import ConfigError, SignatureRefused, StateRefused
 from schemas.events import ProfileActivated
@@ -29,16 +29,17 @@ from streams.headed import split_head, with_head
 from streams.outgoing import dead, said
 from streams.profiles import Active, ProfileMissing, active_record
 from streams.records import Outgoing, RawHeaders, Records, header_of
-from streams.turns import Pause
+from streams.turns import HOLD_S, Pause
 from streams.verdicts import block_verdicts, row_verdicts
 
 log = logging.getLogger(__name__)
 
 MAX_UNFITTED = 256
 """Versions without a profile that are said to be unknown one by one; further ones of the partition are not judged."""
-BLOCKS_AT_ONCE, CELLS_AT_ONCE, READINGS_AT_ONCE = 32, 500_000, 512
-"""What the bank and the verdicts take between two pauses: blocks, features of their rows, and readings (as many a block as
-came last). Each is about 10 ms; 32 blocks is as many as drift steps together."""
+BLOCKS_AT_ONCE = 32
+"""Blocks that the bank takes between two pauses, fewer while they take long: drift steps as many together."""
+READINGS_AT_ONCE = 512
+"""Readings in one record of verdicts."""
 Fit = Callable[[str, str, Profile], None]
 """Tells the detectors that need one the profile of (endpoint, version)."""
 
@@ -99,7 +100,7 @@ class PredictionLog:
         self._decoder = Decoder(PREDICTIONS, partition, partitions, self._schema_of, registered)
         self._builder: BlockBuilder | None = None
         self._next = 0
-        self._readings = 1.0
+        self._at_once = BLOCKS_AT_ONCE // 4
 
     @property
     def pending(self) -> bool:
@@ -260,12 +261,11 @@ class PredictionLog:
         blocks, batch.blocks = [block for block in batch.blocks if self._judged(block, batch)], []
         first = 0
         while first < len(blocks):
-            width = max(1, blocks[first].numeric.shape[1] + blocks[first].categorical.shape[1])
-            most = min(BLOCKS_AT_ONCE, CELLS_AT_ONCE // (BLOCK_ROWS * width), int(READINGS_AT_ONCE / self._readings))
-            piece = blocks[first : first + max(1, most)]
+            piece = blocks[first : first + self._at_once]
             self._update(piece, batch)
             first += len(piece)
-            await pause()
+            held_s = await pause()
+            self._at_once = min(BLOCKS_AT_ONCE, max(1, int(self._at_once * HOLD_S / max(held_s, HOLD_S / 2))))
 
     def _update(self, blocks: list[Block], batch: _Batch) -> None:
         concluded = self._bank.update(blocks)
@@ -279,7 +279,6 @@ class PredictionLog:
         batch.readings += concluded.readings
         batch.signals += concluded.signals
         batch.closed += blocks
-        self._readings = max(1.0, len(concluded.readings) / len(blocks))
 
     def _judged(self, block: Block, batch: _Batch) -> bool:
         """Whether a block may become state: not of versions that a stranger makes up without end."""

@@ -11,8 +11,8 @@ HOLD_S = 0.010
 TURNS = 8
 """Rounds of the loop in a pause: a record of another topic takes about five from the polling thread to its handler."""
 
-Pause = Callable[[], Awaitable[None]]
-"""Called between pieces of work: lets the loop turn if the work has held it for long."""
+Pause = Callable[[], Awaitable[float]]
+"""Called between pieces of work: lets the loop turn if the work has held it for long. Says for how many seconds it has."""
 
 
 class Turns:
@@ -23,9 +23,10 @@ class Turns:
         self._clock = clock
         self._since = clock()
 
-    async def __call__(self) -> None:
-        if self._clock() - self._since < self._hold_s:
-            return
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
-        self._since = self._clock()
+    async def __call__(self) -> float:
+        held = self._clock() - self._since
+        if held >= self._hold_s:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            self._since = self._clock()
+        return held

@@ -22,6 +22,8 @@ _AT = {name: at for at, name in enumerate(NAMES)}
 Registered = Callable[[str], bool]
 PIECE = 2_048
 """Work that is decoded without a pause, in rows of JSON at 5 us each: 10 ms."""
+TARGET_WORK = 8
+"""What a further endpoint@version costs, in the same unit."""
 
 
 class Target:
@@ -141,6 +143,7 @@ class Gather:
         if target.slot < 0:
             target.slot = len(self.targets)
             self.targets.append(target)
+            self.spent += TARGET_WORK
         return target.slot
 
     def columns(self, offsets: Longs, broker_ms: Longs, registered: Registered | None) -> Columns:

@@ -15,6 +15,7 @@ async def test_nobody_has_a_turn_before_the_hold_is_over_and_everybody_has_after
     clock = [0.0]
     turns = Turns(hold_s=0.01, clock=lambda: clock[0])
     seen: list[float] = []
+    held: list[float] = []
 
     async def other() -> None:
         while True:
@@ -24,7 +25,8 @@ async def test_nobody_has_a_turn_before_the_hold_is_over_and_everybody_has_after
     task = asyncio.ensure_future(other())
     for now in (0.004, 0.008, 0.012, 0.016, 0.023):
         clock[0] = now
-        await turns()
+        held.append(await turns())
     task.cancel()
 
+    assert held == pytest.approx([0.004, 0.008, 0.012, 0.004, 0.011])
     assert seen == [0.012] * TURNS + [0.023] * TURNS
