@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 
 from palisade.detect_bank import PartitionLogs
 from palisade.settings import Settings
-from palisade.workers.common import metrics_of, reading, say_ready
+from palisade.workers.common import metrics_of, reading, say_ready, settle_memory
 from schemas.topics import PREDICTIONS, REPORTS
 from streams.admin import input_partitions
 from streams.app import Hooks, TopicLimits, WorkerSettings, make_app, outbox_of, run_topic, run_worker
@@ -31,6 +32,8 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
 
     async def start_at(committed: Mapping[TP, int]) -> Mapping[TP, int]:
         starts = await role.start_at(committed, frozenset(assigned))
+        if not gc.get_freeze_count():
+            settle_memory()
         say_ready("detect", name, partitions=len(assigned))
         return starts
 
