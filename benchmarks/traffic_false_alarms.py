@@ -12,106 +12,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from detectors.base import LogPoint, Reading, ReportAt, ReportEvent, TickAt
+from benchmarks.stationary_service import START_MS, ReportingGuard, flights
+from detectors.base import Reading
 from detectors.traffic import Traffic
-from palisade.demo.data import nyc_table
 from schemas.config import EndpointConfig
-from schemas.events import CallerCounts, Report, RouteCounts
 
 DAY_MS = 86_400_000
-START_MS = 1_700_000_000_000
-EARLY_EVERY_MS, EARLY_COUNT, REPORT_MS, IDLE_MS, MEMORY_MS = 250, 20, 1_000, 3_000, 60_000
-MAX_NAMED = 100
-
-Requests = Iterable[tuple[int, str]]
-
-
-class ReportingGuard:
-    """Writes the reports of one serving process; all calls are answered at once by the primary."""
-
-    def __init__(self, endpoint: str, guard: str = "guard-1") -> None:
-        self.endpoint, self.guard = endpoint, guard
-        self._seq = 0
-        self._asked: Counter[str] = Counter()
-        self._highest: dict[str, list[tuple[int, int]]] = defaultdict(list)
-
-    def reports(self, requests: Requests) -> Iterator[ReportEvent]:
-        """Reports and ticks of `requests` (ms, caller), in time order. Quiet spells over 3 s are skipped."""
-        opened, pending = -1, False
-        for ms, caller in requests:
-            if opened < 0:
-                opened = ms
-            while ms - opened >= REPORT_MS or (pending and ms - opened >= EARLY_EVERY_MS):
-                quiet = not self._asked and ms - opened > IDLE_MS
-                close = opened + (EARLY_EVERY_MS if pending else REPORT_MS)
-                yield self._report(opened, close)
-                yield TickAt(self._at(close + 10))
-                opened, pending = (ms - ms % REPORT_MS if quiet else close), False
-            self._asked[caller] += 1
-            if not pending and self._early(caller, ms):
-                pending = True
-                if ms - opened >= EARLY_EVERY_MS:
-                    yield self._report(opened, ms)
-                    opened, pending = ms, False
-
-    def _early(self, caller: str, ms: int) -> bool:
-        asked = self._asked[caller]
-        if asked <= EARLY_COUNT:
-            return False
-        recent = [count for at, count in self._highest[caller] if ms - at <= MEMORY_MS]
-        return asked > 2 * max(recent, default=0)
-
-    def _report(self, opened: int, close: int) -> ReportAt:
-        for caller, count in self._asked.items():
-            kept = [(at, seen) for at, seen in self._highest[caller] if close - at <= MEMORY_MS and seen > count]
-            self._highest[caller] = [*kept, (close, count)]
-        ranked = self._asked.most_common()
-        total = sum(self._asked.values())
-        callers = [
-            CallerCounts(caller=caller, caller_auth="verified", asked=count, served=count)
-            for caller, count in ranked[:MAX_NAMED]
-        ]
-        report = Report(
-            endpoint=self.endpoint,
-            guard_id=self.guard,
-            boot_id="boot",
-            seq=self._seq,
-            from_ms=opened,
-            to_ms=close,
-            asked=total,
-            routes=[RouteCounts(route="primary", served=total)],
-            callers=callers,
-            rest_asked=sum(count for _, count in ranked[MAX_NAMED:]),
-        )
-        self._asked.clear()
-        return ReportAt(report, True, self._at(close))
-
-    def _at(self, ms: int) -> LogPoint:
-        self._seq += 1
-        return LogPoint("palisade.reports", 0, self._seq, 0, ms)
-
-
-def flights(airport: str, per_s: float = 50.0, longest_gap_s: float = 0.5) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """The departures of an airport in the order of the timetable, replayed: times in ms and carriers."""
-    table = nyc_table("flights")
-    table = table[table["origin"] == airport]
-    minute = (table["month"] * 31 + table["day"]) * 1440 + table["hour"] * 60 + table["minute"]
-    order = np.argsort(minute.to_numpy(), kind="stable")
-    gaps = np.diff(minute.to_numpy()[order], prepend=minute.to_numpy()[order[0]]).astype(float)
-    low, high = 0.0, 100.0
-    for _ in range(60):
-        scale = (low + high) / 2
-        low, high = (scale, high) if np.minimum(gaps * scale, longest_gap_s).mean() < 1 / per_s else (low, scale)
-    times = np.cumsum(np.minimum(gaps * low, longest_gap_s)) * 1000
-    return START_MS + times.astype(np.int64), [str(name) for name in table["carrier"].to_numpy()[order]]
 
 
 def access_log(path: Path, time: str, caller: str, where: str | None) -> tuple[npt.NDArray[np.int64], list[str]]:

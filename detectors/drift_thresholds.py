@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.stats import chi2
 
 from detectors.adwin import FEED_ROWS, JumpWatch
-from detectors.drift_windows import WINDOW_ROWS, Spreads, coarse, divergence, faded, scores
+from detectors.drift_windows import COARSE_SHARE, WINDOW_ROWS, Spreads, coarse, divergence, faded, scores
 from detectors.profile import LOOK_ROWS, SPAN_ROWS, AdaptiveTail, AlarmTail, FeatureSpread
 from schemas.blocks import BLOCK_ROWS, Floats, Longs
 
@@ -100,7 +100,8 @@ def feature_spreads(table: OrderedTable) -> tuple[FeatureSpread, ...]:
         # A table of few independent stretches knows little of their tail: sqrt(1 / stretches) of the level at least.
         share = max(MIN_SCALE_SHARE, math.sqrt(size / table.rows))
         scale = np.maximum(scale, np.maximum(MIN_SCALE / size, share * upper))
-        largest = np.maximum(usual, MIN_LARGEST / size)
+        by_chance = independent_largest(table.expected * table.ordinary, size)
+        largest = np.maximum(usual, np.maximum(by_chance, MIN_LARGEST / size))
         for column, measured in zip(columns, (upper, scale, shape, largest), strict=True):
             column.append(measured)
     level, scale_, shape_, largest_ = (np.stack(column, axis=1).tolist() for column in columns)
@@ -188,6 +189,16 @@ def independent_spread(expected: Floats, size: int) -> tuple[Floats, Floats]:
     level = chi2.ppf(0.9, freedom)
     excess = freedom * chi2.sf(level, freedom + 2.0) / 0.1 - level
     return level / size, excess / size
+
+
+def independent_largest(expected: Floats, size: int) -> Floats:
+    """The coarse divergence [features] that 1 in `MAX_STARTS` draws of `size` independent rows exceeds: about the largest
+    of as many stretches. `expected` [features, CELLS] are ordinary cells (0 elsewhere). A weighted sum of chi-squares,
+    taken as one of the same mean and variance (Satterthwaite 1946)."""
+    weights = expected * (1.0 - expected) / np.maximum(expected, max(COARSE_SHARE, 1.0 / size)) / size
+    mean = np.maximum(weights.sum(axis=1), 1e-300)
+    unit = np.maximum((weights * weights).sum(axis=1) / mean, 1e-300)
+    return np.asarray(unit * chi2.isf(1.0 / MAX_STARTS, np.maximum(mean / unit, 1e-3)))
 
 
 def drawn_starts(table: OrderedTable, units: int, streams: int, rows: int, rng: np.random.Generator) -> Longs:
