@@ -34,13 +34,11 @@ from benchmarks.stationary_rows import (
     weeks_in_order,
 )
 from benchmarks.stationary_service import Answers, ReportingGuard, flights, hours_of
-from detectors.base import Budget, Reading, ReportEvent, part_of
+from detectors.base import Budget, Detector, Reading, ReportEvent, part_of
 from detectors.feature_drift import FeatureDrift
-from detectors.health import Health
 from detectors.odd_input import OddInput
 from detectors.profile import Profile
-from detectors.registry import DETECTORS_OF_REPORTS
-from detectors.traffic import Traffic
+from detectors.registry import DETECTORS_OF_REPORTS, report_detectors
 from schemas.blocks import BLOCK_ROWS, Block
 from schemas.config import EndpointConfig
 
@@ -139,14 +137,12 @@ def _by_carrier(whole: Block, rows: Rows) -> Block:
     return replace(whole, caller=caller.astype(np.int32), callers=names, verified=np.ones(len(names), np.bool_))
 
 
-def of_reports(airport: str, events: Iterable[ReportEvent]) -> Counts:
-    """Alarms in the log of one service."""
-    config = {airport: EndpointConfig(name=airport, false_alarms_per_30_days=HOURLY)}
-    traffic, health = Traffic(config), Health(config)
-    alarms = {traffic.name: Alarms(), health.name: Alarms()}
+def of_reports(detectors: Sequence[Detector[ReportEvent]], events: Iterable[ReportEvent]) -> Counts:
+    """Alarms of `detectors` in one log."""
+    alarms = {detector.name: Alarms() for detector in detectors}
     for event in events:
-        alarms[traffic.name].take(traffic.update([event]))
-        alarms[health.name].take(health.update([event]))
+        for detector in detectors:
+            alarms[detector.name].take(detector.update([event]))
     return {name: counted.count for name, counted in alarms.items()}
 
 
@@ -173,13 +169,14 @@ def predictions(airport: str, rows: int, seed: int, progress: Progress) -> Itera
 def reports(airport: str, hours: float, seed: int, progress: Progress) -> Iterator[Figures]:
     """Figures of the detectors of reports on the timetable of one airport, `hours` over all its services."""
     times, callers = flights(airport)
+    config = {airport: EndpointConfig(name=airport, false_alarms_per_30_days=HOURLY)}
     for data in (IN_ORDER, RESAMPLED):
         rng, in_order = _rng(seed, airport, data), data == IN_ORDER
         total = {name: Counter[str]() for name in DETECTORS_OF_REPORTS}
         for _ in progress.track(range(SERVICES), description=f"{airport}, service, {data}"):
             requests = hours_of(times, callers, hours / SERVICES, rng, in_order=in_order)
             guard = ReportingGuard(airport, Answers(rng, bunched=in_order))
-            for name, count in of_reports(airport, guard.reports(requests)).items():
+            for name, count in of_reports(report_detectors(config)[0], guard.reports(requests)).items():
                 total[name] += count
         for name, count in total.items():
             yield Figures(name, data, airport, 0, hours, hours, dict(count))
