@@ -71,6 +71,19 @@ def dev(tmp_path: Path) -> Iterator[Dev]:
     running.process.wait()
 
 
+def test_told_to_end_while_it_starts_it_does_not_wait_for_the_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "palisade.cli.main", "dev", "--endpoint", "credit"]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        until(lambda: len(children_of(process.pid)) >= 2, "the first children", 60)
+        children = children_of(process.pid)
+
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(60) == 130
+    assert children.keys() & processes().keys() == set()
+    assert not (tmp_path / "palisade-data" / "dev" / "running.json").exists()
+
+
 def test_without_its_broker_it_ends_within_seconds_says_so_and_leaves_nobody(dev: Dev) -> None:
     os.kill(dev.child("embedded_broker"), signal.SIGKILL)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
 
-from palisade.cli import forensics, options
+from palisade.cli import forensics, main, options
 from responders.signing import SigningKey
 from schemas.actions import Decision, JournalEntry, KillSwitch
 from schemas.signals import EndpointState
@@ -93,6 +94,23 @@ def readable(out: str) -> str:
     assert "…" not in out
     assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
     return " ".join(out.split())
+
+
+def test_without_a_broker_one_sentence_says_what_to_do_and_the_library_is_silent(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("palisade.cli.options.REACHED_S", 1.5)  # librdkafka complains within one
+    (tmp_path / "palisade.yaml").write_text("kafka: {bootstrap: '127.0.0.1:1'}\n")
+    for words in (["status"], ["deadletter", "list"], ["topics", "create"]):
+        monkeypatch.setattr(sys, "argv", ["palisade", *words, "--config", str(tmp_path / "palisade.yaml")])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+
+        out, errors = capfd.readouterr()
+        assert (ended.value.code, out) == (2, "")
+        (line,) = errors.splitlines()
+        assert line.startswith("error: no broker answered at 127.0.0.1:1")
+        assert "check kafka.bootstrap" in line
 
 
 def test_garbage_on_the_topics_hides_nothing_and_stops_nobody(topics: Topics, narrow: Run) -> None:
