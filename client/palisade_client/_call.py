@@ -26,6 +26,14 @@ class Call:
         self._taken = live.take(features)  # now: the model may change them
         self._begun = self._attempt = perf_counter()
 
+    def divert(self) -> Any:
+        """Ends a call that a directive routes to the fallback; NO_ANSWER, and the primary is next, if it fails."""
+        value = self.fall_back("ok")
+        if value is NO_ANSWER:
+            self.route = "primary"
+            self.attempt()
+        return value
+
     def attempt(self) -> None:
         """The clock of the route starts anew: an earlier attempt failed."""
         self._attempt = perf_counter()

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 from palisade_client._caller import CallerAuth
-from palisade_client._encode import Event, encode, plain_features, plain_outcome
+from palisade_client._encode import Event, encode, plain_features, plain_outcome, weight_of
 from palisade_client._forking import on_fork
 from palisade_client._log import log_fault, logger
 from palisade_client._transport import Delivery, KafkaTransport, NullTransport, Transport
@@ -172,6 +172,7 @@ class Emitter:
             if self._transport is None:
                 self.start()
             outcome = plain_outcome(prediction)
+            size += weight_of(outcome)
         except Exception:  # noqa: BLE001 - likewise
             log_fault("the outcome of a prediction could not be read")
             self._drop(waiting.endpoint, 1)
@@ -193,8 +194,7 @@ class Emitter:
 
     def flush(self, timeout_s: float = 2.0) -> None:
         """Sends what waits now and waits for its delivery, at most `timeout_s` for Kafka."""
-        while self._drain():
-            pass
+        self._drain_all()
         if self._transport is not None:
             self._transport.flush(timeout_s)
 
@@ -204,8 +204,7 @@ class Emitter:
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
-        while self._drain():
-            pass
+        self._drain_all()
         if self._transport is not None:
             self._transport.close(timeout_s)
 
@@ -217,13 +216,24 @@ class Emitter:
                 self._wake.clear()
             self._idle = False
             self._stop.wait(self._linger_s)
-            self._idle = not self._drain()
-            if self._queue:  # came after the drain, and perhaps before `emit` could see that we idle
-                self._idle = False
-            while len(self._queue) >= MAX_DRAIN and self._drain():
-                pass
-            if self._transport is not None:
-                self._transport.poll()
+            try:
+                self._turn()
+            except Exception:  # noqa: BLE001 - such as a callback of the service's Kafka settings that raises
+                log_fault("predictions could not be sent")
+
+    def _turn(self) -> None:
+        self._idle = not self._drain()
+        if self._queue:  # came after the drain, and perhaps before `emit` could see that we idle
+            self._idle = False
+        while len(self._queue) >= MAX_DRAIN and self._drain():
+            pass
+        if self._transport is not None:
+            self._transport.poll()
+
+    def _drain_all(self) -> None:
+        """Sends what waits now; what comes meanwhile waits for the next turn, so that this ends under any load."""
+        for _ in range(len(self._queue) // MAX_DRAIN + 1):
+            self._drain()
 
     def _drain(self) -> bool:
         """Sends at most 4,000 waiting predictions; False if none waited."""

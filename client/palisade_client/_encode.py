@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from sys import getsizeof
 from typing import Any, NamedTuple
 
@@ -26,6 +27,10 @@ MAX_TEXT = 4_096
 """Characters kept of a text value: a category is short, and one value must not fill a record."""
 MAX_LIST = 4_096
 """Numbers kept of a list."""
+MAX_LISTED = 16_384
+"""And of all lists of one prediction: 130 kB, twice what an event of its own may weigh."""
+MAX_NESTED = 8
+"""Items kept of each level of nested lists, three levels deep, as a text: an image costs its call no more than a row."""
 MAX_ROWS = 2_000
 """Rows of one record; far below the 10,000 that a decoder takes, so that a batch is soon on its way."""
 SINGLES = 3
@@ -34,7 +39,8 @@ _ROW_BYTES = 400
 """What a waiting prediction weighs besides its feature values."""
 _TOO_LARGE = 1e308
 """Stands for infinity, which JSON cannot say: above every bound of a decoder, so taken as missing and noted."""
-_PLAIN = frozenset({float, int, str, bool, type(None)})
+_NUMBERS = frozenset({float, int, type(None)})
+_PLAIN = _NUMBERS | {str, bool}
 
 
 class Event(NamedTuple):
@@ -80,17 +86,31 @@ def plain_features(features: Any) -> tuple[dict[str, Any] | list[Any], int]:
                 return features.copy(), _ROW_BYTES + size
     mapping = features if isinstance(features, Mapping) else _as_mapping(features)
     if mapping is not None:
-        copied = {str(name)[:MAX_TEXT]: plain_value(mapping[name]) for name in list(mapping)[:MAX_FEATURES]}
-        return copied, _ROW_BYTES + sum(map(_size, copied.values())) + sum(map(len, copied))
-    items = features.tolist() if hasattr(features, "tolist") else features
+        names = list(islice(mapping, MAX_FEATURES))
+        plain = _plain_values([mapping[name] for name in names])
+        copied = {str(name)[:MAX_TEXT]: value for name, value in zip(names, plain, strict=True)}
+        return copied, _ROW_BYTES + sum(map(weight_of, copied.values())) + sum(map(len, copied))
+    items = _listed(features, MAX_FEATURES) if hasattr(features, "tolist") else features
     if not isinstance(items, Sequence) or isinstance(items, str | bytes):
         items = [items]
-    listed = [plain_value(item) for item in items[:MAX_FEATURES]]
-    return listed, _ROW_BYTES + sum(map(_size, listed))
+    listed = _plain_values(items[:MAX_FEATURES])
+    return listed, _ROW_BYTES + sum(map(weight_of, listed))
 
 
-def plain_value(value: Any) -> Any:
-    """A number, text, bool, None or list of numbers and None."""
+def _plain_values(values: Sequence[Any]) -> list[Any]:
+    """Each made plain; lists are cut where together they hold too much."""
+    plain, room = [], MAX_LISTED
+    for value in values:
+        if isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0:
+            plain.append(plain_value(value, min(MAX_LIST, room)))
+            room = max(0, room - len(value))
+        else:
+            plain.append(plain_value(value))
+    return plain
+
+
+def plain_value(value: Any, most: int = MAX_LIST) -> Any:
+    """A number, text, bool, None or list of at most `most` numbers and None."""
     kind = type(value)
     if kind in (float, bool, type(None)):
         return value
@@ -99,16 +119,45 @@ def plain_value(value: Any) -> Any:
     if kind is int:
         return value if -(2**63) <= value < 2**63 else _large(value)
     if hasattr(value, "tolist"):  # a numpy scalar or array
-        return plain_value(value.tolist())
+        return plain_value(_listed(value, most), most)
     if isinstance(value, list | tuple):
-        numbers = [plain_value(item) for item in value[:MAX_LIST]]
-        if all(type(number) in (float, int, type(None)) for number in numbers):
-            return numbers
-        return str(numbers)[:MAX_TEXT]
+        items = value[:most]
+        if not all(map(_is_single, items)):
+            return str(_head(items))[:MAX_TEXT]
+        numbers = [plain_value(item) for item in items]
+        return numbers if all(type(item) in _NUMBERS for item in numbers) else str(_head(numbers))[:MAX_TEXT]
     for base in (bool, int, float, str):
         if isinstance(value, base):
             return plain_value(base(value))
-    return str(value)[:MAX_TEXT]
+    if isinstance(value, Mapping):
+        return str(_head(value))[:MAX_TEXT]
+    return str(value[:MAX_TEXT] if isinstance(value, bytes | bytearray) else value)[:MAX_TEXT]
+
+
+def _listed(array: Any, most: int) -> Any:
+    """A numpy array (or scalar) as lists, cut where it is large before it is copied."""
+    dimensions = getattr(array, "ndim", 0)
+    if dimensions == 1:
+        return array[:most].tolist()
+    if dimensions == 0 or array.size <= MAX_LIST:
+        return array.tolist()
+    return array[(slice(MAX_NESTED),) * dimensions].tolist() if dimensions <= 3 else str(array.shape)
+
+
+def _is_single(item: Any) -> bool:
+    """One value, as far as a look at its type can tell."""
+    return type(item) in _PLAIN or not (isinstance(item, list | tuple | Mapping) or getattr(item, "ndim", 0) > 0)
+
+
+def _head(value: Any, levels: int = 3) -> Any:
+    """The first of nested lists and objects, enough for a text of them."""
+    if getattr(value, "ndim", 0):
+        value = _listed(value, MAX_NESTED)
+    if isinstance(value, list | tuple):
+        return [_head(item, levels - 1) for item in value[:MAX_NESTED]] if levels else "..."
+    if isinstance(value, Mapping):
+        return {name: _head(value[name], levels - 1) for name in islice(value, MAX_NESTED)} if levels else "..."
+    return plain_value(value)
 
 
 def plain_outcome(value: Any) -> Any:
@@ -266,5 +315,8 @@ def _large(value: int) -> float:
         return _TOO_LARGE if value > 0 else -_TOO_LARGE
 
 
-def _size(value: Any) -> int:
+def weight_of(value: Any) -> int:
+    """About what a plain value weighs in memory, bytes."""
+    if type(value) is dict:
+        return 128 * len(value)
     return 32 * len(value) if type(value) is list else getsizeof(value)

@@ -67,10 +67,14 @@ class Fallback:
             if now < self._due:
                 return
             self._checking_since = now
-        if in_thread:
-            threading.Thread(target=self._try, name="palisade-fallback-check", daemon=True).start()
-        else:
+        if not in_thread:
             self._try()
+            return
+        try:
+            threading.Thread(target=self._try, name="palisade-fallback-check", daemon=True).start()
+        except RuntimeError:  # the process may start no more threads: known to work is what calls show
+            log_fault("the fallback could not be tried")
+            self._checking_since, self._due = None, now + RETRY_S
 
     def _try(self) -> None:
         self.answer(self.last_features)

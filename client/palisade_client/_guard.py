@@ -58,6 +58,7 @@ class GuardOptions(TypedDict, total=False):
 
 
 Predict = TypeVar("Predict", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 
 class Guard:
@@ -254,27 +255,15 @@ class Guard:
         kwargs: dict[str, Any],
     ) -> Any:
         call = Call(self._live or self._start(), features, who[0], who[1])
-        if call.route == "fallback":
-            value = call.fall_back("ok")
-            if value is not NO_ANSWER:
-                return value
-            call.route = "primary"
-            call.attempt()
+        if call.route == "fallback" and (value := call.divert()) is not NO_ANSWER:
+            return value
         try:
             if self._timeout_s is None:
                 value = predict(features, *args, **kwargs)
             else:
                 value = self._pool.call(lambda: predict(features, *args, **kwargs), self._timeout_s)
-        except (Expired, PoolFull) as late:
-            return call.recover("timeout", self._too_late(late))
-        except self._client_errors:
-            call.give_up()
-            raise
-        except Exception as error:  # noqa: BLE001 - raised again unless the fallback answers
-            return call.recover("error", error)
-        except BaseException:
-            call.give_up()
-            raise
+        except BaseException as error:  # noqa: BLE001 - raised again unless the fallback answers
+            return self._failed(call, error)
         return call.answer(value)
 
     async def _acall(
@@ -286,37 +275,37 @@ class Guard:
         kwargs: dict[str, Any],
     ) -> Any:
         call = Call(self._live or self._start(), features, who[0], who[1])
-        if call.route == "fallback":
-            value = call.fall_back("ok")
-            if value is not NO_ANSWER:
-                return value
-            call.route = "primary"
-            call.attempt()
+        if call.route == "fallback" and (value := call.divert()) is not NO_ANSWER:
+            return value
         try:
             value = await self._awaited(predict, lambda: predict(features, *args, **kwargs))
-        except (Expired, PoolFull) as late:
-            return call.recover("timeout", self._too_late(late))
-        except self._client_errors:
-            call.give_up()
-            raise
-        except Exception as error:  # noqa: BLE001 - raised again unless the fallback answers
-            return call.recover("error", error)
-        except BaseException:
-            call.give_up()
-            raise
+        except BaseException as error:  # noqa: BLE001 - raised again unless the fallback answers
+            return self._failed(call, error)
         return call.answer(value)
+
+    def _failed(self, call: Call, error: BaseException) -> Any:
+        """The model raised, was late or found no place: the fallback's answer, else its error is raised."""
+        if isinstance(error, Expired | PoolFull):
+            late = PredictTimeout(self.endpoint, self._timeout_s, pool_full=isinstance(error, PoolFull))
+            return call.recover("timeout", late)
+        if isinstance(error, self._client_errors) or not isinstance(error, Exception):
+            call.give_up()
+            raise error
+        return call.recover("error", error)
 
     async def _awaited(self, predict: Callable[..., Any], run: Callable[[], Any]) -> Any:
         """The answer of `predict`; Expired after `timeout_s` without waiting for its cancellation, PoolFull at once."""
         if not _traits(predict).is_async:
-            future = self._in_pool(run)
-        elif self._timeout_s is None:
+            return await self._in_pool(run)
+        if self._timeout_s is None:
             return await run()
-        else:
-            if not self._places.acquire(blocking=False):
-                raise PoolFull
-            future = asyncio.ensure_future(run())
-            future.add_done_callback(self._leave_place)
+        if not self._places.acquire(blocking=False):
+            raise PoolFull
+        future = asyncio.ensure_future(run())
+        future.add_done_callback(self._leave_place)
+        return await self._in_time(future)
+
+    async def _in_time(self, future: asyncio.Future[Result]) -> Result:
         try:
             done, _ = await asyncio.wait({future}, timeout=self._timeout_s)
         finally:
@@ -326,17 +315,13 @@ class Guard:
             raise Expired
         return future.result()
 
-    def _in_pool(self, run: Callable[[], Any]) -> asyncio.Future[Any]:
+    async def _in_pool(self, run: Callable[[], Any]) -> Any:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[Task] = loop.create_future()
 
         def settle(task: Task) -> None:
-            if future.cancelled():
-                return
-            if task.error is not None:
-                future.set_exception(task.error)
-            else:
-                future.set_result(task.value)
+            if not future.cancelled():
+                future.set_result(task)
 
         def then(task: Task) -> None:
             try:
@@ -345,15 +330,15 @@ class Guard:
                 log_fault("a model answered after its event loop was closed")
 
         self._pool.submit(run, then)
-        return future
+        task = await self._in_time(future)
+        if task.error is not None:  # not as the future's exception: that may not be StopIteration
+            raise task.error
+        return task.value
 
     def _leave_place(self, future: asyncio.Future[Any]) -> None:
         self._places.release()
         if not future.cancelled():
             future.exception()  # taken, so that asyncio does not complain about one that came too late
-
-    def _too_late(self, late: Exception) -> PredictTimeout:
-        return PredictTimeout(self.endpoint, self._timeout_s, pool_full=isinstance(late, PoolFull))
 
 
 def _who(caller: str | None, auth: CallerAuth | None) -> tuple[str, CallerAuth]:

@@ -61,11 +61,20 @@ class Pool:
             grow = self._busy > self._threads
             if grow:
                 self._threads += 1
+        if grow:
+            self._grow()
         task = Task(run, then)
         self._tasks.put(task)
-        if grow:
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
         return task
+
+    def _grow(self) -> None:
+        try:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError:  # the process may start no more threads: the pool is as large as it can be
+            with self._lock:
+                self._busy -= 1
+                self._threads -= 1
+            raise PoolFull from None
 
     def _work(self) -> None:
         while True:

@@ -19,14 +19,18 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 ApiKeys = Mapping[str, str] | Callable[[str], str | None]
 
+TRY_AGAIN_LATER = 1013
+"""The close code of websockets for it (IANA registry)."""
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class PalisadeMiddleware:
     """Puts the caller into `current_caller()` and `scope["palisade"]`; answers CallerLimited with 429 and Retry-After.
 
-    `api_keys`: SHA-256 hex digest of a key (or the key itself) to caller id, or a function from the key to the caller
-    id or None. The key is read from the header `key_header`, else from `Authorization: Bearer`. A caller found there is
+    Once a response has begun CallerLimited is raised on: its status is sent. A websocket is closed with code 1013.
+
+    `api_keys`: SHA-256 hex digest of a key (or the key itself, unless it is 64 hex digits as well) to caller id, or a
+    function from the key to the caller id or None. The key is read from the header `key_header`, else from `Authorization: Bearer`. A caller found there is
     `verified`. Anybody else is `claimed`: the value of `claimed_header` if it is given and sent, else the client
     address, else `anonymous`; no action may name a claimed caller.
 
@@ -53,20 +57,24 @@ class PalisadeMiddleware:
             return
         caller = self.identify(scope)
         scope["palisade"] = {"caller": caller.id, "caller_auth": caller.auth}
-        started = False
+        started = closed = False
 
         async def note_start(message: Message) -> None:
-            nonlocal started
+            nonlocal started, closed
             started = True
+            closed = closed or message["type"] == "websocket.close"
             await send(message)
 
         token = caller_var.set(caller)
         try:
             await self._app(scope, receive, note_start)
         except CallerLimited as limited:
-            if started or scope["type"] != "http":
+            if scope["type"] == "websocket" and not closed:
+                await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": "caller_limited"})
+            elif started:
                 raise
-            await _refuse(limited, send)
+            else:
+                await _refuse(limited, send)
         finally:
             caller_var.reset(token)
 

@@ -90,6 +90,39 @@ async def test_a_caller_limited_in_the_middle_of_an_answer_is_not_answered_twice
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_a_websocket_of_a_limited_caller_is_closed(accepted: bool) -> None:
+    """Raised on, each refused call would leave a stack trace in the service's log."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if accepted:
+            await send({"type": "websocket.accept"})
+        raise CallerLimited("carol", 1.0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await PalisadeMiddleware(app)({"type": "websocket", "headers": []}, send, send)  # nothing is received
+
+    assert sent[-1] == {"type": "websocket.close", "code": 1013, "reason": "caller_limited"}
+    assert len(sent) == 1 + accepted
+
+
+@pytest.mark.anyio
+async def test_a_websocket_is_closed_once() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.close", "code": 1000})
+        raise CallerLimited("carol", 1.0)
+
+    async def send(message: Any) -> None:
+        assert message["code"] == 1000
+
+    with pytest.raises(CallerLimited):
+        await PalisadeMiddleware(app)({"type": "websocket", "headers": []}, send, send)
+
+
+@pytest.mark.anyio
 async def test_lifespan_events_pass_through() -> None:
     seen = []
 
