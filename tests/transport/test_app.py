@@ -118,7 +118,7 @@ async def running(handler: Handler, hooks: Hooks | None = None, **options: Any) 
     install(app, ConsumerOptions({}, limits, hooks or Hooks(), drain_s=1.0, client=client), QUIET)
     run_topic(app, "t", handler, **options)
     starting = asyncio.create_task(app.start())
-    await asyncio.to_thread(ready.wait, 5)
+    await asyncio.to_thread(ready.wait, 60)
     made[0].app = app  # type: ignore[attr-defined]
     try:
         yield made[0]
@@ -128,7 +128,7 @@ async def running(handler: Handler, hooks: Hooks | None = None, **options: Any) 
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.002)
 

@@ -28,7 +28,7 @@ def test_no_progress_twice_in_a_row_dumps_the_state_and_ends_the_process(tmp_pat
     dump = tmp_path / "dump"
     dog, codes, ended = watch(Probe("runs", 1.0, lambda _: 2.0), Probe("loop", 1.0, lambda _: None), out=dump)
     dog.start()
-    assert ended.wait(5)
+    assert ended.wait(60)
     dog.stop()
     assert codes == [70]
     assert "no progress of runs" in dump.read_text()
@@ -39,7 +39,7 @@ def test_no_progress_twice_in_a_row_dumps_the_state_and_ends_the_process(tmp_pat
 def test_a_probe_that_cannot_look_ends_the_process_too(tmp_path: Path) -> None:
     dog, codes, ended = watch(Probe("broken", 1.0, lambda _: 1 / 0), out=tmp_path / "dump")
     dog.start()
-    assert ended.wait(5)
+    assert ended.wait(60)
     dog.stop()
     assert codes == [70]
     assert "ZeroDivisionError" in (tmp_path / "dump").read_text()
@@ -57,7 +57,7 @@ def test_one_bad_look_or_nothing_to_do_ends_nothing(tmp_path: Path) -> None:
 
     dog, codes, _ = watch(Probe("runs", 1.0, age), out=tmp_path / "dump")
     dog.start()
-    assert done.wait(5)
+    assert done.wait(60)
     dog.stop()
     assert codes == []
 
@@ -87,16 +87,16 @@ from streams.app import Hooks, KafkaConnection, WatchdogLimits, make_app, run_to
 from streams.embedded_broker import EmbeddedBroker
 
 async def block(tps):
-    time.sleep(60)
+    time.sleep(300)
 
 async def handler(run): ...
 
 with EmbeddedBroker({"t": 1}) as broker:
     app = make_app("stuck", connection=KafkaConnection(bootstrap=broker.bootstrap), hooks=Hooks(on_assigned=block))
     run_topic(app, "t", handler)
-    raise SystemExit(run_worker(app, watchdog=WatchdogLimits(loop_s=0.5)))
+    raise SystemExit(run_worker(app, watchdog=WatchdogLimits(loop_s=3.0)))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 70, done.stderr
     assert "no progress of loop" in done.stderr
     assert "in block" in done.stderr

@@ -40,6 +40,7 @@ class Spec:
     out: str
     topics: dict[str, Topic]
     session_s: float = 6.0  # Apache Kafka refuses less, the embedded broker does not
+    heartbeat_s: float | None = None  # else a sixth of the session
     drain_s: float = 20.0
     commit_every_s: float = 0.3
     fetch_wait_ms: int = 10
@@ -91,7 +92,7 @@ def main(spec: Spec) -> int:
         hooks=Hooks(assigned, revoked, None if spec.back is None else start_at),
         settings=WorkerSettings(
             session_s=spec.session_s,
-            heartbeat_s=spec.session_s / 6,
+            heartbeat_s=spec.heartbeat_s or spec.session_s / 6,
             drain_s=spec.drain_s,
             commit_every_s=spec.commit_every_s,
         ),
