@@ -120,7 +120,8 @@ class Outbox:
         except BufferError:
             future.set_exception(OutboxFull(f"{len(self._pending)} records wait for the broker"))
         except KafkaException as error:
-            future.set_exception(error)
+            # Its traceback holds this frame, and so the future and the producer: a circle that outlives `close`.
+            future.set_exception(error.with_traceback(None))
         else:
             self._pending[future] = size = len(value or b"") + len(key or b"")
             self._pending_bytes += size
