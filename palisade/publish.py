@@ -41,12 +41,13 @@ class Mapping:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What was confirmed by the broker."""
+    """What became of a file. `rows` were sent, in records of which `failed` were not confirmed, for the reason `error`."""
 
     rows: int
     reports: int
     failed: int
     seconds: float
+    error: str = ""
 
 
 def read_predictions(path: Path, mapping: Mapping) -> pa.Table:
@@ -118,9 +119,12 @@ def publish(
         reporter.write_due()
         if progress is not None:
             progress(rows.num_rows)
+        if failures:  # a record that waited in vain for 30 s: the broker is away, and would be for the rest too
+            break
     reporter.write_due(last=True)
     left = producer.flush(60)
-    return Published(sent, reporter.written, len(failures) + left, time.monotonic() - started)
+    error = failures[0].str() if failures else "no answer" if left else ""
+    return Published(sent, reporter.written, len(failures) + left, time.monotonic() - started, error)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:

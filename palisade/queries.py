@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from palisade.settings import Settings
 from schemas.errors import PalisadeError
-from streams.audit.engine import ClickHouse, Parameter, ServerClickHouse
+from streams.audit.engine import ClickHouse, Parameter, ServerClickHouse, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ FROM palisade.decisions WHERE caller = {caller:String} AND reason != 'evidence_r
 
 def reader(settings: Settings) -> ClickHouse:
     """The audit as its reader: the server of the configuration, or the embedded port. Raises PalisadeError."""
+    logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # what it says there, its exceptions say too
     config = settings.config.clickhouse
     if config.url is not None:
         return ServerClickHouse(config.url, config.user, _password(settings))
@@ -88,8 +90,12 @@ def reader(settings: Settings) -> ClickHouse:
 
 
 def ask(engine: ClickHouse, query: Query, parameters: dict[str, Parameter]) -> pa.Table:
-    """The rows that answer a query. Raises ClickHouseError."""
-    return engine.query_arrow(query.sql, parameters)
+    """The rows that answer a query. Raises PalisadeError if nobody answers, ClickHouseError if the answer is no."""
+    try:
+        return engine.query_arrow(query.sql, parameters)
+    except Unavailable as error:
+        who = str(error).partition(", try again")[0]
+        raise PalisadeError(f"{who}: start `palisade dev` or `palisade worker audit`, or the server") from error
 
 
 def _password(settings: Settings) -> Path | None:

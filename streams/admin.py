@@ -36,7 +36,7 @@ def create_topics(connection: KafkaConnection, partitions: int, replication: int
     them the order of their log.
     """
     admin = AdminClient(kafka_settings(connection, "admin"))
-    existing = _metadata(admin)
+    existing = cluster_of(connection).partitions
     missing = [spec for spec in TOPICS if spec.name not in existing]
     made = (
         admin.create_topics([_new(spec, partitions, replication) for spec in missing], request_timeout=TIMEOUT_S)
@@ -47,7 +47,7 @@ def create_topics(connection: KafkaConnection, partitions: int, replication: int
     there = [spec for spec in TOPICS if spec.name not in created]
     if not there:
         return [TopicOutcome(name, "created") for name in made]
-    existing |= _metadata(admin)  # a topic that somebody else just made was not in the metadata before
+    existing |= cluster_of(connection).partitions  # a topic that somebody else just made was not in the metadata before
     return [TopicOutcome(name, "created") for name in created] + _differences(admin, there, existing, partitions)
 
 
@@ -59,13 +59,14 @@ class Cluster:
     partitions: dict[str, int]
 
 
-def cluster_of(connection: KafkaConnection, timeout_s: float = TIMEOUT_S) -> Cluster:
-    """The cluster that answers. Raises BrokerAway after `timeout_s`."""
+def cluster_of(connection: KafkaConnection, timeout_s: float | None = None) -> Cluster:
+    """The cluster that answers. Raises BrokerAway after `timeout_s` (TIMEOUT_S if None)."""
+    wait_s = TIMEOUT_S if timeout_s is None else timeout_s
     try:
-        found = AdminClient(kafka_settings(connection, "admin")).list_topics(timeout=timeout_s)
+        found = AdminClient(kafka_settings(connection, "admin")).list_topics(timeout=wait_s)
     except KafkaException as error:
         raise BrokerAway(
-            f"no broker answered at {connection.bootstrap} in {timeout_s:.0f} s ({error.args[0].str()}): "
+            f"no broker answered at {connection.bootstrap} in {wait_s:.0f} s ({error.args[0].str()}): "
             "start it, or check kafka.bootstrap in the configuration"
         ) from error
     topics = {name: len(topic.partitions) for name, topic in found.topics.items()}
@@ -74,20 +75,10 @@ def cluster_of(connection: KafkaConnection, timeout_s: float = TIMEOUT_S) -> Clu
 
 def input_partitions(connection: KafkaConnection, topic: str) -> int:
     """How many partitions a topic has. Raises BrokerAway, or PalisadeError if there is no such topic."""
-    found = _metadata(AdminClient(kafka_settings(connection, "admin"))).get(topic)
+    found = cluster_of(connection).partitions.get(topic)
     if not found:
         raise PalisadeError(f"there is no topic {topic}; make the topics with `palisade topics create`")
     return found
-
-
-def _metadata(admin: AdminClient) -> dict[str, int]:
-    """Name -> number of partitions."""
-    try:
-        return {name: len(topic.partitions) for name, topic in admin.list_topics(timeout=TIMEOUT_S).topics.items()}
-    except KafkaException as error:
-        raise BrokerAway(
-            f"no broker answered in {TIMEOUT_S:.0f} s ({error.args[0].str()}); check kafka.bootstrap"
-        ) from error
 
 
 def _new(spec: TopicSpec, partitions: int, replication: int) -> NewTopic:

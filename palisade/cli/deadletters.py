@@ -31,12 +31,13 @@ def list_(
     config: ConfigOption = None,
 ) -> None:
     """Lists the newest dead letters: where each lay, why, from whom."""
-    table = table_of("where", "from", "bytes", "why", right=("bytes",))
+    table = table_of("where", "from", "why")
+    table.columns[0].no_wrap = True  # it is copied to `show`
     for letter in _newest(reached(settings_of(config).connection), most):
         if reason is None or letter.reason == reason:
             sender = Text(f"{letter.endpoint or '-'} {letter.caller or '-'}")
             why = Text(letter.reason, "bold").append(f" {letter.detail[:100]}", "default")
-            table.add_row(_where(letter), sender, f"{letter.size:,}", why)
+            table.add_row(_where(letter), sender, why)
     console.print(table if table.row_count else "no dead letters")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
-from palisade.cli.options import ConfigOption, console, reached, settings_of
+from palisade.cli.options import ConfigOption, console, reached, say_error, settings_of
 from schemas.errors import ConfigError
 
 
@@ -57,8 +57,8 @@ def publish_file(
         )
     if signer is None:
         console.print("[yellow]no producer key: these reports are unsigned, so their callers count as claimed[/]")
-    console.print(
-        f"{done.rows:,} predictions and {done.reports} reports in {done.seconds:.1f} s, {done.failed} not confirmed"
-    )
+    console.print(f"{done.rows:,} predictions and {done.reports} reports in {done.seconds:.1f} s")
     if done.failed:
+        left = table.num_rows - done.rows
+        say_error(f"the broker did not confirm {done.failed:,} records ({done.error}); {left:,} rows were not sent")
         raise typer.Exit(1)

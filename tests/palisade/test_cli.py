@@ -94,6 +94,7 @@ def test_an_error_ends_with_status_2_and_names_file_and_line(palisade: Run, tmp_
         (("profile", "show", "none.json"), "cannot be read"),
         (("kill", "--config", "some.yaml"), "operator.pem"),
         (("forensics", "timeline", "--config", "some.yaml"), "palisade worker audit"),
+        (("forensics", "timeline", "--config", "stale.yaml"), "127.0.0.1:1 does not answer: start `palisade dev`"),
         (("status", "--config", "away.yaml"), "check kafka.bootstrap"),
         (("deadletter", "list", "--config", "away.yaml"), "check kafka.bootstrap"),
         (("topics", "create", "--config", "away.yaml"), "check kafka.bootstrap"),
@@ -109,6 +110,9 @@ def test_errors_say_what_to_do(
         monkeypatch.setattr(f"{module}.TIMEOUT_S", 0.3, raising=False)
     monkeypatch.setattr("palisade.cli.options.REACHED_S", 0.3)
     (tmp_path / "some.yaml").write_text("endpoints: [{name: a}]\n")
+    (tmp_path / "stale.yaml").write_text("data_dir: .\nendpoints: [{name: a}]\n")
+    (tmp_path / "clickhouse.json").write_text('{"url": "http://127.0.0.1:1", "user": "reader", "token_file": "token"}')
+    (tmp_path / "token").write_text("x")
     (tmp_path / "away.yaml").write_text("kafka: {bootstrap: '127.0.0.1:1'}\nendpoints: [{name: a}]\n")
 
     status, _, errors = palisade(*words)

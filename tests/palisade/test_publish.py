@@ -136,6 +136,21 @@ def test_predictions_and_reports_say_the_same_of_who_authenticated_a_caller(
     assert set(pa.ipc.open_stream(message.value()).read_all()["caller_auth"].to_pylist()) == {expected}
 
 
+def test_a_broker_that_dies_ends_the_publishing_and_says_how_much_was_not_sent(
+    embedded_broker: Callable[[Mapping[str, int]], EmbeddedBroker], tmp_path: Path
+) -> None:
+    broker = embedded_broker({PREDICTIONS: 1, REPORTS: 1})
+    connection = broker.connection.model_copy(update={"extra": {"message.timeout.ms": 300, "log_level": 0}})
+    rows = [row | {"at": 1_700_000_000 + k} for k, row in enumerate(ROWS)]
+    table = read_predictions(write(tmp_path, "jsonl", rows), MAPPING)
+
+    done = publish(table, connection, recorded_pace=True, speed=2.0, progress=lambda _: broker.down())
+
+    assert done.failed > 0
+    assert 0 < done.rows < len(ROWS)
+    assert "timed out" in done.error
+
+
 def test_a_pace_without_times_is_refused(tmp_path: Path) -> None:
     from streams.transport.settings import KafkaConnection
 
