@@ -246,6 +246,8 @@ def ordered_scores(
     """Scores [steps, streams] of blocks of `size` rows over stretches of the table in its order; NaN where none."""
     units = size // UNIT_ROWS
     starts = drawn_starts(table, units, STREAMS, SIMULATED_ROWS[size], rng)
+    if starts.shape[1] * size <= WARM_ROWS:  # no stretch of so short a table fills the long window
+        return np.full((1, STREAMS), np.nan)
     result = []
     for stretch in starts:
         simulation = _Simulation(table, spreads, STREAMS, size)

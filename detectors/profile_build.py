@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ from detectors.profile import (
     Profile,
     cell_probabilities,
 )
-from schemas.blocks import MISSING, UNSEEN, Codes, Floats
+from schemas.blocks import MISSING, UNSEEN, Codes, Floats, Longs
 from schemas.errors import ConfigError
 
 CALIBRATION_ROWS = 1 << 20
@@ -62,7 +63,7 @@ def build_profile(
         column = table.column(name)
         if _is_numeric(column.type):
             numbers = _numbers(column)
-            numeric.append(_numeric_feature(name, numbers))
+            numeric.append(numeric_feature(name, numbers))
             values.append(numbers)
         elif _is_categorical(column.type):
             feature, coded = _categorical_feature(name, column)
@@ -70,15 +71,34 @@ def build_profile(
             codes.append(coded)
         else:
             raise ConfigError(f"column {name!r} is {column.type}: exclude it, or make it a number or a string")
-    ordered = _ordered_table(numeric, values, categorical, codes)
+    return profile_of(Coded(numeric, values, categorical, codes), names, order_by=order_by, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A table's features, and its columns in order: numbers [rows] with NaN = missing, category codes [rows]."""
+
+    numeric: list[NumericFeature]
+    values: list[Floats]
+    categorical: list[CategoricalFeature]
+    codes: list[Codes]
+
+    @property
+    def rows(self) -> int:
+        return len(self.values[0]) if self.values else len(self.codes[0])
+
+
+def profile_of(table: Coded, order: Sequence[str], *, order_by: str | None, seed: int) -> Profile:
+    """The profile of a table whose features are known; `order` names them as they lay in it."""
+    ordered = _ordered_table(table)
     spreads = feature_spreads(ordered)
     return Profile(
-        rows=table.num_rows,
+        rows=table.rows,
         order_by=order_by,
         seed=seed,
-        order=tuple(names),
-        numeric=tuple(numeric),
-        categorical=tuple(categorical),
+        order=tuple(order),
+        numeric=tuple(table.numeric),
+        categorical=tuple(table.categorical),
         calibration=Calibration(
             spreads=spreads, tails=alarm_tails(ordered, spreads, seed), adaptive=adaptive_tails(ordered, seed)
         ),
@@ -126,7 +146,8 @@ def _numbers(column: pa.ChunkedArray) -> Floats:
     return np.where(np.abs(numbers) <= MAX_NUMBER, numbers, np.nan)
 
 
-def _numeric_feature(name: str, numbers: Floats) -> NumericFeature:
+def numeric_feature(name: str, numbers: Floats) -> NumericFeature:
+    """The feature of a column of numbers [rows], NaN = missing."""
     present = numbers[~np.isnan(numbers)]
     edges = numeric_edges(present)
     cells = numeric_cells(numbers[None, None], padded_edges(edges)[None, None]).ravel()
@@ -149,12 +170,18 @@ def _categorical_feature(name: str, column: pa.ChunkedArray) -> tuple[Categorica
         text = text.chunk(0) if text.num_chunks else pa.array([], pa.string())
     encoded = text.dictionary_encode()
     words: list[str] = encoded.dictionary.to_pylist()
-    raw = encoded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False).astype(np.int64)
-    counts = np.bincount(raw, minlength=len(words) + 1)
+    raw = encoded.indices.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
+    return categorical_feature(name, words, raw)
+
+
+def categorical_feature(name: str, words: Sequence[str], raw: Longs) -> tuple[CategoricalFeature, Codes]:
+    """The feature of a column of codes `raw` [rows], which index `words` or are `MISSING` or `UNSEEN`, and the column
+    coded anew: most frequent category first, ties by name."""
+    counts = np.bincount(raw[raw >= 0], minlength=len(words))
     ranked = sorted(range(len(words)), key=lambda word: (-int(counts[word]), words[word]))[:MAX_CATEGORIES]
-    code_of = np.full(len(words) + 1, UNSEEN, np.int32)
+    code_of = np.full(len(words) + 2, UNSEEN, np.int32)  # the last two places: UNSEEN and MISSING as indices
     code_of[ranked] = np.arange(len(ranked), dtype=np.int32)
-    code_of[len(words)] = MISSING
+    code_of[MISSING] = MISSING
     codes = code_of[raw]
     cells = np.bincount(categorical_cells(codes), minlength=CELLS)
     feature = CategoricalFeature(
@@ -177,14 +204,12 @@ def calibration_rows(rows: int) -> slice | npt.NDArray[np.int64]:
     return (begins[:, None] + np.arange(length)).ravel()
 
 
-def _ordered_table(
-    numeric: list[NumericFeature], values: list[Floats], categorical: list[CategoricalFeature], codes: list[Codes]
-) -> OrderedTable:
-    rows = len(values[0]) if values else len(codes[0])
+def _ordered_table(table: Coded) -> OrderedTable:
+    rows = table.rows
     picked = calibration_rows(rows)
     cells: list[CellNumbers] = []
     sums, present = [], []
-    for feature, column in zip(numeric, values, strict=True):
+    for feature, column in zip(table.numeric, table.values, strict=True):
         some = column[picked]
         edges = padded_edges(np.array(feature.edges))
         cells.append(numeric_cells(some[None, None], edges[None, None]).ravel())
@@ -192,7 +217,7 @@ def _ordered_table(
         here = ~np.isnan(standard)
         sums.append(_running(np.where(here, standard, 0.0).reshape(-1, UNIT_ROWS).sum(axis=1)))
         present.append(_running(here.reshape(-1, UNIT_ROWS).sum(axis=1).astype(np.float64)))
-    cells += [categorical_cells(column[picked]) for column in codes]
+    cells += [categorical_cells(column[picked]) for column in table.codes]
     units = len(cells[0]) // UNIT_ROWS
     unit = np.repeat(np.arange(units) * CELLS, UNIT_ROWS)
     counts = np.zeros((units + 1, len(cells), CELLS), np.int64)
@@ -202,10 +227,10 @@ def _ordered_table(
         counts=np.cumsum(counts, axis=0),
         sums=np.stack(sums, axis=1) if sums else np.zeros((units + 1, 0)),
         present=np.stack(present, axis=1) if present else np.zeros((units + 1, 0)),
-        expected=cell_probabilities(numeric, categorical),
+        expected=cell_probabilities(table.numeric, table.categorical),
         rows=rows,
-        alien=alien_cells([len(feature.edges) for feature in numeric], len(categorical)),
-        missing=missing_cells(len(numeric), len(categorical)),
+        alien=alien_cells([len(feature.edges) for feature in table.numeric], len(table.categorical)),
+        missing=missing_cells(len(table.numeric), len(table.categorical)),
     )
 
 

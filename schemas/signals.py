@@ -27,6 +27,7 @@ SignalKind = Literal[
     "timeouts",
     "latency",
     "odd_input",
+    "learning",
     "unknown_endpoint",
     "unknown_version",
     "detector_failed",
