@@ -36,6 +36,7 @@ class Part:
     profile: Profile
     profile_hash: str
     budget: Budget
+    learned: bool = False
     watches: list[JumpWatch] = field(default_factory=list)
     jump_thresholds: list[float] = field(default_factory=list)
 

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -78,18 +78,20 @@ class FeatureDrift:
         self._parts: dict[str, Part] = {}
         self._unknown_at: dict[str, int] = {}
 
-    def fit(self, part: str, profile: Profile, budget: Budget) -> None:
-        """Puts `profile` in force for `part`. With the same profile the state stays and only the budget is taken."""
+    def fit(self, part: str, profile: Profile, budget: Budget, *, learned: bool = False) -> None:
+        """Puts `profile` in force for `part`. With the same profile the state stays and only the budget is taken.
+        `learned` from the log: nobody approved it, so drift from it is never more than a warning."""
         profile_hash = profile.hash
         held = self._parts.get(part)
         if held is not None and held.profile_hash == profile_hash:
+            held.learned = learned
             held.set_budget(budget)
             self._shelf(held).set_budget(held.slot, profile, budget)
             return
         self.forget(part)
         shape = (len(profile.numeric), len(profile.categorical))
         shelf = self._shelves.setdefault(shape, Shelf(*shape))
-        fitted = Part(shelf.take(profile, budget), profile, profile_hash, budget)
+        fitted = Part(shelf.take(profile, budget), profile, profile_hash, budget, learned)
         fitted.watches = [JumpWatch() for tail in shelf.watched[fitted.slot] if tail >= 0]
         fitted.set_budget(budget)
         self._parts[part] = fitted
@@ -244,24 +246,18 @@ class FeatureDrift:
         more = (
             evidence_of(block, shelf, part, own, verdicts.by_feature[k]) | breadth_of(block, shares) if firing else {}
         )
-        return Reading(
-            detector=self.name,
-            detector_hash=self.hash,
-            kind="feature_drift",
-            endpoint=block.endpoint,
-            subject_kind="endpoint",
-            subject=block.endpoint,
+        return self._endpoint_reading(
+            block,
             score=verdicts.score[k],
             threshold=verdicts.threshold[k],
             firing=firing,
             calm=calm,
-            severity="critical" if gross else "warning",
-            at=_log_point(block),
+            severity="critical" if gross and not part.learned else "warning",
             first_ms=first_ms,
-            version=block.version,
             shares=shares,
             evidence=more
-            | {"block_statistic": statistic, "critical_at": self.critical_factor, "rows": int(verdicts.rows[k])},
+            | {"block_statistic": statistic, "critical_at": self.critical_factor, "rows": int(verdicts.rows[k])}
+            | ({"profile": "learned"} if part.learned else {}),
         )
 
     @staticmethod
@@ -297,21 +293,14 @@ class FeatureDrift:
         score = max(jump / most for jump, most in zip(jumps, part.jump_thresholds, strict=True))
         firing = score > 1.0
         return [
-            Reading(
-                detector=self.name,
-                detector_hash=self.hash,
-                kind="adaptive_drift",
-                endpoint=block.endpoint,
-                subject_kind="endpoint",
-                subject=block.endpoint,
+            self._endpoint_reading(
+                block,
+                "adaptive_drift",
                 score=score,
                 threshold=1.0,
                 firing=firing,
                 calm=not firing,
                 severity="warning",
-                at=_log_point(block),
-                first_ms=int(block.broker_ts[0]),
-                version=block.version,
                 evidence=jump_evidence(shelf, part, jumps) if firing else {},
             )
         ]
@@ -326,25 +315,27 @@ class FeatureDrift:
         self._unknown_at[part] = block.closed_ms
         if len(self._unknown_at) > MAX_UNKNOWN_PARTS:
             del self._unknown_at[next(iter(self._unknown_at))]
-        return [
-            Reading(
-                detector=self.name,
-                detector_hash=self.hash,
-                kind="feature_drift",
-                endpoint=block.endpoint,
-                subject_kind="endpoint",
-                subject=block.endpoint,
-                score=0.0,
-                threshold=0.0,
-                firing=False,
-                calm=False,
-                severity="info",
-                at=_log_point(block),
-                first_ms=int(block.broker_ts[0]),
-                version=block.version,
-                known=False,
-            )
-        ]
+        reason = "no_profile" if block.profile_hash == "" else "nothing_to_judge"
+        if block.profile_hash == "" and block.numeric.shape[1] + block.categorical.shape[1]:
+            reason = "learning"  # decoded by a schema that no profile gave
+        return [self._endpoint_reading(block, known=False, evidence={"reason": reason})]
+
+    def _endpoint_reading(
+        self, block: Block, kind: Literal["feature_drift", "adaptive_drift"] = "feature_drift", **said: Any
+    ) -> Reading:
+        """A reading of the block's endpoint; what is not said is that of an unknown one."""
+        unsaid = {"score": 0.0, "threshold": 0.0, "firing": False, "calm": False, "severity": "info"}
+        return Reading(
+            detector=self.name,
+            detector_hash=self.hash,
+            kind=kind,
+            endpoint=block.endpoint,
+            subject_kind="endpoint",
+            subject=block.endpoint,
+            at=_log_point(block),
+            version=block.version,
+            **{**unsaid, "first_ms": int(block.broker_ts[0]), **said},
+        )
 
 
 def _fits(part: Part, block: Block) -> bool:

@@ -183,6 +183,7 @@ class OddInput:
             return []
         part.said_ms = block.closed_ms
         known = block.profile_hash != ""
+        features = block.numeric.shape[1] + block.categorical.shape[1]
         reading = Reading(
             detector=self.name,
             detector_hash=self.hash,
@@ -199,6 +200,7 @@ class OddInput:
             at=at,
             first_ms=block.closed_ms,
             known=known,
+            evidence={} if known else {"reason": "learning" if features else "no_profile"},
         )
         return [reading]
 

@@ -8,19 +8,20 @@ from detectors.base import Budget, Detector, ReportEvent
 from detectors.endpoint_state import EndpointStates
 from detectors.feature_drift import FeatureDrift
 from detectors.health import Health
+from detectors.learning import Learning
 from detectors.odd_input import OddInput
 from detectors.profile import Profile
 from detectors.traffic import Traffic
 from schemas.blocks import Block
 from schemas.config import EndpointConfig, PolicyConfig
 
-DETECTORS_OF_PREDICTIONS = ("feature_drift", "odd_input")
+DETECTORS_OF_PREDICTIONS = ("feature_drift", "odd_input", "learning")
 DETECTORS_OF_REPORTS = ("traffic", "health")
 
 
 def block_detectors(policy: PolicyConfig) -> list[Detector[Block]]:
     """The default bank of the predictions log."""
-    return [FeatureDrift(critical_factor=policy.drift_critical_factor), OddInput()]
+    return [FeatureDrift(critical_factor=policy.drift_critical_factor), OddInput(), Learning()]
 
 
 LINGER_MS = 900_000
@@ -35,11 +36,14 @@ def report_detectors(
     return [Traffic(endpoints, linger_ms=linger_ms), Health(endpoints, linger_ms=linger_ms)], EndpointStates(endpoints)
 
 
-def fit(detectors: Iterable[Detector[Block]], part: str, profile: Profile, budget: Budget) -> None:
-    """Tells the detectors that are judged against a profile which one holds for a part, and its budget."""
+def fit(
+    detectors: Iterable[Detector[Block]], part: str, profile: Profile, budget: Budget, *, learned: bool = False
+) -> None:
+    """Tells the detectors that are judged against a profile which one holds for a part, its budget, and whether it was
+    learned from the log and not approved by anybody."""
     for detector in detectors:
         if isinstance(detector, FeatureDrift):
-            detector.fit(part, profile, budget)
+            detector.fit(part, profile, budget, learned=learned)
 
 
 def names(detectors: Sequence[Detector[Block] | Detector[ReportEvent]]) -> tuple[str, ...]:

@@ -37,9 +37,9 @@ class PartitionLogs:
     def _predictions(self, partition: int) -> PredictionLog:
         detectors = block_detectors(self._policy)
 
-        def switch_on(endpoint: str, version: str, profile: Profile) -> None:
+        def switch_on(endpoint: str, version: str, profile: Profile, learned: bool) -> None:
             budget = Budget.of(self._endpoints.get(endpoint), DEFAULT_EVENTS_PER_DAY)
-            fit(detectors, part_of(endpoint, version), profile, budget)
+            fit(detectors, part_of(endpoint, version), profile, budget, learned=learned)
 
         return PredictionLog(
             partition,

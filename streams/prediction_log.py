@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
 
 from detectors.bank import Bank, place_of_block
 from detectors.base import LogPoint, Reading, part_of
+from detectors.learning import Learning
 from detectors.profile import Profile
 from detectors.unregistered import UnknownNames
 from responders.signing import Keyring
 from schemas.blocks import Block, FeatureSchema, RowId
 from schemas.deadletter import DeadLetter, DeadReason
 from schemas.errors import ConfigError, SignatureRefused, StateRefused
-from schemas.events import ProfileActivated
+from schemas.events import ProfileActivated, Tick
 from schemas.signals import Signal
 from schemas.topics import PREDICTIONS
 from schemas.wire import KIND_HEADER
@@ -26,8 +29,9 @@ from streams.blocks import BlockBuilder
 from streams.deadletters import Place, dead_letter
 from streams.decode import Columns, Control, DeadRows, Decoder, Segment
 from streams.headed import split_head, with_head
+from streams.learners import let_vote
 from streams.outgoing import dead, said
-from streams.profiles import Active, ProfileMissing, active_record
+from streams.profiles import Active, ProfileMissing, active_record, profile_record
 from streams.records import Outgoing, RawHeaders, Records, header_of
 from streams.turns import HOLD_S, Pause
 from streams.verdicts import block_verdicts, row_verdicts
@@ -40,8 +44,11 @@ BLOCKS_AT_ONCE = 32
 """Blocks that the bank takes between two pauses, fewer while they take long: drift steps as many together."""
 READINGS_AT_ONCE = 512
 """Readings in one record of verdicts."""
-Fit = Callable[[str, str, Profile], None]
-"""Tells the detectors that need one the profile of (endpoint, version)."""
+Fit = Callable[[str, str, Profile, bool], None]
+"""Tells the detectors that need one the profile of (endpoint, version), and whether it was learned from the log."""
+
+
+_CONTROLS = {Tick.KIND.encode(), ProfileActivated.KIND.encode()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,14 @@ class ProfileSource:
     get: Callable[[str], Awaitable[bytes]]
     peek: Callable[[str], bytes | None]
     active: Callable[[], list[Active]]
+
+
+class _Fitted(NamedTuple):
+    """The profile in force for a part; `learned`: nobody approved it."""
+
+    profile_hash: str
+    features: FeatureSchema
+    learned: bool
 
 
 @dataclass(slots=True)
@@ -91,7 +106,8 @@ class PredictionLog:
         self._fit = fit
         self._profiles = profiles
         self._operators = operators
-        self._fitted: dict[tuple[str, str], tuple[str, FeatureSchema]] = {}
+        self._learning = next((each for each in bank.detectors if isinstance(each, Learning)), None)
+        self._fitted: dict[tuple[str, str], _Fitted] = {}
         self._applied: dict[str, RowId] = {}
         self._dirty: dict[str, None] = {}
         self._registered = registered
@@ -121,9 +137,9 @@ class PredictionLog:
         if self._builder is None:
             self._builder = self._begin(records.offsets[0])
         batch = _Batch()
-        for chunk in _up_to_activations(records):
+        for chunk in _up_to_controls(records):
             for segment in await self._segments(chunk, batch, pause):
-                await self._take_segment(segment, batch, pause)
+                await self._take_segment(segment, chunk, batch, pause)
                 await pause()
         await self._conclude(batch, pause)
         self._next = records.offsets[-1] + 1
@@ -138,7 +154,11 @@ class PredictionLog:
         self._dirty.pop(part, None)
         endpoint, _, version = part.rpartition("@")
         fitted = self._fitted.get((endpoint, version))
-        head = {"applied": self._applied[part], "profile": fitted[0] if fitted else ""}
+        head = {
+            "applied": self._applied[part],
+            "profile": fitted.profile_hash if fitted else "",
+            "learned": fitted is not None and fitted.learned,
+        }
         return with_head(head, self._bank.snapshot(part))
 
     def unsaved(self, part: str) -> None:
@@ -151,14 +171,15 @@ class PredictionLog:
             head, body = split_head(state)
             offset, row = head["applied"]
             applied, profile_hash = RowId(int(offset), int(row)), str(head["profile"])
-        except (ValueError, KeyError, TypeError) as error:
+            learned = head.get("learned") is True
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
         endpoint, _, version = part.rpartition("@")
         if profile_hash:
             content = self._profiles.peek(profile_hash)
             if content is None:
                 raise StateRefused(f"its profile {profile_hash[:12]} is gone")
-            self._fit_profile(endpoint, version, profile_hash, content)
+            self._fit_profile(endpoint, version, profile_hash, content, learned=learned)
         self._bank.restore(part, body)
         self._applied[part] = applied
 
@@ -198,12 +219,15 @@ class PredictionLog:
             return []
         return segments
 
-    async def _take_segment(self, segment: Segment, batch: _Batch, pause: Pause) -> None:
+    async def _take_segment(self, segment: Segment, records: Records, batch: _Batch, pause: Pause) -> None:
         assert self._builder is not None
         batch.columns.append(segment.columns)
         batch.letters += segment.dead_letters
         batch.dead_rows.append(segment.dead_rows)
-        batch.blocks += self._builder.add(self._registered_rows(segment.columns, batch))
+        rows = self._registered_rows(segment.columns, batch)
+        if self._learning is not None:
+            let_vote(self._learning, rows, records)
+        batch.blocks += self._builder.add(rows)
         control = segment.control
         if control is None:
             return
@@ -211,6 +235,8 @@ class PredictionLog:
             for block in self._builder.tick(control.offset, control.broker_ms):
                 batch.blocks.append(block)
                 await pause()
+            if self._learning is not None:
+                await self._learn(self._learning, control, batch, pause)
         elif control.kind == ProfileActivated.KIND:
             await self._activate(control, batch, pause)
 
@@ -232,6 +258,33 @@ class PredictionLog:
             return columns
         return replace(columns, groups=tuple(group for group in columns.groups if self._registered(group.endpoint)))
 
+    async def _learn(self, learning: Learning, control: Control, batch: _Batch, pause: Pause) -> None:
+        """What versions without a profile have learned holds from this tick on: a place in the log, whatever the cut."""
+        assert self._builder is not None
+        if any(learning.learns(part_of(block.endpoint, block.version)) for block in batch.blocks):
+            await self._conclude(batch, pause)
+        due = learning.due(control.broker_ms)
+        changed = sorted({*due.voted, *due.ready, *due.ended})
+        if not changed:
+            return
+        for part in changed:
+            endpoint, _, version = part.rpartition("@")
+            batch.blocks += self._builder.activate(endpoint, version, control.offset, control.broker_ms)
+        await self._conclude(batch, pause)
+        for part in due.voted:
+            learning.decide(part)
+        for part in due.ready:
+            profile = await asyncio.to_thread(learning.build, part)
+            content, (endpoint, _, version) = profile.to_bytes(), part.rpartition("@")
+            profile_hash, record = profile_record(content)
+            learning.finish(part, profile_hash)
+            self._switch_on(endpoint, version, profile_hash, profile, learned=True)
+            batch.more.append(record)
+        for part in due.ended:
+            learning.forget(part)
+        self._dirty |= {part: None for part in changed if part in self._applied and part not in self._dirty}
+        self._decoder.forget()
+
     async def _activate(self, control: Control, batch: _Batch, pause: Pause) -> None:
         """Switches a profile on from this record. Refusals are dead letters; the old profile then goes on."""
         assert self._builder is not None
@@ -252,7 +305,9 @@ class PredictionLog:
             activation.endpoint, activation.version, control.offset, control.broker_ms
         )
         await self._conclude(batch, pause)
-        self._switch_on(activation.endpoint, activation.version, activation.profile_hash, profile)
+        if self._learning is not None:
+            self._learning.forget(part_of(activation.endpoint, activation.version))
+        self._switch_on(activation.endpoint, activation.version, activation.profile_hash, profile, learned=False)
         active = Active(activation, self._partition, control.offset, value, control.headers)
         batch.more.append(active_record(active))
 
@@ -318,32 +373,37 @@ class PredictionLog:
             return "unsigned_control" if refused.reason == "unsigned" else "bad_signature"
         return None
 
-    def _fit_profile(self, endpoint: str, version: str, profile_hash: str, content: bytes) -> None:
+    def _fit_profile(
+        self, endpoint: str, version: str, profile_hash: str, content: bytes, *, learned: bool = False
+    ) -> None:
         try:
             profile = _profile_of(content)
         except (ConfigError, ValueError) as error:
             raise StateRefused(f"profile {profile_hash[:12]} cannot be read: {error}") from error
-        self._switch_on(endpoint, version, profile_hash, profile)
+        self._switch_on(endpoint, version, profile_hash, profile, learned=learned)
 
     def _fit_again(self, endpoint: str, version: str) -> None:
         """A detector that broke starts cold, and with the profile that holds: it must not stay unknown for good."""
-        profile_hash = self._hash_of(endpoint, version)
-        content = self._profiles.peek(profile_hash) if profile_hash else None
-        if content is not None:
-            self._fit_profile(endpoint, version, profile_hash, content)
+        fitted = self._fitted.get((endpoint, version))
+        content = self._profiles.peek(fitted.profile_hash) if fitted is not None else None
+        if fitted is not None and content is not None:
+            self._fit_profile(endpoint, version, fitted.profile_hash, content, learned=fitted.learned)
+        self._decoder.forget()
 
-    def _switch_on(self, endpoint: str, version: str, profile_hash: str, profile: Profile) -> None:
-        self._fitted[endpoint, version] = (profile_hash, profile.features)
-        self._fit(endpoint, version, profile)
+    def _switch_on(self, endpoint: str, version: str, profile_hash: str, profile: Profile, *, learned: bool) -> None:
+        self._fitted[endpoint, version] = _Fitted(profile_hash, profile.features, learned)
+        self._fit(endpoint, version, profile, learned)
         self._decoder.forget()
 
     def _schema_of(self, endpoint: str, version: str) -> FeatureSchema | None:
         fitted = self._fitted.get((endpoint, version))
-        return fitted[1] if fitted is not None else None
+        if fitted is not None:
+            return fitted.features
+        return None if self._learning is None else self._learning.schema(part_of(endpoint, version))
 
     def _hash_of(self, endpoint: str, version: str) -> str:
         fitted = self._fitted.get((endpoint, version))
-        return fitted[0] if fitted is not None else ""
+        return fitted.profile_hash if fitted is not None else ""
 
 
 @lru_cache(maxsize=64)
@@ -352,16 +412,15 @@ def _profile_of(content: bytes) -> Profile:
     return Profile.from_bytes(content)
 
 
-def _up_to_activations(records: Records) -> Iterator[Records]:
-    """The records in pieces that end with an activation: what follows it is decoded by the new profile."""
+def _up_to_controls(records: Records) -> Iterator[Records]:
+    """The records in pieces that end with a tick or an activation: what follows may be decoded by a new profile."""
     start = 0
-    wanted = ProfileActivated.KIND.encode()
     seen: RawHeaders = None
     for index, headers in enumerate(records.headers):
         if headers == seen:
-            continue  # neighbours mostly have equal headers; two activations differ in their signatures
+            continue  # neighbours mostly have equal headers
         seen = headers
-        if header_of(headers, KIND_HEADER) == wanted:
+        if header_of(headers, KIND_HEADER) in _CONTROLS:
             yield records.part(start, index + 1)
             start = index + 1
             seen = None

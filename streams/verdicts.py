@@ -104,7 +104,7 @@ def _reading_row(block: Block, reading: Reading) -> tuple[object, ...]:
         reading.threshold,
         "unknown" if not reading.known else "firing" if reading.firing else "calm" if reading.calm else "raised",
         # a calm block's evidence says nothing that its score does not
-        "{}" if reading.calm or not reading.known else json.dumps(reading.evidence),
+        "{}" if reading.calm else json.dumps(reading.evidence),
     )
 
 

@@ -100,7 +100,9 @@ def open_log(active: list[Active] | None = None) -> PredictionLog:
         0,
         1,
         Bank(detectors, place_of_block, 2_000),
-        lambda endpoint, version, found: fit(detectors, part_of(endpoint, version), found, Budget(1.0, 1_000_000.0)),
+        lambda endpoint, version, found, learned: fit(
+            detectors, part_of(endpoint, version), found, Budget(1.0, 1_000_000.0), learned=learned
+        ),
         ENDPOINTS.__contains__,
         ProfileSource(get, content.get, lambda: active or []),
         Keyring([OPERATOR.public_base64]),
