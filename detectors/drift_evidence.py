@@ -9,7 +9,7 @@ from detectors.caller_weights import capped_totals, row_weights
 from detectors.cells import CELLS, categorical_cells, numeric_cells
 from detectors.drift_shelf import Part, Shelf
 from schemas.blocks import Block, Floats
-from schemas.events import CallerAuth
+from schemas.events import MAX_NUMBER, CallerAuth
 from schemas.signals import Evidence
 
 TOP_FEATURES = 5
@@ -82,7 +82,7 @@ def evidence_of(block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature
             of_number = profile.numeric[feature]
             names.append(of_number.name)
             values = block.numeric[:, feature]
-            here = np.isfinite(values) & (weight > 0)
+            here = (np.abs(values) <= MAX_NUMBER) & (weight > 0)  # beyond it decoding lets nothing through
             some = float(weight[here].sum())
             means.append(float((values[here] * weight[here]).sum() / some) if some > 0 else None)
             expected_means.append(of_number.mean)

@@ -24,6 +24,7 @@ from detectors.report_state import pack, unpack
 from detectors.schema_vote import SCHEMA_ROWS, SchemaVote
 from schemas.blocks import BLOCK_ROWS, ROUTE_CODES, Block, FeatureSchema, Floats, RowId
 from schemas.errors import StateRefused
+from schemas.events import MAX_NUMBER
 from schemas.ids import stable_id
 
 VERSION = 1
@@ -81,7 +82,7 @@ class _Table:
 
     def with_rows(self, block: Block, seen: npt.NDArray[np.bool_], first: int) -> _Table:
         """With the `seen` rows of a block, the first of which is the part's row number `first`."""
-        values = block.numeric[seen]
+        values = np.where(np.abs(block.numeric[seen]) <= MAX_NUMBER, block.numeric[seen], np.nan)
         table = self if len(self.who) else self._measured(values)
         number = first + np.arange(len(values))
         kept = (number // BLOCK_ROWS) % table.step == 0
@@ -294,6 +295,8 @@ class Learning:
         if 0 <= block.closed_ms - part.said_ms < SAY_EVERY_MS:
             return None
         part.said_ms = block.closed_ms
+        if part.ready:
+            return self._reading(block, part, calm=True, evidence={"reason": "complete", "rows": part.rows})
         evidence: dict[str, int | float | str] = {
             "reason": "learning" if part.open else "features_cannot_be_learned",
             "rows": part.rows,

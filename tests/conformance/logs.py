@@ -98,6 +98,24 @@ def odd_blocks() -> tuple[Block, ...]:
     return tuple(blocks)
 
 
+@cache
+def unprofiled_blocks(*, one_caller: bool = False) -> tuple[Block, ...]:
+    """The quiet blocks as a version without a profile has them; `one_caller` sends nearly all of the first endpoint's."""
+    blocks = [replace(each, profile_hash="") for each in quiet_blocks()]
+    for k in range(0, len(blocks), 2) if one_caller else ():
+        blocks[k] = replace(
+            blocks[k], caller=np.where(np.arange(BLOCK_ROWS) % 20, 7, blocks[k].caller).astype(np.int32)
+        )
+        blocks[k].caller.flags.writeable = False
+    return tuple(blocks)
+
+
+def rows_of_profile(rows: int) -> list[dict[str, object]]:
+    """Features by name, drawn from the profile's own distribution."""
+    columns = table(rows, 3)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 def impossible_blocks() -> list[Block]:
     """Values, codes, weights and routes that decoding never lets through."""
     columns: list[dict[str, object]] = [{"numeric": np.full((BLOCK_ROWS, 2), bad)} for bad in (np.inf, -np.inf, 1e308)]

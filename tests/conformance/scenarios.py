@@ -8,11 +8,15 @@ from typing import Any
 
 from detectors.bank import Bank, place_of_block, place_of_report
 from detectors.base import Budget, Detector, part_of
+from detectors.learning import Learning
 from detectors.registry import block_detectors, fit, report_detectors
+from detectors.schema_vote import SCHEMA_ROWS
 from palisade.settings import default_policy
+from schemas.blocks import BLOCK_ROWS, Block, RowId
 from schemas.config import EndpointConfig
 from schemas.signals import SignalKind
 from tests.conformance import logs
+from tests.detectors.report_makers import START_MS
 
 BUDGET = Budget(1.0, 100_000 / 30)
 """1 alarm in 100,000 rows."""
@@ -61,7 +65,35 @@ def _report_detector(name: str) -> Callable[[], Detector[Any]]:
     return make
 
 
+def _learning() -> Detector[Any]:
+    """Both endpoints' versions have voted on their schema."""
+    learning = Learning(rows=40 * BLOCK_ROWS, at_least_ms=60_000)
+    for endpoint in logs.ENDPOINTS:
+        learning.admit(endpoint, "v1", START_MS)
+        for at, features in enumerate(logs.rows_of_profile(SCHEMA_ROWS)):
+            learning.vote(part_of(endpoint, "v1"), RowId(at - SCHEMA_ROWS, 0), features)
+        learning.decide(part_of(endpoint, "v1"))
+    return learning
+
+
+def _unprofiled(blocks: Sequence[Block]) -> list[Block]:
+    return [replace(block, profile_hash="") for block in blocks]
+
+
 SCENARIOS: dict[str, Scenario] = {
+    "learning": Scenario(
+        make=_learning,
+        parts=tuple(part_of(endpoint, "v1") for endpoint in logs.ENDPOINTS),
+        quiet=logs.unprofiled_blocks,
+        planted=lambda: logs.unprofiled_blocks(one_caller=True),
+        change_at=2 * 40 - 2,  # the table is complete, and then it is known that one caller made it
+        fires=("learning",),
+        within=1,
+        hostile=lambda: _unprofiled(logs.hostile_blocks()),
+        lacking=lambda: logs.unprofiled_blocks()[:20],
+        many=logs.blocks_of_many,
+        impossible=lambda: _unprofiled(logs.impossible_blocks()),
+    ),
     "odd_input": Scenario(
         make=_block_detector("odd_input"),
         parts=tuple(part_of(endpoint, "v1") for endpoint in logs.ENDPOINTS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import cache
 
@@ -10,16 +11,18 @@ import pyarrow as pa
 
 from detectors.bank import Bank, place_of_block
 from detectors.base import Budget, part_of
+from detectors.learning import Learning
 from detectors.profile import Profile
 from detectors.profile_build import build_profile
 from detectors.registry import block_detectors, fit
 from palisade.settings import default_policy
 from responders.signing import Keyring, SigningKey
 from schemas.events import ProfileActivated
+from schemas.topics import PROFILES
 from schemas.wire import KIND_HEADER
 from streams.prediction_log import PredictionLog, ProfileSource
 from streams.profiles import Active
-from streams.records import RawHeaders, Records
+from streams.records import Outgoing, RawHeaders, Records
 
 ENDPOINTS = ("credit", "spam")
 OPERATOR = SigningKey.generate()
@@ -88,10 +91,19 @@ def records() -> Records:
     return Records(values, keys, headers, list(range(100, 100 + len(values))), times)
 
 
-def open_log(active: list[Active] | None = None) -> PredictionLog:
-    """A cold log of the partition, with the default bank."""
+def content_of_log(out: list[Outgoing]) -> dict[str, bytes]:
+    """The profiles that `out` published."""
+    return {hashlib.sha256(record.value).hexdigest(): record.value for record in out if record.topic == PROFILES}
+
+
+def open_log(
+    active: list[Active] | None = None, *, learning: Learning | None = None, content: dict[str, bytes] | None = None
+) -> PredictionLog:
+    """A cold log of the partition, with the default bank; `learning` replaces its own, `content` are more profiles."""
     detectors = block_detectors(default_policy())
-    content = {profile().hash: profile().to_bytes()}
+    if learning is not None:
+        detectors = [learning if detector.name == learning.name else detector for detector in detectors]
+    content = {profile().hash: profile().to_bytes()} | (content or {})
 
     async def get(name: str) -> bytes:
         return content[name]
