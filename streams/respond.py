@@ -91,6 +91,9 @@ class Journal:
         except KafkaException as error:
             if error.args[0].txn_requires_abort():
                 self._producer.abort_transaction(COMMIT_TIMEOUT_S)
+            # What waits for its report holds this journal: a fenced one would knock at the broker until the process ends.
+            self._producer.purge()
+            self._producer.poll(0)
             raise
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
