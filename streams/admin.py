@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -45,10 +46,8 @@ def create_topics(connection: KafkaConnection, partitions: int, replication: int
     )
     created = {name for name, future in made.items() if _created(future)}
     there = [spec for spec in TOPICS if spec.name not in created]
-    if not there:
-        return [TopicOutcome(name, "created") for name in made]
-    existing |= cluster_of(connection).partitions  # a topic that somebody else just made was not in the metadata before
-    return [TopicOutcome(name, "created") for name in created] + _differences(admin, there, existing, partitions)
+    known = _known(connection, {spec.name for spec in TOPICS})
+    return [TopicOutcome(name, "created") for name in created] + _differences(admin, there, known, partitions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +78,18 @@ def input_partitions(connection: KafkaConnection, topic: str) -> int:
     if not found:
         raise PalisadeError(f"there is no topic {topic}; make the topics with `palisade topics create`")
     return found
+
+
+def _known(connection: KafkaConnection, names: set[str]) -> dict[str, int]:
+    """Name -> number of partitions, once all of `names` are there: a broker knows a topic a moment after it was made."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while lacking := names - (known := cluster_of(connection).partitions).keys():
+        if time.monotonic() > deadline:
+            raise BrokerAway(
+                f"the broker did not show in {TIMEOUT_S:.0f} s what was made: {', '.join(sorted(lacking))}"
+            )
+        time.sleep(0.05)
+    return known
 
 
 def _new(spec: TopicSpec, partitions: int, replication: int) -> NewTopic:

@@ -23,7 +23,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 VERSION = "4.1.0"
 LIBRARIES = Path(__file__).resolve().parents[2] / ".cache" / "kafka-libs" / VERSION
-READY_S = 60.0  # 4 s on an empty directory, 13 s after kill -9 with a gigabyte of log, more on a loaded machine
+READY_S = 180.0  # 4 s on an empty directory, 13 s after kill -9 with a gigabyte of log, more on a loaded machine
 
 POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
@@ -96,10 +96,10 @@ class ApacheKafka:
         if self._admin is None:  # held: a client that is collected takes its open requests with it
             self._admin = AdminClient({"bootstrap.servers": self.bootstrap})
         wanted = [NewTopic(name, partitions, 1, config=dict(config or {})) for name, partitions in topics.items()]
-        for future in self._admin.create_topics(wanted, request_timeout=15).values():
-            future.result(20)
-        deadline = time.monotonic() + 15
-        while not topics.keys() <= self._admin.list_topics(timeout=5).topics.keys():
+        for future in self._admin.create_topics(wanted, request_timeout=60).values():
+            future.result(60)
+        deadline = time.monotonic() + 60
+        while not topics.keys() <= self._admin.list_topics(timeout=60).topics.keys():
             if time.monotonic() > deadline:
                 raise KafkaUnavailable(f"topics did not appear: {', '.join(topics)}")
             time.sleep(0.02)

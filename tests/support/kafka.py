@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,10 +27,14 @@ class RealKafka:
         self._admin = AdminClient({"bootstrap.servers": bootstrap})
 
     def create_topics(self, topics: Mapping[str, int], config: Mapping[str, str] | None = None) -> None:
-        """Make topics (name to partitions)."""
+        """Make topics (name to partitions); returns when the broker knows them."""
         wanted = [NewTopic(name, partitions, 1, config=dict(config or {})) for name, partitions in topics.items()]
-        for future in self._admin.create_topics(wanted, request_timeout=15).values():
-            future.result(20)
+        for future in self._admin.create_topics(wanted, request_timeout=60).values():
+            future.result(60)
+        deadline = time.monotonic() + 60
+        while not topics.keys() <= self._admin.list_topics(timeout=60).topics.keys():
+            assert time.monotonic() < deadline, f"topics did not appear: {', '.join(topics)}"
+            time.sleep(0.02)
 
     def unique(self, name: str) -> str:
         """A name that no other test uses: for topics and groups."""
