@@ -166,7 +166,7 @@ def test_rows_are_inserted_when_enough_have_gathered_without_waiting_for_the_sec
         await settled()
         assert not few.finished
         await sink.handle(many)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while not many.finished:
                 await asyncio.sleep(0.01)
         assert few.finished

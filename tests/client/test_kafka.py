@@ -36,7 +36,7 @@ def guards() -> Iterator[list[Guard]]:
         guard.close()
 
 
-def until(seen: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+def until(seen: Callable[[], bool], what: str, timeout_s: float = 120.0) -> None:
     """Waits for another thread's or process's doing."""
     deadline = time.monotonic() + timeout_s
     while not seen():

@@ -52,7 +52,7 @@ def gunicorn(bootstrap: str, *, called_before_fork: bool) -> Iterator[str]:
 def workers_of(address: str, count: int) -> set[str]:
     """Asks until `count` processes have answered."""
     pids: set[str] = set()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while len(pids) < count and time.monotonic() < deadline:
         try:
             pid, answer = httpx.get(address, timeout=5).text.split()
@@ -69,7 +69,7 @@ def reports(bootstrap: str, partition: int, guards: int) -> list[Report]:
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "test", "fetch.wait.max.ms": 10})
     consumer.assign([TopicPartition(REPORTS, partition, 0)])
     found: list[Report] = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while len({r.guard_id for r in found}) < guards and time.monotonic() < deadline:
         read = [Report.from_bytes(record.value() or b"") for record in consumer.consume(100, 0.2)]
         found += [report for report in read if any(c.caller == "client" for c in report.callers)]

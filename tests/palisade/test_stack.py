@@ -32,7 +32,7 @@ from tests.palisade.conftest import Run, Stack
 from tests.streams.log_of_predictions import profile
 
 pytestmark = pytest.mark.slow
-DEADLINE_S = 40
+DEADLINE_S = 120
 Headers = list[tuple[str, bytes]]
 NOW = int(time.time() * 1000)
 

@@ -45,7 +45,7 @@ class Exits:
 
     def until(self, ready: Callable[[], bool]) -> None:
         with self._changed:
-            assert self._changed.wait_for(ready, 20), self.seen
+            assert self._changed.wait_for(ready, 120), self.seen
 
 
 @pytest.fixture
