@@ -15,10 +15,8 @@ from schemas.signals import Evidence
 TOP_FEATURES = 5
 
 
-def shares_of(
-    block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature: Floats
-) -> tuple[tuple[str, CallerAuth, float], ...]:
-    """Who brought the mass that moved in this block: callers' shares, heaviest first, at most 20.
+def moved_by_caller(block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature: Floats) -> Floats:
+    """The mass that moved in this block by who brought it [callers of the block].
 
     In a cell that holds more than the profile's share, each row counts as far as the cell is over it; over the
     features that moved at least half as far as the first. `seen` [features, CELLS] are the block's cell weights.
@@ -31,31 +29,32 @@ def shares_of(
         over = np.maximum(shares - shelf.expected[part.slot, feature], 0.0)
         fraction = np.divide(over, shares, out=np.zeros(CELLS), where=shares > 0)
         excess += fraction[_cells(block, shelf, part, feature)]
-    by_caller = np.bincount(block.caller, excess * weight, minlength=len(block.callers)).tolist()
+    return np.bincount(block.caller, excess * weight, minlength=len(block.callers))
+
+
+def shares_of(block: Block, moved: Floats) -> tuple[tuple[str, CallerAuth, float], ...]:
+    """The callers who brought most of `moved` [callers of the block], as shares of all of it; at most 20."""
     auth: dict[str, CallerAuth] = {
         name: "verified" if verified else "claimed"
         for name, verified in zip(block.callers, block.verified.tolist(), strict=True)
     }
-    return top_shares(dict(zip(block.callers, by_caller, strict=True)), auth)
+    return top_shares(dict(zip(block.callers, moved.tolist(), strict=True)), auth)
 
 
-def breadth_of(block: Block, shares: tuple[tuple[str, CallerAuth, float], ...]) -> Evidence:
-    """How many callers were present in a block, by weight, and how many brought what moved.
+def breadth_of(block: Block, moved: Floats) -> Evidence:
+    """How many callers were present in a block, by weight, and how many brought what moved [callers of the block].
 
     Both are effective numbers, 1 / sum of squared shares (Hill 1973, order 2), each caller capped as in the statistic and
-    all claimed ones counted as one. What
-    moves an endpoint for everybody moves about as many as are present; a flood or one partner's fault moves few.
+    all claimed ones counted as one. What moves an endpoint for everybody moves about as many as are present; a flood or
+    one partner's fault moves few.
     """
     weight = np.bincount(block.caller, row_weights([block])[0], minlength=len(block.callers))
     verified = np.asarray(block.verified, dtype=bool)
     present = np.append(weight[verified], weight[~verified].sum())
     capped = capped_totals(present)
     factor = np.divide(capped, present, out=np.zeros_like(capped), where=present > 0)
-    by_name = {name: share for name, auth, share in shares if auth == "verified"}
-    names = [name for name, known in zip(block.callers, verified.tolist(), strict=True) if known]
-    claimed = sum(share for _, auth, share in shares if auth != "verified")
-    moved = np.array([*(by_name.get(name, 0.0) for name in names), claimed]) * factor
-    return {"callers_moved": _effective(moved), "callers_present": _effective(capped)}
+    brought = np.append(moved[verified], moved[~verified].sum())
+    return {"callers_moved": _effective(brought * factor), "callers_present": _effective(capped)}
 
 
 def _effective(weights: Floats) -> float:

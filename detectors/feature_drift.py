@@ -21,7 +21,7 @@ from detectors.base import Budget, LogPoint, Reading, part_of
 from detectors.caller_weights import MIN_CAP
 from detectors.cells import CELLS
 from detectors.drift_blocks import Sums, feed_ready, sums
-from detectors.drift_evidence import breadth_of, evidence_of, jump_evidence, shares_of
+from detectors.drift_evidence import breadth_of, evidence_of, jump_evidence, moved_by_caller, shares_of
 from detectors.drift_shelf import ADAPTIVE_SHARE, Part, Shelf, pack, unpack
 from detectors.drift_windows import WINDOW_ROWS, divergence, faded, relative, scores
 from detectors.profile import LOOK_ROWS, Profile
@@ -242,10 +242,10 @@ class FeatureDrift:
         # the breadth below speaks of.
         least = WARNING_SHARE * self.critical_factor
         gross = firing and statistic > self.critical_factor and self._alone(shelf, part.slot, measured, at) > least
-        shares = shares_of(block, shelf, part, own, verdicts.by_feature[k]) if firing else ()
-        more = (
-            evidence_of(block, shelf, part, own, verdicts.by_feature[k]) | breadth_of(block, shares) if firing else {}
-        )
+        by_feature = verdicts.by_feature[k]
+        moved = moved_by_caller(block, shelf, part, own, by_feature) if firing else np.empty(0)
+        shares = shares_of(block, moved) if firing else ()
+        more = evidence_of(block, shelf, part, own, by_feature) | breadth_of(block, moved) if firing else {}
         return self._endpoint_reading(
             block,
             score=verdicts.score[k],

@@ -40,6 +40,10 @@ BROAD_SHARE: Final = 0.65
 """What breaks for everybody moves 0.84 and more of the callers present, a flood beside ten others 0.5 and less."""
 SPEAKING_SHARE: Final = 0.25
 """So large a share of the endpoint's active callers must be present: a flood in a quiet moment has the block to itself."""
+UNHEARD_SHARE: Final = 1.5
+UNHEARD_LEAST: Final = 5
+"""More callers present than 1.5 times those that signed reports speak of, plus 5, are somebody's invention: predictions
+carry no signature, so that a crowd of made-up callers must not speak for an endpoint (R7)."""
 _ENDPOINT_WIDE_SUBJECTS: Final = frozenset({"endpoint", "model_version", "group"})
 _ALONE_TOO_WEAK: Final = frozenset({"adaptive_drift"})
 
@@ -95,7 +99,7 @@ def fallback_refusal(state: RespondState, signal: Signal, now_ms: int, mandate: 
         _weak_evidence(signal, now_ms)
         or _few_callers(signal, state.seen.views.get(endpoint))
         or fallback_health(state.seen.views.get(endpoint), now_ms)
-        or _cooling_down(state, endpoint, None, now_ms, mandate)
+        or _cooling_down(state, endpoint, now_ms, mandate)
         or _tripped_too_often(state, endpoint, now_ms, mandate)
         or _mass_trip(state, endpoint, now_ms, mandate)
         or _endpoint_caps(state, now_ms, mandate)
@@ -117,15 +121,16 @@ def caller_unfit(signal: Signal, mandate: Mandate) -> Refusal | None:
 
 
 def limit_refusal(state: RespondState, signal: Signal, now_ms: int, mandate: Mandate) -> Refusal | None:
-    """What refuses a new limit of a fit caller by the machine now."""
+    """What refuses a new limit of a fit caller by the machine now.
+
+    No cool-down: it would be a minute of free flooding after each release. Flapping ends with the third trip of a day,
+    which `release_refusal` holds.
+    """
     if state.killed:
         return Refusal("kill_switch")
     if not exceeds_entry(signal):
         return Refusal("too_little_evidence", f"score {signal.score:g} of {signal.threshold:g}")
-    endpoint = signal.endpoint
-    return _cooling_down(state, endpoint, signal.subject, now_ms, mandate) or caller_caps(
-        state, endpoint, now_ms, mandate
-    )
+    return caller_caps(state, signal.endpoint, now_ms, mandate)
 
 
 def fallback_health(view: EndpointState | None, now_ms: int) -> Refusal | None:
@@ -207,21 +212,24 @@ def _few_callers(signal: Signal, view: EndpointState | None) -> Refusal | None:
     moved, present = signal.evidence.get("callers_moved"), signal.evidence.get("callers_present")
     if not isinstance(moved, int | float) or not isinstance(present, int | float):
         return None
+    active = view.active_callers if view is not None else 0
+    if present > UNHEARD_SHARE * active + UNHEARD_LEAST:
+        return Refusal(
+            "few_callers", f"{present:.1f} callers in the predictions, guards know of {active}: who wrote them?"
+        )
     if moved >= ENOUGH_CALLERS:
         return None
-    active = view.active_callers if view is not None else 0
     if moved >= BROAD_SHARE * present and present >= SPEAKING_SHARE * active:
         return None
     return Refusal("few_callers", f"{moved:.1f} of {present:.1f} callers moved, {active} are active")
 
 
-def _cooling_down(
-    state: RespondState, endpoint: str, caller: str | None, now_ms: int, mandate: Mandate
-) -> Refusal | None:
-    record = state.trips.get(target_key(endpoint, caller))
+def _cooling_down(state: RespondState, endpoint: str, now_ms: int, mandate: Mandate) -> Refusal | None:
+    """An endpoint that was restored is left alone a while (R5)."""
+    record = state.trips.get(target_key(endpoint, None))
     if record is None or record.released_ms == 0:
         return None
-    until = record.released_ms + mandate.cool_down_ms(trips_today(state, endpoint, caller, now_ms))
+    until = record.released_ms + mandate.cool_down_ms(trips_today(state, endpoint, None, now_ms))
     return Refusal("cooling_down", f"until {until}") if now_ms < until else None
 
 

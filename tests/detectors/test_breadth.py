@@ -9,10 +9,7 @@ import pytest
 
 from detectors.drift_evidence import breadth_of
 from schemas.blocks import Block
-from schemas.events import CallerAuth
 from tests.detectors.drift_data import make_block, rows
-
-NAMES = tuple(f"c{n}" for n in range(8))
 
 
 def block_of(counts: list[int], verified: bool = True) -> Block:
@@ -20,34 +17,32 @@ def block_of(counts: list[int], verified: bool = True) -> Block:
     n = sum(counts)
     callers = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
     block = make_block(numeric[:n], categorical[:n])
-    return replace(block, caller=callers, callers=NAMES[: len(counts)], verified=np.full(len(counts), verified))
+    names = tuple(f"c{number}" for number in range(len(counts)))
+    return replace(block, caller=callers, callers=names, verified=np.full(len(counts), verified))
 
 
-def shares(values: list[float], auth: CallerAuth = "verified") -> tuple[tuple[str, CallerAuth, float], ...]:
-    return tuple((name, auth, value) for name, value in zip(NAMES, values, strict=False))
+@pytest.mark.parametrize("present", [8, 40, 120])
+def test_what_all_bring_alike_moves_as_many_as_are_present(present: int) -> None:
+    breadth = breadth_of(block_of([2] * present), np.full(present, 0.3))
 
-
-def test_what_all_bring_alike_moves_as_many_as_are_present() -> None:
-    breadth = breadth_of(block_of([30] * 8), shares([1 / 8] * 8))
-
-    assert breadth["callers_moved"] == pytest.approx(8)
-    assert breadth["callers_present"] == pytest.approx(8)
+    assert breadth["callers_moved"] == pytest.approx(present)
+    assert breadth["callers_present"] == pytest.approx(present)
 
 
 def test_a_flood_that_fills_the_block_is_one_of_many_callers() -> None:
-    breadth = breadth_of(block_of([200, 8, 8, 8, 8, 8, 8, 8]), shares([0.98, 0.02]))
+    breadth = breadth_of(block_of([200, 8, 8, 8, 8, 8, 8, 8]), np.array([98.0, 2, 0, 0, 0, 0, 0, 0]))
 
     assert breadth["callers_moved"] < 1.5  # type: ignore[operator]
     assert breadth["callers_present"] > 5  # type: ignore[operator]
 
 
 def test_the_only_caller_of_an_endpoint_is_everybody() -> None:
-    breadth = breadth_of(block_of([100]), shares([1.0]))
+    breadth = breadth_of(block_of([100]), np.array([50.0]))
 
     assert breadth == {"callers_moved": pytest.approx(1), "callers_present": pytest.approx(1)}
 
 
 def test_all_claimed_callers_count_as_one() -> None:
-    breadth = breadth_of(block_of([30] * 8, verified=False), shares([1 / 8] * 8, "claimed"))
+    breadth = breadth_of(block_of([30] * 8, verified=False), np.full(8, 30.0))
 
     assert breadth == {"callers_moved": pytest.approx(1), "callers_present": pytest.approx(1)}

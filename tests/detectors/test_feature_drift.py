@@ -231,6 +231,22 @@ def test_shares_name_the_callers_who_brought_the_shift() -> None:
     assert {name: auth for name, auth, _ in reading.shares}["caller-0"] == "verified"
 
 
+def test_what_breaks_for_a_hundred_and_fifty_callers_moved_nearly_all_of_them() -> None:
+    detector = fitted()
+    names = [f"c{number}" for number in range(150)]
+    callers = np.random.default_rng(5).integers(0, len(names), BLOCK_ROWS).astype(np.int32)
+    (block,) = ordered_blocks(4_096, 1)
+    broken = replace(converted(block), caller=callers, callers=tuple(names), verified=np.ones(len(names), np.bool_))
+
+    (reading,) = drift(detector.update([broken]))
+
+    moved, present = reading.evidence["callers_moved"], reading.evidence["callers_present"]
+    assert isinstance(moved, float)
+    assert isinstance(present, float)
+    assert moved > 0.8 * present > 70
+    assert len(reading.shares) == 20
+
+
 def test_refused_rows_do_not_count() -> None:
     detector = fitted()
     block = ordered_blocks(0, 1)[0]

@@ -119,7 +119,7 @@ class Watch:
         signal = self.signals[decision.signal_ids[0]]
         assert signal.score >= signal.threshold, "R5: minimum evidence"
         trips = [at for at in self.trips[target] if at > now - DAY_MS]
-        if target in self.released_ms:
+        if target in self.released_ms and target[1] is None:
             wait = policy.durations.cool_down_s * 1000 * 2 ** min(max(len(trips) - 1, 0), 3)
             assert now >= self.released_ms[target] + wait, "R5: cool-down"
         self.trips[target].append(now)

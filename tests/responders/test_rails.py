@@ -131,10 +131,11 @@ def test_a_shift_that_few_callers_bring_moves_no_whole_endpoint(
     assert brief(responder.take(shifted)) == refusal("fallback", "few_callers")
 
 
-@pytest.mark.parametrize(("moved", "present"), [(5.0, 6.0), (20.0, 80.0)])
-def test_a_shift_of_half_the_callers_or_of_twenty_moves_the_endpoint(
-    responder: Responder, moved: float, present: float
+@pytest.mark.parametrize(("moved", "present", "active"), [(5.0, 6.0, 10), (20.0, 80.0, 60), (95.0, 95.3, 150)])
+def test_a_shift_of_most_callers_or_of_twenty_moves_the_endpoint(
+    responder: Responder, moved: float, present: float, active: int
 ) -> None:
+    responder.take(view("a", active_callers=active))
     shifted = drifted(evidence={"callers_moved": moved, "callers_present": present})
 
     assert acts(responder.take(shifted)) == [("fallback", "inputs_left_profile", "published")]
@@ -235,21 +236,36 @@ def test_limits_stop_at_what_the_saved_state_can_hold(responder: Responder, monk
     assert (decision.reason, decision.outcome) == ("caller_cap", "refused")
 
 
-def test_a_released_target_is_left_alone_twice_as_long_each_time(responder: Responder) -> None:
-    def trip(seq: int) -> list[tuple[str, str, str]]:
-        return acts(responder.take(caller_signal(state="opened", seq=seq)))
+def test_a_restored_endpoint_is_left_alone_twice_as_long_each_time() -> None:
+    responder = Responder(mandate(trips_before_hold=9))
 
-    assert trip(0) == [("limit", "caller_out_of_pattern", "published")]
-    responder.take(caller_signal(state="recovered", seq=1))
+    def trip(seq: int) -> list[tuple[str, str, str]]:
+        return acts(responder.take(drifted(at_ms=responder.now_ms, state="opened", seq=seq)))
+
+    assert trip(0) == [("fallback", "inputs_left_profile", "published")]
+    responder.take(drifted(state="recovered", seq=1))
     responder.later(59_000)
-    assert trip(2) == [("limit", "cooling_down", "refused")]
+    assert trip(2) == [("fallback", "cooling_down", "refused")]
     responder.later(1_000)
-    assert trip(3) == [("limit", "caller_out_of_pattern", "published")]
-    responder.take(caller_signal(state="recovered", seq=4))
+    assert trip(3) == [("fallback", "inputs_left_profile", "published")]
+    responder.take(drifted(state="recovered", seq=4))
     responder.later(119_000)
-    assert trip(5) == [("limit", "cooling_down", "refused")]
+    assert trip(5) == [("fallback", "cooling_down", "refused")]
     responder.later(1_000)
-    assert trip(6) == [("limit", "caller_out_of_pattern", "published")]
+    assert trip(6) == [("fallback", "inputs_left_profile", "published")]
+
+
+def test_a_caller_that_floods_again_right_after_its_release_is_limited_at_once(responder: Responder) -> None:
+    assert acts(responder.take(caller_signal())) == [("limit", "caller_out_of_pattern", "published")]
+    responder.take(caller_signal(state="recovered", seq=1))
+    responder.later(1_000)
+    assert acts(responder.take(caller_signal(seq=2))) == [("limit", "caller_out_of_pattern", "published")]
+
+
+def test_callers_that_no_guard_speaks_of_do_not_move_an_endpoint(responder: Responder) -> None:
+    crowd = drifted(evidence={"callers_moved": 200.0, "callers_present": 210.0})
+
+    assert brief(responder.take(crowd)) == refusal("fallback", "few_callers")
 
 
 def test_the_third_fallback_of_a_day_is_a_persons_to_decide(responder: Responder) -> None:
