@@ -29,7 +29,7 @@ def moved_by_caller(block: Block, shelf: Shelf, part: Part, seen: Floats, by_fea
         over = np.maximum(shares - shelf.expected[part.slot, feature], 0.0)
         fraction = np.divide(over, shares, out=np.zeros(CELLS), where=shares > 0)
         excess += fraction[_cells(block, shelf, part, feature)]
-    return np.bincount(block.caller, excess * weight, minlength=len(block.callers))
+    return np.bincount(block.caller, excess * weight, minlength=len(block.callers)).astype(np.float64)
 
 
 def shares_of(block: Block, moved: Floats) -> tuple[tuple[str, CallerAuth, float], ...]:
