@@ -20,6 +20,8 @@ from streams.lifeline import SUPERVISED
 
 GRACE_S = 30.0
 """A worker finishes and commits its open runs within 20 s of SIGTERM; then it is killed. One grace for all children."""
+ALONE_S = 5.0
+"""The grace when a child that the others lean on is gone already: there is nothing that they could commit to."""
 LEANED_ON_S = 2.0
 """What a child has to end when the grace is used up by those that leaned on it."""
 BACK_OFF_S = (0.2, 1.0, 3.0, 10.0)
@@ -140,13 +142,15 @@ class Supervisor:
     def stop(self, grace_s: float = GRACE_S) -> None:
         """SIGTERM to all, last started first, then to those they lean on; SIGKILL after the grace, which all share.
 
-        Returns when all are gone.
+        The grace is ALONE_S at most when one they lean on is gone. Returns when all are gone.
         """
         self._stopping.set()
         if self._watcher is not None:
             self._watcher.join()
         with self._lock:
             children = list(reversed(self._children.values()))
+        if any(child.spec.leaned_on and child.process.poll() is not None for child in children):
+            grace_s = min(grace_s, ALONE_S)
         deadline = time.monotonic() + grace_s
         _end([child for child in children if not child.spec.leaned_on], deadline)
         _end([child for child in children if child.spec.leaned_on], max(deadline, time.monotonic() + LEANED_ON_S))

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from palisade.supervisor import Supervisor
     from schemas.config import PalisadeConfig
 
-BROKER_GONE_S = 5.0
-"""What roles get to end when the embedded broker is gone: there is nothing that they could commit to."""
 LIMITS = (
     "The embedded broker keeps 5 MiB a partition in memory, compacts nothing and dies with this process: "
     "for trying things, not for production."
@@ -42,7 +40,7 @@ def dev(
 ) -> None:
     """Runs broker, detect, respond and audit as processes of their own until Ctrl-C, and restarts any that dies."""
     from palisade.dev import start_roles
-    from palisade.supervisor import GRACE_S, Supervisor
+    from palisade.supervisor import Supervisor
 
     refuse_second(folder)
     path, base = _base(config, endpoint or [])
@@ -59,7 +57,7 @@ def dev(
         finally:
             (folder / RUNNING).unlink(missing_ok=True)
         with console.status("stopping"):
-            supervisor.stop(BROKER_GONE_S if ending.broker_died else GRACE_S)
+            supervisor.stop()
     if ending.broker_died:
         say_error(f"the embedded broker ended, and its records with it; see {folder / 'logs' / 'broker.log'}")
         raise typer.Exit(1)

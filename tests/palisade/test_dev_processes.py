@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,32 @@ class Dev:
 
 
 def processes() -> dict[int, tuple[int, str]]:
-    """pid -> (parent, command) of all that are no zombies."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True).stdout
-    rows = (line.split(None, 3) for line in listed.splitlines())
-    return {int(pid): (int(parent), args) for pid, parent, state, args in rows if not state.startswith("Z")}
+    """pid -> (parent, command) of all that are no zombies; by `ps` where there is no /proc, by /proc where there is no `ps`."""
+    found = {}
+    for pid, parent, state, command in _from_proc() if Path("/proc/self/stat").exists() else _from_ps():
+        if not state.startswith("Z"):
+            found[int(pid)] = (int(parent), command)
+    return found
+
+
+def _from_proc() -> Iterator[tuple[str, str, str, str]]:
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            yield (
+                entry.name,
+                parent,
+                state,
+                (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"),
+            )
+
+
+def _from_ps() -> Iterator[tuple[str, str, str, str]]:
+    for line in subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,stat=,args="], capture_output=True, text=True
+    ).stdout.splitlines():
+        pid, parent, state, command = line.split(None, 3)
+        yield pid, parent, state, command
 
 
 def children_of(parent: int) -> dict[int, str]:

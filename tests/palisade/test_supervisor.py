@@ -177,6 +177,25 @@ def test_who_waits_for_a_child_is_told_when_the_one_that_it_leans_on_is_gone(sup
         supervised.wait_ready("role", 60)
 
 
+def test_who_leans_on_a_child_that_is_gone_gets_a_short_grace(
+    supervised: Supervisor, exits: Exits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "ALONE_S", 0.2)
+    stubborn = "import signal; signal.signal(15, signal.SIG_IGN)\n" + STAYS
+    supervised.start(child("broker", STAYS, restart=False, leaned_on=True))
+    supervised.start(child("role", stubborn))
+    pid = supervised.pid("role")
+    supervised.kill("broker")
+    exits.until(lambda: ("broker", -9) in exits.seen)
+
+    stopping = threading.Thread(target=supervised.stop, daemon=True)  # with the usual grace, 30 s
+    stopping.start()
+    stopping.join(20)
+
+    assert not stopping.is_alive()
+    assert not alive(pid)
+
+
 def test_children_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
     """The child holds a FIFO open: its end is the child's end, whoever inherits the child."""
     fifo = tmp_path / "fifo"
