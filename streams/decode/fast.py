@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
-from schemas.blocks import FeatureSchema
+from schemas.blocks import FeatureSchema, Floats
 from schemas.events import CallerAuth, Status
 from streams.decode.layout import Layout
 
@@ -87,7 +88,22 @@ class Plan:
         self.layout = Layout(schema)
         self.typed = not any(char in '"\\' or char < " " for name in self.layout.names for char in name)
         self.flat: list[Any] = []
+        self._packed: list[Floats] = []
         self._made: dict[Form, Decoders] = {}
+
+    def pack(self, least: int = 1) -> None:
+        """Makes numbers of the rows in `flat` if they are at least so many, with categories coded."""
+        if len(self.flat) >= least * max(self.layout.width, 1):
+            self.layout.code(self.flat)
+            self._packed.append(np.fromiter(self.flat, dtype=np.float64, count=len(self.flat)))
+            self.flat.clear()
+
+    def matrix(self, rows: int) -> Floats:
+        """The `rows` rows gathered [rows, layout.width], in log order; frees the plan for the next segment."""
+        self.pack()
+        flat = np.concatenate(self._packed) if self._packed else np.empty(0)
+        self._packed.clear()
+        return flat.reshape(rows, self.layout.width)
 
     def decoders(self, form: Form) -> Decoders:
         """(open, closed) decoders of events whose features are an object, or a list in the schema's order."""

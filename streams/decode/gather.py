@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from streams.decode.ipc import Stream
 from streams.decode.layout import settle
 from streams.decode.refusals import Refusals
 
+PLAN_ROWS, ENVELOPE_ROWS = 32, 512
+"""Rows from which features, and the other fields, are made columns before their segment ends: with fewer, the calls that
+make them cost more than the cache saves; with more, the objects of a row (1 kB) no longer fit it."""
 _AT = {name: at for at, name in enumerate(NAMES)}
 Registered = Callable[[str], bool]
 PIECE = 2_048
@@ -98,6 +101,20 @@ class Rows:
     groups: list[Group]
 
 
+class _Envelopes(NamedTuple):
+    """Columns [n] of JSON events, as in `Rows`; `flags` are those of the fields here."""
+
+    caller: Codes
+    verified: npt.NDArray[np.bool_]
+    ts: Longs
+    flags: Flags
+    latency_ms: Floats
+    status: Bytes
+    served_by: Bytes
+    value: Floats
+    weight: Floats
+
+
 @dataclass(slots=True, eq=False)
 class SegmentNames:
     """The names that a segment's codes mean."""
@@ -121,6 +138,8 @@ class Gather:
     flags: dict[int, int] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
     names: SegmentNames = field(default_factory=SegmentNames)
+    plans: dict[Plan, None] = field(default_factory=dict)
+    packed: list[_Envelopes] = field(default_factory=list)
     streams: list[tuple[int, Stream]] = field(default_factory=list)
     others: list[Rows] = field(default_factory=list)
     refused: Refusals = field(default_factory=Refusals)
@@ -135,7 +154,8 @@ class Gather:
         """Empties it for the next rows of the segment; what was refused so far stays."""
         for held in (self.envelope, self.records, self.slots, self.rows, self.flags, self.targets, self.streams):
             held.clear()
-        self.others.clear()
+        for other in (self.plans, self.packed, self.others):
+            other.clear()
         self.names = SegmentNames()
         self.spent = 0
 
@@ -144,7 +164,18 @@ class Gather:
             target.slot = len(self.targets)
             self.targets.append(target)
             self.spent += TARGET_WORK
+            if target.plan is not None:
+                self.plans[target.plan] = None
         return target.slot
+
+    def pack(self) -> None:
+        """Makes columns of what was gathered so far, if it is enough: its objects are freed, and their memory used again,
+        while they lie in the processor's cache."""
+        if len(self.envelope) >= ENVELOPE_ROWS * (len(NAMES) + 1):
+            self.packed.append(_envelopes(self.envelope, self.names))
+            self.envelope.clear()
+        for plan in self.plans:
+            plan.pack(PLAN_ROWS)
 
     def columns(self, offsets: Longs, broker_ms: Longs, registered: Registered | None) -> Columns:
         """All rows gathered, in log order; frees the targets for the next segment."""
@@ -152,38 +183,26 @@ class Gather:
         return assemble(parts, self.names, offsets, broker_ms, registered)
 
     def _json_rows(self) -> Rows:
-        columns = [self.envelope[at :: len(NAMES) + 1] for at in range(len(NAMES))]
+        if self.envelope:
+            self.packed.append(_envelopes(self.envelope, self.names))
+        fields = _Envelopes(*map(_join, zip(*self.packed, strict=True)))
         slots = np.array(self.slots, dtype=np.intp)
         groups, group_flags = self._groups(slots)
-        flags = np.zeros(len(slots), dtype=np.uint32)
-        flags |= group_flags
+        flags = fields.flags | group_flags
+        env.check_numbers(fields.latency_ms, fields.value, fields.weight, flags)
         for at, bits in self.flags.items():
             flags[at] |= np.uint32(bits)
         row = np.zeros(len(slots), dtype=np.int32)
         for at, number in self.rows.items():
             row[at] = number
-        for name in ("producer", "request_id", "served_by"):
-            env.flag_odd_ids(columns[_AT[name]], flags)
         targets, names = self.targets, self.names
-        latency_ms = env.numbers(columns[_AT["latency_ms"]])
-        value = env.outcomes(columns[_AT["prediction"]])
-        weight = env.numbers(columns[_AT["weight"]])
-        env.check_numbers(latency_ms, value, weight, flags)
         rows = Rows(
             record=np.array(self.records, dtype=np.int64),
             row=row,
             endpoint=names.endpoints.clean_column([target.endpoint for target in targets])[slots],
             version=names.versions.clean_column([target.version for target in targets])[slots],
-            caller=names.callers.column(columns[_AT["caller"]], flags),
-            verified=env.small_codes(_AUTH, columns[_AT["caller_auth"]]).astype(np.bool_),
-            ts=env.times(columns[_AT["ts"]]),
-            flags=flags,
-            latency_ms=latency_ms,
-            status=env.statuses(columns[_AT["status"]]),
-            served_by=env.small_codes(env.ROUTES, columns[_AT["served_by"]]),
-            value=value,
-            weight=weight,
             groups=groups,
+            **(fields._asdict() | {"flags": flags}),
         )
         for target in targets:
             target.slot = -1
@@ -208,7 +227,7 @@ class Gather:
             layout = None if plan is None else plan.layout
             matrix = np.empty((len(rows), 0))
             if plan is not None:
-                matrix = _matrix(plan, len(rows))
+                matrix = plan.matrix(len(rows))
                 if len(same) > 1:  # rows lie in the order of the log; group by group they are views
                     matrix = matrix[np.argsort(np.argsort(rows))]
                 flags[rows] |= settle(matrix, plan.layout)
@@ -219,14 +238,31 @@ class Gather:
         return groups, flags
 
 
-def _matrix(plan: Plan, rows: int) -> Floats:
-    """The `rows` feature rows that the plan has gathered, in log order, with categories coded; frees the plan for the next segment."""
-    plan.layout.code(plan.flat)
-    flat = np.fromiter(plan.flat, dtype=np.float64, count=len(plan.flat))
-    plan.flat.clear()
-    return flat.reshape(rows, plan.layout.width)
+def _envelopes(flat: list[Any], names: SegmentNames) -> _Envelopes:
+    """Columns of events whose fields lie end to end: the names of `fast.NAMES` and one place more."""
+    columns = {name: flat[_AT[name] :: len(NAMES) + 1] for name in _USED}
+    flags = np.zeros(len(columns["ts"]), dtype=np.uint32)
+    for name in ("producer", "request_id", "served_by"):
+        env.flag_odd_ids(columns[name], flags)
+    latency_ms = env.numbers(columns["latency_ms"])
+    value = env.outcomes(columns["prediction"])
+    weight = env.numbers(columns["weight"])
+    return _Envelopes(
+        caller=names.callers.column(columns["caller"], flags),
+        verified=env.small_codes(_AUTH, columns["caller_auth"]).astype(np.bool_),
+        ts=env.times(columns["ts"]),
+        flags=flags,
+        latency_ms=latency_ms,
+        status=env.statuses(columns["status"]),
+        served_by=env.small_codes(env.ROUTES, columns["served_by"]),
+        value=value,
+        weight=weight,
+    )
 
 
+_USED = (
+    "producer", "request_id", "caller", "caller_auth", "ts", "latency_ms", "status", "served_by", "prediction", "weight",
+)  # fmt: skip
 _AUTH = {"claimed": 0, "verified": 1}
 _COLUMNS = (
     "record", "row", "endpoint", "version", "caller", "verified", "ts", "flags",
@@ -278,7 +314,7 @@ def assemble(
     )
 
 
-def _join(arrays: list[Any]) -> Any:
+def _join(arrays: Sequence[Any]) -> Any:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 

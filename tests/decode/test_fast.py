@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from msgspec.structs import astuple
 from schemas.blocks import FeatureSchema
 from schemas.events import Prediction
 from schemas.ids import clean_id
-from streams.decode import Decoder
+from streams.decode import Decoder, Segment
 from streams.decode.fast import GENERIC, NAMES, REFUSED, Decoders, Plan
 from streams.decode.judge import Judged, judge
 from streams.decode.layout import Layout, settle
@@ -120,6 +121,22 @@ def test_what_a_fast_decoder_accepts_the_contract_accepts_with_equal_values(valu
                 assert same(event.features, model.features)
 
 
+def assert_same_rows(together: Segment, alone: Sequence[Segment]) -> None:
+    """That one segment holds the rows and letters of others, in their order."""
+    letters = [letter for segment in alone for letter in segment.dead_letters]
+    assert list(together.dead_letters) == letters
+    for name in ("offset", "row", "ts", "flags", "latency_ms", "status", "served_by", "value", "weight", "verified"):
+        expected = np.concatenate([getattr(s.columns, name) for s in alone])
+        np.testing.assert_array_equal(getattr(together.columns, name), expected, err_msg=name)
+    callers = [s.columns.callers[code] for s in alone for code in s.columns.caller.tolist()]
+    assert [together.columns.callers[code] for code in together.columns.caller.tolist()] == callers
+    for group in together.columns.groups:
+        part = [
+            g for s in alone for g in s.columns.groups if (g.endpoint, g.version) == (group.endpoint, group.version)
+        ]
+        np.testing.assert_array_equal(group.features, np.concatenate([g.features for g in part]))
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.one_of(documents(), st.binary(max_size=40), st.none()), max_size=6), st.booleans())
 def test_each_record_is_scored_or_dead_lettered_whatever_was_decoded_before_it(
@@ -137,25 +154,51 @@ def test_each_record_is_scored_or_dead_lettered_whatever_was_decoded_before_it(
         assert found == []
         return
     (together,) = found
-    letters = [letter for segment in alone for letter in segment.dead_letters]
-    assert list(together.dead_letters) == letters
-    rows = list(zip(together.columns.offset.tolist(), together.columns.row.tolist(), strict=True))
-    assert rows == [(int(o), int(r)) for s in alone for o, r in zip(s.columns.offset, s.columns.row, strict=True)]
-    assert {offset for offset, _ in rows} | {letter.log_offset for letter in letters} == set(range(len(values)))
-    for name in ("ts", "flags", "latency_ms", "status", "served_by", "value", "weight", "verified"):
-        expected = np.concatenate([getattr(s.columns, name) for s in alone])
-        np.testing.assert_array_equal(getattr(together.columns, name), expected, err_msg=name)
-    for group in together.columns.groups:
-        part = [
-            g for s in alone for g in s.columns.groups if (g.endpoint, g.version) == (group.endpoint, group.version)
-        ]
-        np.testing.assert_array_equal(group.features, np.concatenate([g.features for g in part]))
+    assert_same_rows(together, alone)
+    offsets = set(together.columns.offset.tolist()) | {letter.log_offset for letter in together.dead_letters}
+    assert offsets == set(range(len(values)))
+
+
+plain_numbers = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([None, True, 0, -3, 1e31, 2**60]))
+plain_events = st.builds(
+    lambda fields, features: as_json(**fields, features=features),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "caller": st.sampled_from(["ann", "bob", "an odd one"]), "request_id": st.sampled_from(["r1", "r 2"]),
+            "latency_ms": plain_numbers, "weight": st.sampled_from([1.0, 0, 2]), "prediction": plain_numbers,
+            "model_version": st.sampled_from(["default", "v2", "v 3"]), "seq": st.integers(0, 9), "ts": st.just(1),
+        },
+    ),
+    st.fixed_dictionaries(
+        {}, optional={"distance": plain_numbers, "temp": plain_numbers, "carrier": st.sampled_from(["AA", "ZZ", None])}
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(plain_events, min_size=1, max_size=8), st.integers(1, 80), st.one_of(st.none(), documents()))
+def test_events_decoded_together_are_those_decoded_one_by_one(few: list[bytes], times: int, odd: bytes | None) -> None:
+    """Up to 640 rows: several that are decoded at once, and several arrays of their fields; one odd record among them."""
+    values: list[bytes | None] = [*few * times]
+    values.insert(len(values) // 2, odd)
+    warm, careful = Decoder("log", 0, 1, schema_of), Decoder("log", 0, 1, schema_of)
+    segments([as_json()], decoder=warm)
+
+    (together,) = segments(values, decoder=warm)
+
+    alone = [segment for at, value in enumerate(values) for segment in segments([value], first=at, decoder=careful)]
+    assert_same_rows(together, alone)
 
 
 @pytest.mark.parametrize(
     "value",
     [
         b'{"endpoint":"credit","features":{},"x":"\xff"}',
+        b'{"endpoint":"credit","features":{},"caller":"\xff"}',
+        b'{"endpoint":"credit","features":{"carrier":"\xff"}}',
+        b'{"endpoint":"credit","features":{},"prediction":' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+        b'{"endpoint":"credit","features":{},"seq":' + b"9" * 5_000 + b"}",
         b'{"endpoint":"credit","features":{},"x":' + b"9" * 5_000 + b"}",
         b'{"endpoint":"credit","features":{"distance":0.' + b"1" * 5_000 + b"}}",
         b'{"endpoint":"credit","features":{"distance":1' + b"0" * 320 + b"e-320}}",
