@@ -147,34 +147,34 @@ def test_flushing_ends_while_predictions_keep_coming(way: str) -> None:
 
 
 class Grumbling(FakeTransport):
-    """The first deliveries end in a callback of the service's own that raises."""
+    """The first two deliveries end in a callback of the service's own that raises."""
 
     polls = 0
 
     def __init__(self) -> None:
         super().__init__(background=True)
-        self.arrived = threading.Event()
+        self.grumbled, self.arrived = threading.Event(), threading.Event()
 
     def send(self, topic: str, key: str, value: bytes, headers: Mapping[str, bytes], done: Done) -> bool:
-        if self.polls >= 2:
+        if self.grumbled.is_set():
             self.arrived.set()
         return super().send(topic, key, value, headers, done)
 
     def poll(self) -> None:
         self.polls += 1
-        if self.polls <= 2:
+        if self.polls <= 2:  # once after sending, once in the thread's turn
+            if self.polls == 2:
+                self.grumbled.set()
             raise KeyError("a callback of the service's Kafka settings")
 
 
 def test_predictions_go_on_after_a_callback_that_raises() -> None:
     transport = Grumbling()
     emitter = Emitter(transport=transport, linger_s=0.001)
-    while transport.polls < 2:
-        emitter.emit("credit", {"x": 1.0}, 0.5)
-    for _ in range(1_000):
-        emitter.emit("credit", {"x": 1.0}, 0.5)
-        if transport.arrived.wait(0.01):
-            break
+    emitter.emit("credit", {"x": 1.0}, 0.5)
+    grumbled = transport.grumbled.wait(10)
+    emitter.emit("credit", {"x": 1.0}, 0.5)
+    arrived = transport.arrived.wait(10)  # before `close`, which sends what waits by itself
     emitter.close()
 
-    assert transport.arrived.is_set()
+    assert (grumbled, arrived) == (True, True)
