@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from palisade_client._log import log_fault, logger
@@ -117,7 +118,8 @@ class KafkaTransport:
             else {"queue.buffering.max.messages": REPORT_QUEUE, "message.timeout.ms": 10_000}
         )
         common = {"partitioner": "murmur2_random", "linger.ms": 0, "enable.idempotence": True}
-        self._producer = Producer(self._base | common | lane)
+        self._make = partial(Producer, self._base | common | lane)
+        self._producer = self._make()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -129,13 +131,24 @@ class KafkaTransport:
             self._producer.produce(topic, value, key, headers=dict(headers), on_delivery=on_delivery)
         except BufferError:
             return False
+        except Exception as error:
+            if not _is_fatal(error):
+                raise
+            self._begin_anew()
+            return False
         return True
 
     def poll(self) -> None:
-        self._producer.poll(0)
+        try:
+            self._producer.poll(0)
+        except Exception:  # noqa: BLE001 - a fatal error, or a callback of the service's settings: no fault of a call
+            log_fault("deliveries could not be told")
 
     def flush(self, timeout_s: float) -> None:
-        self._producer.flush(timeout_s)
+        try:
+            self._producer.flush(timeout_s)
+        except Exception:  # noqa: BLE001 - likewise
+            log_fault("deliveries could not be told")
 
     def follow(self, endpoint: str, follower: Follower) -> None:
         reader = threading.Thread(
@@ -146,9 +159,15 @@ class KafkaTransport:
 
     def close(self, timeout_s: float) -> None:
         self._stop.set()
-        self._producer.flush(timeout_s)
+        self.flush(timeout_s)
         for thread in self._threads:
             thread.join(LEAVE_S)
+
+    def _begin_anew(self) -> None:
+        """After a fatal error, such as a broker that lost what it had confirmed, a producer sends nothing ever again."""
+        log_fault("Kafka's producer has failed for good and is replaced")
+        self.poll()  # tells what became of its records
+        self._producer = self._make()
 
     def abandon(self) -> None:
         """Called in a forked child: the parent's librdkafka threads are not here, so its destructor would never end."""
@@ -207,6 +226,12 @@ class KafkaTransport:
                 log_fault("following palisade.directives:", error)
         except Exception:  # noqa: BLE001 - a fault of ours must not end the following
             log_fault("a directive could not be handled")
+
+
+def _is_fatal(error: Exception) -> bool:
+    from confluent_kafka import KafkaError, KafkaException
+
+    return isinstance(error, KafkaException) and error.args[0].code() == KafkaError._FATAL
 
 
 def _append_time(message: Any) -> int | None:

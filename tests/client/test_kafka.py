@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from palisade_client import CallerLimited, Guard, _wire
 from palisade_client._clock import SystemClock
-from palisade_client._transport import Record
+from palisade_client._transport import KafkaTransport, Record
 from palisade_client.testing import ThrowawayKey, directive, kill_switch
 
 from schemas.events import Prediction, Report
@@ -59,6 +60,14 @@ def read(broker: EmbeddedBroker, topic: str, partition: int, wanted: int) -> lis
     until(lambda: records.extend(consumer.consume(100, 0.1)) or len(records) >= wanted, f"{wanted} of {topic}")  # type: ignore[func-returns-value]
     consumer.close()
     return records
+
+
+def refuse_next_write(broker: EmbeddedBroker, code: int) -> None:
+    assert broker._library is not None
+    push = broker._library.rd_kafka_mock_push_request_errors_array
+    push.restype = None
+    push.argtypes = [ctypes.c_void_p, ctypes.c_int16, ctypes.c_size_t, ctypes.POINTER(ctypes.c_int)]
+    push(broker._cluster, 0, 1, (ctypes.c_int * 1)(code))  # 0: Produce
 
 
 def now_ms() -> int:
@@ -153,6 +162,27 @@ def test_a_broker_that_never_answers_costs_no_call_anything(guards: list[Guard])
 
     assert answers == {0.9}
     assert time.monotonic() - started < 5.0  # an attempt to connect takes longer
+
+
+OUT_OF_ORDER_SEQUENCE = 45
+"""What a broker says that lost records which it had confirmed: librdkafka's idempotent producer ends on it."""
+
+
+def test_a_producer_that_ends_for_good_is_replaced(broker: EmbeddedBroker) -> None:
+    transport = KafkaTransport(broker.bootstrap, {})
+    delivered: list[bool] = []
+
+    def send() -> None:
+        transport.send(REPORTS, "JFK", b"{}", {}, lambda delivery: delivered.append(delivery.delivered))
+        transport.flush(5)
+
+    send()
+    refuse_next_write(broker, OUT_OF_ORDER_SEQUENCE)
+    for _ in range(4):
+        send()
+    transport.close(5)
+
+    assert delivered.count(True) == 3  # not the one refused, nor the one that found the producer ended
 
 
 @pytest.mark.kafka
