@@ -50,11 +50,11 @@ _SENDERS = (
 
 def _contracts_page() -> str:
     lines = ["# Contracts", "", "Generated from `schemas/` by `make schemas`: do not edit.", "", "## Topics", ""]
-    lines += ["| topic | key | partitions | kept | holds |", "| --- | --- | --- | --- | --- |"]
+    lines += ["| topic | key | partitions | kept | holds | who may write |", "| --- | --- | --- | --- | --- | --- |"]
     for spec in topics.TOPICS:
         kept = "compacted" if spec.compacted else f"{spec.retention_ms // topics.DAY_MS} days"
         partitions = "as predictions" if spec.follows_input else "1"
-        lines.append(f"| `{spec.name}` | {spec.key} | {partitions} | {kept} | {spec.purpose} |")
+        lines.append(f"| `{spec.name}` | {spec.key} | {partitions} | {kept} | {spec.purpose} | {spec.writers} |")
     lines += ["", *_SENDERS, "", "## Records", ""]
     for name, model in MODELS.items():
         if not issubclass(model, config.Config):

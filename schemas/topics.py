@@ -21,11 +21,16 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """How one topic is made. `follows_input`: as many partitions as predictions have."""
+    """How one topic is made. `follows_input`: as many partitions as predictions have.
+
+    `writers`: who may write to it, for the broker's ACLs. Records of people and directives carry signatures; what the roles
+    say to each other (signals, verdicts, journal, state) is believed because nobody else may write there.
+    """
 
     name: str
     key: str
     purpose: str
+    writers: str
     follows_input: bool
     compacted: bool = False
     retention_ms: int = 7 * DAY_MS
@@ -46,22 +51,57 @@ class TopicSpec:
 
 
 TOPICS: tuple[TopicSpec, ...] = (
-    TopicSpec(PREDICTIONS, "endpoint", "one event a prediction; ticks and profile activations between them", True),
-    TopicSpec(REPORTS, "endpoint", "what each serving process did in the last interval; ticks between them", True),
-    TopicSpec(VERDICTS, "endpoint", "the outcome of each row, the readings of each block", True),
-    TopicSpec(SIGNALS, "endpoint", "what detectors concluded; endpoint states", False, retention_ms=30 * DAY_MS),
-    TopicSpec(ACTIONS, "endpoint", "the journal of the responder", False, retention_ms=365 * DAY_MS),
-    TopicSpec(DIRECTIVES, "endpoint", "each endpoint's wanted state, signed; the kill switch", True, compacted=True),
-    TopicSpec(COMMANDS, "endpoint", "what people ordered, signed", False, retention_ms=365 * DAY_MS),
-    TopicSpec(DEAD_LETTERS, "log topic", "what could not be decoded, and why", True, retention_ms=30 * DAY_MS),
     TopicSpec(
-        PROFILES, "profile hash", "profiles of training data", False, compacted=True, max_message_bytes=5_000_000
+        PREDICTIONS,
+        "endpoint",
+        "one event a prediction; ticks and profile activations between them",
+        "serving processes; detect; operators",
+        True,
     ),
-    TopicSpec(SNAPSHOTS, "log, endpoint, version", "detector state with its offsets", True, compacted=True),
+    TopicSpec(
+        REPORTS,
+        "endpoint",
+        "what each serving process did in the last interval; ticks between them",
+        "serving processes; detect",
+        True,
+    ),
+    TopicSpec(VERDICTS, "endpoint", "the outcome of each row, the readings of each block", "detect", True),
+    TopicSpec(
+        SIGNALS, "endpoint", "what detectors concluded; endpoint states", "detect", False, retention_ms=30 * DAY_MS
+    ),
+    TopicSpec(ACTIONS, "endpoint", "the journal of the responder", "respond", False, retention_ms=365 * DAY_MS),
+    TopicSpec(
+        DIRECTIVES,
+        "endpoint",
+        "each endpoint's wanted state, signed; the kill switch",
+        "respond; operators",
+        True,
+        compacted=True,
+    ),
+    TopicSpec(COMMANDS, "endpoint", "what people ordered, signed", "operators", False, retention_ms=365 * DAY_MS),
+    TopicSpec(
+        DEAD_LETTERS,
+        "log topic",
+        "what could not be decoded, and why",
+        "detect; respond",
+        True,
+        retention_ms=30 * DAY_MS,
+    ),
+    TopicSpec(
+        PROFILES,
+        "profile hash",
+        "profiles of training data",
+        "detect; operators",
+        False,
+        compacted=True,
+        max_message_bytes=5_000_000,
+    ),
+    TopicSpec(SNAPSHOTS, "log, endpoint, version", "detector state with its offsets", "detect", True, compacted=True),
     TopicSpec(
         RESPOND_STATE,
         "state",
         "the responder's state with its journal offset",
+        "respond",
         False,
         compacted=True,
         max_message_bytes=5_000_000,
