@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,7 +58,10 @@ def show(
 def _explain(letter: DeadLetter) -> None:
     from schemas.deadletter import EXPLAINED
 
-    head = base64.b64decode(letter.head)
+    try:
+        head = base64.b64decode(letter.head)
+    except binascii.Error:  # no letter of ours: what it says besides is shown all the same
+        head = b""
     console.print(Panel(EXPLAINED[letter.reason], title=f"{letter.reason} at {_where(letter)}"))
     console.print(Text(f"detail    {letter.detail or '-'}"))
     console.print(Text(f"endpoint  {letter.endpoint or 'not readable'}    caller  {letter.caller or 'not readable'}"))

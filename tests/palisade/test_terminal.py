@@ -15,8 +15,9 @@ from confluent_kafka import Producer
 from palisade.cli import forensics, main, options
 from responders.signing import SigningKey
 from schemas.actions import Decision, JournalEntry, KillSwitch
+from schemas.deadletter import DeadLetter
 from schemas.signals import EndpointState
-from schemas.topics import ACTIONS, DIRECTIVES, SIGNALS
+from schemas.topics import ACTIONS, DEAD_LETTERS, DIRECTIVES, SIGNALS
 from schemas.wire import KIND_HEADER, Wire
 from streams.embedded_broker import EmbeddedBroker
 from tests.palisade.conftest import Run
@@ -28,7 +29,7 @@ Headers = list[tuple[str, str | bytes | None]]
 
 
 class Topics:
-    """What lies on the topics that `status` reads."""
+    """What lies on the topics that commands read."""
 
     def __init__(self, broker: EmbeddedBroker, config: Path) -> None:
         self.config = config
@@ -39,7 +40,12 @@ class Topics:
         assert self._producer.flush(10) == 0
 
     def put_garbage(self) -> None:
-        for topic, kind in ((SIGNALS, "endpoint_state"), (ACTIONS, "action"), (DIRECTIVES, "kill")):
+        for topic, kind in (
+            (SIGNALS, "endpoint_state"),
+            (ACTIONS, "action"),
+            (DIRECTIVES, "kill"),
+            (DEAD_LETTERS, "dead_letter"),
+        ):
             for value in (*GARBAGE, None):
                 self.put(topic, value, [(KIND_HEADER, kind)])
                 self.put(topic, value, [])
@@ -52,7 +58,7 @@ class Topics:
 
 @pytest.fixture
 def topics(embedded_broker: Callable[[Mapping[str, int]], EmbeddedBroker], tmp_path: Path) -> Topics:
-    broker = embedded_broker({SIGNALS: 1, ACTIONS: 1, DIRECTIVES: 1})
+    broker = embedded_broker({SIGNALS: 1, ACTIONS: 1, DIRECTIVES: 1, DEAD_LETTERS: 1})
     config = tmp_path / "palisade.yaml"
     config.write_text(
         f"kafka: {{bootstrap: '{broker.bootstrap}'}}\noperator_keys: ['{OPERATOR.public_base64}']\n"
@@ -155,6 +161,38 @@ def test_a_kill_takes_back_what_was_decided_before_it(topics: Topics, narrow: Ru
     said = readable(narrow("status", "--config", topics.config)[1])
 
     assert ("fallback for" in said, "bob" in said, "eve" in said) == (False, False, True)
+
+
+def test_the_place_of_a_dead_letter_can_be_copied_whole_and_what_strangers_wrote_is_text(
+    topics: Topics, narrow: Run
+) -> None:
+    letter = DeadLetter(
+        log_topic="palisade.predictions",
+        log_partition=11,
+        log_offset=1_234_567,
+        log_row=499,
+        reason="wrong_shape",
+        detail="features: [red]x[/] " + "should be an object " * 5,
+        endpoint="credit",
+        caller="h:031a57404f409ef393937502f997f3a8",
+        size=12,
+        sha256="0" * 64,
+        head="e30=",
+        headers={},
+        broker_ms=NOW,
+    )
+    topics.put_garbage()
+    topics.write(DEAD_LETTERS, letter)
+    topics.write(DEAD_LETTERS, letter.model_copy(update={"log_row": 500, "head": "x"}))
+
+    status, out, _ = narrow("deadletter", "list", "--config", topics.config)
+
+    assert status == 0
+    assert "palisade.predictions/11/1234567/499" in out
+    assert "[red]x[/]" in readable(out)
+    status, out, _ = narrow("deadletter", "show", "palisade.predictions/11/1234567/499", "--config", topics.config)
+    assert (status, "12 bytes" in out, "{}" in out) == (0, True, True)
+    assert narrow("deadletter", "show", "palisade.predictions/11/1234567/500", "--config", topics.config)[0] == 0
 
 
 AT = datetime(2026, 3, 1, 12, 0, 0, 123_000, tzinfo=UTC)
