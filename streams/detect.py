@@ -23,7 +23,7 @@ from streams.records import Outgoing, Records
 from streams.snapshots import SnapshotStore
 from streams.transport.outbox import Confirmed, Outbox
 from streams.transport.run import TP, Run
-from streams.turns import Pause, Turns
+from streams.turns import HOLD_S, Pause, Turns
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ SNAPSHOT_BYTES_A_ROUND = 40_000_000
 """8 MB/s a worker over a round of 5 s; parts beyond it wait for the next round, longest unsaved first."""
 TICK_S = 0.25
 SLOW_TICK_S = 1.0
+REPORTS_HOLD_S = 0.1
 LOG_NAMES = {PREDICTIONS: "predictions", REPORTS: "reports"}
 
 
@@ -116,11 +117,14 @@ class DetectRole:
         self._outbox = outbox
         self._metrics = metrics
         self._owned: dict[TP, _Owned] = {}
+        self._handled = 0
 
     async def handle(self, run: Run) -> None:
         """One run: its outcomes are sent, and it is done when they are confirmed."""
         owned = self._owned[run.tp]
-        started, pause = time.perf_counter(), Turns()
+        started = time.perf_counter()
+        # reports do not make way for predictions, only for what keeps this process in its group
+        pause = Turns(lambda: self._handled, HOLD_S if run.tp.topic == PREDICTIONS else REPORTS_HOLD_S)
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
         run.open()
         async with owned.busy:
@@ -131,6 +135,7 @@ class DetectRole:
                 owned.lost = True
                 raise
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
+        self._handled += 1
         self._metrics.delay.labels(run.tp.topic).observe(max(0.0, time.time() - records.timestamps[0] / 1000))
         run.done_when(sent)
 
@@ -249,7 +254,7 @@ class DetectRole:
         owned_log = owned.log
         parts: dict[str, bytes] = {}
         size = 0
-        pause = Turns()
+        pause = Turns(lambda: self._handled)
         try:
             async with owned.busy:  # nothing is taken meanwhile, so all parts are of one moment
                 restart = taken_from = max(owned_log.restart, owned.began)

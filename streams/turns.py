@@ -8,17 +8,30 @@ from collections.abc import Awaitable, Callable
 
 HOLD_S = 0.010
 """How long work may hold the loop before it pauses; one indivisible piece, 10 to 15 ms at most, may come on top."""
-TURNS = 8
-"""Rounds of the loop in a pause: a record of another topic takes about five from the polling thread to its handler."""
+TURNS = 16
+"""Rounds of the loop without news that end a pause. A record of another topic takes about five from the polling thread to
+its handler, and its agent eight more before the next one."""
+PAUSE_S = 0.1
+"""A pause is at most so long: who has much to do himself comes on in the end."""
 
 Pause = Callable[[], Awaitable[float]]
 """Called between pieces of work: lets the loop turn if the work has held it for long. Says for how many seconds it has."""
 
 
 class Turns:
-    """A `Pause` that counts from its making. Costs a look at the clock where no pause is due."""
+    """A `Pause` that counts from its making. Costs a look at the clock where no pause is due.
 
-    def __init__(self, hold_s: float = HOLD_S, clock: Callable[[], float] = time.perf_counter) -> None:
+    `news` counts what others have done: while they do something the pause goes on, so that all that waits for its turn
+    gets it, not one record a pause.
+    """
+
+    def __init__(
+        self,
+        news: Callable[[], int] = lambda: 0,
+        hold_s: float = HOLD_S,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._news = news
         self._hold_s = hold_s
         self._clock = clock
         self._since = clock()
@@ -26,7 +39,14 @@ class Turns:
     async def __call__(self) -> float:
         held = self._clock() - self._since
         if held >= self._hold_s:
-            for _ in range(TURNS):
-                await asyncio.sleep(0)
+            await self._turn(self._clock() + PAUSE_S)
             self._since = self._clock()
         return held
+
+    async def _turn(self, until: float) -> None:
+        seen, left = self._news(), TURNS
+        while left:
+            await asyncio.sleep(0)
+            left -= 1
+            if self._news() != seen and self._clock() < until:
+                seen, left = self._news(), TURNS

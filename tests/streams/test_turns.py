@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from streams.turns import TURNS, Turns
+from streams.turns import PAUSE_S, TURNS, Turns
 
 pytestmark = pytest.mark.anyio
 
@@ -30,3 +30,23 @@ async def test_nobody_has_a_turn_before_the_hold_is_over_and_everybody_has_after
 
     assert held == pytest.approx([0.004, 0.008, 0.012, 0.004, 0.011])
     assert seen == [0.012] * TURNS + [0.023] * TURNS
+
+
+@pytest.mark.parametrize(("each_s", "expected"), [(0.001, 30), (PAUSE_S / 3, 3)])
+async def test_a_pause_goes_on_while_others_have_something_to_do_but_not_for_ever(each_s: float, expected: int) -> None:
+    clock, done = [0.0], [0]
+    turns = Turns(lambda: done[0], 0.0, lambda: clock[0])
+
+    async def other() -> None:
+        """Thirty records, each of which takes some turns of the loop."""
+        for _ in range(30):
+            for _ in range(TURNS - 2):
+                await asyncio.sleep(0)
+            done[0] += 1
+            clock[0] += each_s
+
+    task = asyncio.ensure_future(other())
+    await turns()
+    task.cancel()
+
+    assert done[0] == expected
