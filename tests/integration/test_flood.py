@@ -67,7 +67,7 @@ class Worker:
         self._port = free_port()
         command = python_module("palisade.cli.main", "worker", "detect", "--config", str(stack.config_path),
                                 "--metrics-port", str(self._port))  # fmt: skip
-        supervisor.start(ChildSpec("detect", command, ready='"ready"', restart=False))
+        supervisor.start(ChildSpec("detect", command, ready='"ready"', restart=False), timeout_s=DEADLINE_S)
         profile = build_profile(pa.table(features(np.random.default_rng(7), 6_000)), seed=1)
         operator = Operator("person:test", SigningKey.load(stack.keys.operator))
         activate_profile(self.connection, operator, profile.to_bytes(), ENDPOINT, VERSION)
