@@ -7,7 +7,7 @@ concludes is a function of the log and its parameters: same ids and state for an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from schemas.config import EndpointConfig
@@ -48,24 +48,27 @@ ReportEvent = ReportAt | TickAt
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The false-alarm budget of an endpoint, and the event rate that turns it into alarms a row."""
+    """The false-alarm budget of an endpoint, and the event rate that turns it into alarms a row. `assumed`: nobody gave
+    that rate, so it holds until it is measured."""
 
     alarms_per_30_days: float
     events_per_day: float
+    assumed: bool = False
 
     @property
     def alarms_per_row(self) -> float:
         return self.alarms_per_30_days / (30 * self.events_per_day)
 
     def share(self, part: float) -> Budget:
-        return Budget(self.alarms_per_30_days * part, self.events_per_day)
+        return replace(self, alarms_per_30_days=self.alarms_per_30_days * part)
 
     @classmethod
     def of(cls, endpoint: EndpointConfig | None, events_per_day: float) -> Budget:
         """Of an endpoint's configuration; `events_per_day` stands in where it gives none."""
         if endpoint is None:
-            return cls(1.0, events_per_day)
-        return cls(endpoint.false_alarms_per_30_days, endpoint.events_per_day or events_per_day)
+            return cls(1.0, events_per_day, assumed=True)
+        given = endpoint.events_per_day
+        return cls(endpoint.false_alarms_per_30_days, given or events_per_day, assumed=given is None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,31 +21,50 @@ from schemas.errors import StateRefused
 ANCHORED_SHARE, ADAPTIVE_SHARE = 0.8, 0.1
 """Parts of the budget given to the anchored test and to ADWIN. The rest is kept back: the calibration itself rests on
 some tens of alarms, and is out by a quarter either way."""
-STATE_MAGIC = b"pfd1"
+STATE_MAGIC = b"pfd2"
+MEASURE_MS, DAY_MS = 3_600_000, 86_400_000
+LEAST_PER_DAY = 24.0
+"""A row an hour: what is rarer is not what a budget of alarms a month is for."""
 _HEAD = struct.Struct("<4s32s32s4H?")
-_SLOT = struct.Struct("<Bqqd")
+_SLOT = struct.Struct("<Bqqdqqd")
 _DIGEST = 32
 _WINDOWS = len(WINDOW_ROWS)
 
 
 @dataclass(slots=True)
 class Part:
-    """What a part has beside its arrays."""
+    """What a part has beside its arrays. `counted` rows came since `since_ms`; `per_day` is 0 until it is measured."""
 
     slot: int
     profile: Profile
     profile_hash: str
     budget: Budget
     learned: bool = False
+    since_ms: int = 0
+    counted: int = 0
+    per_day: float = 0.0
     watches: list[JumpWatch] = field(default_factory=list)
     jump_thresholds: list[float] = field(default_factory=list)
 
     def set_budget(self, budget: Budget) -> None:
-        """Thresholds of ADWIN's jumps for `budget`, an equal share a feature."""
+        """Thresholds of ADWIN's jumps for `budget`, an equal share a feature; a measured rate stays."""
+        if budget.assumed and self.per_day > 0:
+            budget = replace(budget, events_per_day=self.per_day)
         self.budget = budget
         tails = self.profile.calibration.adaptive
         rate = budget.alarms_per_row * ADAPTIVE_SHARE / max(len(tails), 1)
         self.jump_thresholds = [tail.jump + tail.scale * max(math.log(tail.rate / rate), 0.0) for tail in tails]
+
+    def measured(self, rows: int, first_ms: int, ms: int) -> bool:
+        """Counts a block of `rows`; whether with it the event rate is measured: once, over the first hour of the log."""
+        if not self.budget.assumed or self.per_day > 0:
+            return False
+        self.since_ms = self.since_ms or first_ms
+        self.counted += rows
+        if ms - self.since_ms < MEASURE_MS:
+            return False
+        self.per_day = max(self.counted * DAY_MS / (ms - self.since_ms), LEAST_PER_DAY)
+        return True
 
 
 class Shelf:
@@ -170,6 +189,9 @@ def pack(shelf: Shelf, part: Part, parameters: bytes) -> bytes:
             int(shelf.calm_blocks[slot]),
             int(shelf.first_ms[slot]),
             float(shelf.feed_rows[slot]),
+            part.since_ms,
+            part.counted,
+            part.per_day,
         ),
     ]
     names = [name for name in _STREAM if not (same and name == "capped")]
@@ -194,7 +216,7 @@ def unpack(shelf: Shelf, part: Part, parameters: bytes, state: bytes) -> None:
     if (windows, numeric, categorical, watches) != (_WINDOWS, shelf.numeric, shelf.categorical, len(part.watches)):
         raise StateRefused("the drift state has another shape")
     slot, at = part.slot, _HEAD.size
-    fired, calm_blocks, first_ms, feed_rows = _SLOT.unpack_from(body, at)
+    fired, calm_blocks, first_ms, feed_rows, *measure = _SLOT.unpack_from(body, at)
     at += _SLOT.size
     numbers: dict[str, Floats] = {}
     for name in _STREAM:
@@ -220,4 +242,5 @@ def unpack(shelf: Shelf, part: Part, parameters: bytes, state: bytes) -> None:
     shelf.lighter[slot] = not same
     shelf.fired[slot], shelf.calm_blocks[slot], shelf.first_ms[slot] = fired, calm_blocks, first_ms
     shelf.feed_rows[slot] = feed_rows
+    part.since_ms, part.counted, part.per_day = measure
     part.watches = restored

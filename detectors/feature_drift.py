@@ -28,7 +28,7 @@ from detectors.profile import LOOK_ROWS, Profile
 from schemas.blocks import Block, Floats, Longs
 from schemas.errors import StateRefused
 
-VERSION = 3
+VERSION = 4
 CALM_BLOCKS = 2
 """Blocks within the profile's range after which what came before them leaves the long window."""
 TOGETHER = 32
@@ -86,7 +86,7 @@ class FeatureDrift:
         if held is not None and held.profile_hash == profile_hash:
             held.learned = learned
             held.set_budget(budget)
-            self._shelf(held).set_budget(held.slot, profile, budget)
+            self._shelf(held).set_budget(held.slot, profile, held.budget)
             return
         self.forget(part)
         shape = (len(profile.numeric), len(profile.categorical))
@@ -124,12 +124,18 @@ class FeatureDrift:
         if held is None:
             raise StateRefused(f"{part} has no profile here: the state of its drift detector means nothing")
         unpack(self._shelf(held), held, self._digest, state)
+        self._take_budget(held)
 
     def forget(self, part: str) -> None:
         """Drops the part's state and profile."""
         held = self._parts.pop(part, None)
         if held is not None:
             self._shelf(held).give_back(held.slot)
+
+    def _take_budget(self, part: Part) -> None:
+        """Thresholds for the part's budget at the event rate that was measured."""
+        part.set_budget(part.budget)
+        self._shelf(part).set_budget(part.slot, part.profile, part.budget)
 
     def _shelf(self, part: Part) -> Shelf:
         return self._shelves[len(part.profile.numeric), len(part.profile.categorical)]
@@ -149,6 +155,8 @@ class FeatureDrift:
                 readings.append(self._reading(blocks[at], parts[at], shelf, measured, at, verdicts, k))
                 if fed[k]:
                     readings += self._adapt(blocks[at], parts[at], shelf)
+                if parts[at].measured(len(blocks[at]), int(blocks[at].broker_ts[0]), blocks[at].closed_ms):
+                    self._take_budget(parts[at])  # for the part's next block
         for at in np.flatnonzero(measured.rows == 0).tolist():
             found[places[at]] = self._unknown(blocks[at])
 

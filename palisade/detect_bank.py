@@ -16,7 +16,7 @@ from streams.report_log import EndpointReports, ReportLog
 from streams.transport.run import TP
 
 DEFAULT_EVENTS_PER_DAY = 1_000_000.0
-"""Stands in where an endpoint's configuration gives none: about 12 a second."""
+"""Stands in where an endpoint's configuration gives none, until feature drift has measured it: about 12 a second."""
 
 
 class PartitionLogs:

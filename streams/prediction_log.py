@@ -305,8 +305,11 @@ class PredictionLog:
             activation.endpoint, activation.version, control.offset, control.broker_ms
         )
         await self._conclude(batch, pause)
+        part = part_of(activation.endpoint, activation.version)
         if self._learning is not None:
-            self._learning.forget(part_of(activation.endpoint, activation.version))
+            self._learning.forget(part)
+        if part in self._applied:
+            self._dirty.setdefault(part)  # also without an open block: the saved part names the profile before
         self._switch_on(activation.endpoint, activation.version, activation.profile_hash, profile, learned=False)
         active = Active(activation, self._partition, control.offset, value, control.headers)
         batch.more.append(active_record(active))

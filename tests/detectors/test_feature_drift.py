@@ -425,3 +425,33 @@ def test_a_deviation_is_never_more_than_what_either_weighting_brings(seen: Float
     for alone in (seen, fair):
         assert both <= divergence(alone[None], None, base[None], rows_seen)[0] + 1e-12
         assert np.all(np.abs(moved) <= np.abs(alone - base) + 1e-15)
+
+
+def test_without_a_given_rate_the_first_hour_of_the_log_measures_it() -> None:
+    assumed = Budget(1.0, 1_000_000.0, assumed=True)
+    whole, cut, given = FeatureDrift(), FeatureDrift(), FeatureDrift()
+    for detector, budget in ((whole, assumed), (cut, assumed), (given, Budget(1.0, 1_000_000.0))):
+        detector.fit(PART, profile(), budget)
+    hour = [
+        replace(block, broker_ts=np.full(len(block), k * 300_000), closed_ms=k * 300_000 + 1)
+        for k, block in enumerate(ordered_blocks(0, 16), 1)
+    ]
+
+    readings = whole.update(hour)
+    for block in hour:
+        cut.update([block])
+        state = cut.snapshot(PART)
+        cut.forget(PART)
+        cut.fit(PART, profile(), assumed)
+        cut.restore(PART, state)
+
+    per_day = 13 * 256 * 24.0
+    expected = FeatureDrift()
+    expected.fit(PART, profile(), Budget(1.0, per_day))
+    thresholds = [reading.threshold for reading in readings if reading.kind == "feature_drift"]
+    assert thresholds[12] == thresholds[0]
+    assert thresholds[13] == pytest.approx(expected.update(ordered_blocks(0, 1))[0].threshold, rel=1e-3)
+    assert thresholds[13] < thresholds[12]
+    assert cut.snapshot(PART) == whole.snapshot(PART)
+    assert cut.update(hour[-1:])[0].threshold == thresholds[-1]
+    assert len({reading.threshold for reading in given.update(hour) if reading.kind == "feature_drift"}) == 1

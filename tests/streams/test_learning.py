@@ -200,6 +200,21 @@ def test_an_approved_profile_replaces_a_learned_one_at_once() -> None:
     assert any(signal.severity == "critical" for signal in said(out, "feature_drift"))
 
 
+def test_a_profile_activated_while_no_block_is_open_is_saved_with_its_part() -> None:
+    log = learning_log()
+    end = records().offsets[-1] + 1
+    feed(log, records(), [])
+    feed(log, Records([b'{"worker":"w","at_ms":1}'], [None], [[(KIND_HEADER, b"tick")]], [end], [9_000_000]), [])
+    assert not log.pending
+    for part in log.dirty():
+        log.snapshot(part)
+
+    value, header = activation("credit")
+    feed(log, Records([value], [b"credit"], [header], [end + 1], [9_000_000]), [])
+
+    assert log.dirty() == [PART]
+
+
 def test_features_are_read_again_from_every_encoding() -> None:
     rows = [{"a": 1.0, "b": "x"}, {"a": None, "b": "y"}]
     table = pa.table({"endpoint": ["e", "e"], "features": rows})
