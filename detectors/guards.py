@@ -19,7 +19,7 @@ MAX_INTERVAL_MS = 5_000
 WINDOW_MS = 1_000
 """Rates are counts of the last second: what was asked in any shorter time is a lower bound of it."""
 MAX_GUARDS = 128
-"""Guards of one endpoint at most; beyond, the one that has been silent longest makes room (120 bytes each)."""
+"""Guards of one endpoint at most; beyond, the unsigned or else the one silent longest makes room (120 bytes each)."""
 _GRAIN = 256
 """Window counts are multiples of 1/256, so that sums of them are exact in any order."""
 
@@ -70,6 +70,11 @@ class LiveGuards:
     def __iter__(self) -> Iterator[GuardLine]:
         return iter(self._lines.values())
 
+    def _importance(self, key: str) -> tuple[bool, int, str]:
+        """Who makes room first: unsigned reports of ever new guards must not push out a signed one's."""
+        line = self._lines[key]
+        return line.trusted, line.at_ms, key
+
     @staticmethod
     def key_of(event: ReportAt) -> str:
         return f"{'+' if event.trusted else '-'}{event.report.guard_id}"
@@ -81,7 +86,7 @@ class LiveGuards:
         if last is not None and last.boot == report.boot_id and report.seq <= last.seq:
             return False
         if last is None and len(self._lines) >= MAX_GUARDS:
-            del self._lines[min(self._lines, key=lambda name: (self._lines[name].at_ms, name))]
+            del self._lines[min(self._lines, key=self._importance)]
         interval = interval_of(event)
         self._lines[key] = GuardLine(
             guard=report.guard_id,

@@ -80,6 +80,28 @@ async def test_a_limited_caller_gets_429_with_retry_after(bench: Bench, rate: fl
 
 
 @pytest.mark.anyio
+async def test_no_key_is_ever_written_down(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(0)
+    guard = bench.guard().start()
+    bench.transport.deliver(directive(ENDPOINT, bench.key, limits={"carol": 0.0}))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await guard.acall(lambda features: 1 / 0, {"x": 1.0})
+
+    guarded = PalisadeMiddleware(app, api_keys={KEY: "carol"})
+    refused = await get(guarded, x_api_key=KEY)
+    for headers in ({"x_api_key": "wr0ng"}, {"authorization": "Bearer wr0ng"}):
+        with pytest.raises(ZeroDivisionError) as raised:
+            await get(guarded, **headers)
+        assert "wr0ng" not in str(raised.value)
+    guard.flush()
+
+    written = [refused.text, caplog.text, repr(guard.status()), *(str(sent) for sent in bench.transport.sent)]
+    assert len(bench.predictions) == 3
+    assert not [text for text in written if KEY in text or DIGEST in text or "wr0ng" in text]
+
+
+@pytest.mark.anyio
 async def test_a_caller_limited_in_the_middle_of_an_answer_is_not_answered_twice() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})

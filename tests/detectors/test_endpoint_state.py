@@ -166,6 +166,17 @@ def test_shares_never_sum_to_more_than_one_and_leave_no_named_guard_without(
         assert min(shares.values()) >= 0.2 / state.guards_live - 1e-4
 
 
+def test_unsigned_reports_of_ever_new_guards_push_out_no_signed_one() -> None:
+    states, log = EndpointStates({}), Log()
+    states.watch(ENDPOINT, True)
+    states.update([log.report({"a": 1}, guard=f"g{n}", after_ms=10) for n in range(4)])
+
+    states.update([log.report({"a": 900}, guard=f"x{n}", trusted=False, after_ms=1) for n in range(400)])
+    (said,) = states.update([log.report({"a": 1}, guard="g0", after_ms=600)])
+
+    assert sorted(said.guard_shares) == ["g0", "g1", "g2", "g3"]
+
+
 def some_minutes() -> list[ReportEvent]:
     log = Log()
     events: list[ReportEvent] = [log.report({"a": 10, "b": n % 3}) for n in range(20)]
