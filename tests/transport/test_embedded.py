@@ -31,6 +31,12 @@ def bench(broker: EmbeddedBroker, out: Path, partitions: int = 2, **topics: Topi
     return Bench(Spec(broker.bootstrap, "g", str(out), topics, session_s=SESSION_S), partitions)
 
 
+def twice(b: Bench) -> dict[TP, list[int]]:
+    """Offsets that were finished twice."""
+    found = {tp: sorted(offset for offset, times in seen.items() if times == 2) for tp, seen in b.seen().items()}
+    return {tp: offsets for tp, offsets in found.items() if offsets}
+
+
 def test_the_checker_finds_a_planted_violation() -> None:
     tp = TP("t", 0)
     assert passed_over({tp: 3}, {tp: Counter([0, 2])}) == {tp: [1]}
@@ -51,18 +57,18 @@ def test_a_stopped_worker_has_committed_what_it_finished_and_the_next_one_reads_
         assert first.stop() == 0
         committed = b.committed()
         assert committed == {tp: len(seen) for tp, seen in b.seen().items()}
+        again = {tp: list(range(max(0, end - 30), end)) for tp, end in committed.items()}
         second = b.start()
-        b.until(b.all_seen(3_000), "everything read")
+        b.until(
+            lambda: b.all_seen(3_000)() and twice(b) == again, "everything read, 30 records of each partition again"
+        )
         assert second.stop() == 0
         assert b.committed() == exactly(b.tps, 3_000)
         assert [line["committed"] for line in b.told("start_at")] == [
             [],
             sorted([*tp, end] for tp, end in committed.items()),
         ]
-        twice = {tp: sorted(offset for offset, times in seen.items() if times == 2) for tp, seen in b.seen().items()}
-        assert {tp: offsets for tp, offsets in twice.items() if offsets} == {
-            tp: list(range(max(0, end - 30), end)) for tp, end in committed.items()
-        }
+        assert twice(b) == again
         kinds = [line["event"] for line in b.events() if line["event"] != "run"]
         assert kinds == ["assigned", "start_at", "revoked", "end"] * 2
 
@@ -76,7 +82,8 @@ def test_runs_that_finish_out_of_order_are_never_committed_past_a_hole(embedded_
         b.until(lambda: b.total() > 1_000, "at work")
         worker.kill()
         again = b.start()
-        b.until(b.all_seen(2_000), "everything read")
+        b.until(lambda: len(b.told("assigned")) > 1 and b.all_seen(2_000)(), "everything read")
+        b.until(lambda: b.committed() == exactly(b.tps, 2_000), "everything committed")
         assert again.stop() == 0
         assert b.committed() == exactly(b.tps, 2_000)
     assert b.samples > 3

@@ -36,23 +36,25 @@ def test_three_kills_lose_nothing_and_no_commit_passes_an_unfinished_offset(
     kafka: RealKafka, topic: str, tmp_path: Path
 ) -> None:
     moments = random.Random(7)
-    fill(kafka.bootstrap, topic, 4, 6_000)
     with bench(kafka, tmp_path, topic, Topic(run_max=100, sleep_s=0.003, late_s=0.05)) as b:
         for _ in range(3):
+            fill(kafka.bootstrap, topic, 4, 2_000)
             before, worker = b.total(), b.start()
             goal = before + moments.randint(2_000, 5_000)
             b.until(lambda goal=goal: b.total() > goal, "at work")
             worker.kill()
+        fill(kafka.bootstrap, topic, 4, 2_000)
         last = b.start()
-        b.until(b.all_seen(6_000), "everything read")
+        b.until(b.all_seen(8_000), "everything read")
         assert last.stop() == 0
-        assert b.committed() == exactly(b.tps, 6_000)
+        assert b.committed() == exactly(b.tps, 8_000)
     assert b.samples > 10
     assert b.violations == []
 
 
 def test_a_worker_that_joins_and_leaves_costs_no_record_twice(kafka: RealKafka, topic: str, tmp_path: Path) -> None:
-    fill(kafka.bootstrap, topic, 4, 8_000)
+    written = 500
+    fill(kafka.bootstrap, topic, 4, written)
     # Exactly once holds as long as no session runs out; a short heartbeat tells the first that the second is there.
     flood = {topic: Topic(run_max=100, sleep_s=0.02)}
     spec = Spec(kafka.bootstrap, kafka.unique("g"), str(tmp_path), flood, 30.0, heartbeat_s=1.0, fetch_wait_ms=100)
@@ -60,13 +62,20 @@ def test_a_worker_that_joins_and_leaves_costs_no_record_twice(kafka: RealKafka, 
         first = b.start()
         b.until(lambda: b.total() > 1_000, "the first at work")
         second = b.start()
-        b.until(lambda: b.shares() == [2, 2], "two partitions each")
+        deadline = time.monotonic() + 120
+        while b.shares() != [2, 2]:  # records all the while
+            assert time.monotonic() < deadline, f"no two partitions each\n{b.errors()}"
+            fill(kafka.bootstrap, topic, 4, 100)
+            written += 100
+            time.sleep(0.05)
         done = b.total()
+        fill(kafka.bootstrap, topic, 4, 2_000)
+        written += 2_000
         b.until(lambda: b.total() > done + 2_000, "both at work")
         assert first.stop() == 0
-        b.until(b.all_seen(8_000), "everything read")
+        b.until(b.all_seen(written), "everything read")
         assert second.stop() == 0
-        assert b.committed() == exactly(b.tps, 8_000)
+        assert b.committed() == exactly(b.tps, written)
         assert set().union(*(set(seen.values()) for seen in b.seen().values())) == {1}, "something was delivered twice"
     assert b.violations == []
 
@@ -181,6 +190,7 @@ def test_a_storm_of_joins_stops_and_kills_loses_nothing(kafka: RealKafka, topic:
             else:
                 assert alive.pop(moments.randrange(len(alive))).stop() in CLEAN
         b.until(b.all_seen(written), "everything read")
+        b.until(lambda: b.committed() == exactly(b.tps, written), "everything committed")
         assert {worker.stop() for worker in alive} <= CLEAN
         assert b.committed() == exactly(b.tps, written)
     assert b.samples > 20
