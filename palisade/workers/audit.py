@@ -13,7 +13,8 @@ from streams.admin import input_partitions
 from streams.app import Hooks, WorkerSettings, make_app, run_topic, run_worker
 from streams.audit.engine import ClickHouse, EmbeddedClickHouse, ServerClickHouse
 from streams.audit.http_port import HttpPort
-from streams.audit.sink import AUDITED, IN_FLIGHT, AuditSink
+from streams.audit.rows import AUDITED
+from streams.audit.sink import IN_FLIGHT, AuditSink
 from streams.transport.run import TP
 
 

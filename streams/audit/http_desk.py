@@ -29,7 +29,7 @@ class PortLimits:
     writer_body_bytes: int = 256 << 20  # 50,000 wide rows are about 30 MB
     rows: int = 1_000_000  # of one answer to a reader
     answer_bytes: int = 128 << 20  # an answer is built in memory before it is sent
-    seconds: float = 15.0  # one reader's query
+    seconds: float = 15.0  # one reader's query, looked at between its blocks of rows
     memory_bytes: int = 512 << 20  # one reader's query
     readers: int = 4  # queries of readers at once
     wait_seconds: float = 2.0  # for one of those places, then 503
@@ -202,6 +202,9 @@ def _reader_settings(limits: PortLimits) -> dict[str, str]:
         "max_result_bytes": str(limits.answer_bytes),
         "result_overflow_mode": "throw",
         "max_threads": "2",
+        # Time is looked at between blocks: they are small, and so is what one call may make up.
+        "max_block_size": "8192",
+        "function_range_max_elements_in_block": "1000000",
         "readonly": "1",  # last: nothing can be set after it
     }
 

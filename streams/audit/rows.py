@@ -40,28 +40,26 @@ Tables = dict[str, list[pa.Table]]
 Identity = tuple[str, int, int, int, int]
 """topic, partition, offset, row, broker's ms."""
 
-KINDS: dict[str, frozenset[bytes]] = {
-    PREDICTIONS: frozenset((b"prediction", b"profile_activated")),
-    REPORTS: frozenset((b"report",)),
-    VERDICTS: frozenset((VERDICT_ROWS_KIND.encode(), VERDICT_BLOCKS_KIND.encode())),
-    SIGNALS: frozenset((b"signal", b"endpoint_state")),
-    ACTIONS: frozenset((b"action",)),
-    DIRECTIVES: frozenset((b"directive", b"kill", b"unkill")),
-    COMMANDS: frozenset((b"command",)),
-    DEAD_LETTERS: frozenset((b"dead_letter",)),
+Kept = tuple[str, type[BaseModel]]
+"""The table that a kind of record is kept in, and its contract."""
+
+AUDITED: Mapping[str, Mapping[bytes, Kept | None]] = {
+    PREDICTIONS: {b"prediction": None, b"profile_activated": ("activations", ProfileActivated)},
+    REPORTS: {b"report": ("reports", Report)},
+    VERDICTS: {VERDICT_ROWS_KIND.encode(): None, VERDICT_BLOCKS_KIND.encode(): None},
+    SIGNALS: {b"signal": ("signals", Signal), b"endpoint_state": ("endpoint_states", EndpointState)},
+    ACTIONS: {b"action": ("journal", JournalEntry)},
+    DIRECTIVES: {
+        b"directive": ("directives", Directive),
+        b"kill": ("kills", KillSwitch),
+        b"unkill": ("kills", KillSwitch),
+    },
+    COMMANDS: {b"command": ("commands", Command)},
+    DEAD_LETTERS: {b"dead_letter": ("dead_letters", DeadLetter)},
+    PROFILES: {},
 }
-"""The kinds that a topic holds: who may write to one topic must not write the audit of another."""
-_MODELS: dict[bytes, tuple[str, type[BaseModel]]] = {
-    b"report": ("reports", Report),
-    b"signal": ("signals", Signal),
-    b"endpoint_state": ("endpoint_states", EndpointState),
-    b"directive": ("directives", Directive),
-    b"kill": ("kills", KillSwitch),
-    b"unkill": ("kills", KillSwitch),
-    b"command": ("commands", Command),
-    b"dead_letter": ("dead_letters", DeadLetter),
-    b"profile_activated": ("activations", ProfileActivated),
-}
+"""Topics, and the kinds that each holds: who may write to one topic must not write the audit of another. None: rows that are
+read as columns. Profiles are kept as they are, whatever their kind."""
 _PLAIN: dict[str, pa.DataType] = {
     "String": pa.string(),
     "Int64": pa.int64(),
@@ -151,12 +149,12 @@ def rows_of(topic: str, partition: int, records: Records, partitions: int | None
             key = (records.keys[index] or b"").decode("utf-8", "replace")
             content = {"key": key, "kind": kind.decode(), "content": value.decode("utf-8", "replace")}
             _rows(gathered, "profiles").add(identity, content)
-        elif kind not in KINDS.get(topic, ()):
+        elif kind not in AUDITED.get(topic, ()):
             continue
         elif topic == VERDICTS:
             _take_verdicts(whole, kind.decode(), value, identity)
-        else:
-            _take_record(gathered, kind, value, identity)
+        elif kept := AUDITED[topic][kind]:
+            _take_record(gathered, kept, value, identity)
     for name, rows in gathered.items():
         _take(whole, (name, rows.table()))
     return whole
@@ -186,29 +184,17 @@ def _take(whole: Tables, found: tuple[str, pa.Table]) -> None:
     whole.setdefault(name, []).append(table)
 
 
-def _take_record(gathered: dict[str, _Rows], kind: bytes, value: bytes, identity: Identity) -> None:
-    if kind == b"action":
-        _take_journal(gathered, value, identity)
-        return
-    if kind not in _MODELS:
-        return
-    name, model = _MODELS[kind]
+def _take_record(gathered: dict[str, _Rows], kept: Kept, value: bytes, identity: Identity) -> None:
+    name, model = kept
     try:
         record = model.model_validate_json(value)
     except (ValidationError, RecursionError):
         return
     _rows(gathered, name).add(identity, record.model_dump(mode="json"))
-
-
-def _take_journal(gathered: dict[str, _Rows], value: bytes, identity: Identity) -> None:
-    try:
-        entry: JournalEntry = JournalEntry.from_bytes(value)
-    except (ValidationError, RecursionError):
-        return
-    _rows(gathered, "journal").add(identity, entry.model_dump(mode="json"))
-    topic, partition, offset, _, ms = identity
-    for row, decision in enumerate(entry.decisions):
-        _rows(gathered, "decisions").add((topic, partition, offset, row, ms), decision.model_dump(mode="json"))
+    if isinstance(record, JournalEntry):
+        topic, partition, offset, _, ms = identity
+        for row, decision in enumerate(record.decisions):
+            _rows(gathered, "decisions").add((topic, partition, offset, row, ms), decision.model_dump(mode="json"))
 
 
 def _take_predictions(

@@ -17,17 +17,6 @@ from itertools import count
 
 from schemas.ids import stable_id
 from schemas.tables import RAW, all_ddl
-from schemas.topics import (
-    ACTIONS,
-    COMMANDS,
-    DEAD_LETTERS,
-    DIRECTIVES,
-    PREDICTIONS,
-    PROFILES,
-    REPORTS,
-    SIGNALS,
-    VERDICTS,
-)
 from streams.audit.engine import ClickHouse, ClickHouseError
 from streams.audit.rows import Tables, merged, row_count, rows_of
 from streams.metrics import Metrics
@@ -36,7 +25,6 @@ from streams.transport.run import Run
 
 log = logging.getLogger(__name__)
 
-AUDITED = (PREDICTIONS, REPORTS, VERDICTS, SIGNALS, ACTIONS, DIRECTIVES, COMMANDS, DEAD_LETTERS, PROFILES)
 GATHER_S = 1.0
 GATHER_ROWS = 50_000
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)

@@ -8,6 +8,7 @@ The second layer does not trust the first, nor sqlglot: a bare word outside the 
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from typing import ClassVar, Literal
@@ -17,7 +18,7 @@ from sqlglot.dialects.clickhouse import ClickHouse
 from sqlglot.errors import ParseError
 from sqlglot.parsers.clickhouse import ClickHouseParser
 
-from streams.audit.sql_vocabulary import AGGREGATES, COMBINATORS, FORMATS, KEYWORDS, SCALARS, SHAPES, TYPES
+from streams.audit.sql_vocabulary import AGGREGATES, COMBINATORS, FORMATS, KEYWORDS, PATTERN_AT, SCALARS, SHAPES, TYPES
 
 DATABASE = "palisade"
 SYSTEM_TABLES = frozenset({"settings"})  # clickhouse-connect reads it on opening
@@ -27,6 +28,7 @@ MAX_CHARS = 20_000
 MAX_TOKENS = 5_000
 MAX_STEPS = 25_000  # words read, counting again those read again: people need 2 a word
 MAX_DEPTH = 24  # brackets in brackets; people write 6
+MAX_PATTERN = 2_000  # characters times all counts in braces: matching takes as many steps a character at worst
 
 Reason = Literal[
     "empty",
@@ -43,6 +45,7 @@ Reason = Literal[
     "table",
     "function",
     "parameter",
+    "pattern",
     "construct",
 ]
 
@@ -207,6 +210,11 @@ def _check_node(node: exp.Expr) -> None:
         _check_table(node)
     elif isinstance(node, _CALLS):
         _check_function(node.args["this"])
+        at = PATTERN_AT.get(str(node.args["this"]).lower())
+        if at is not None and at < len(node.expressions):
+            _check_pattern(node.expressions[at])
+    elif isinstance(node, exp.Like | exp.ILike):
+        _check_pattern(node.expression)
     elif isinstance(node, exp.In):
         _check_in(node)
     elif isinstance(node, exp.Identifier):
@@ -275,6 +283,18 @@ def is_function(name: str) -> bool:
 _AGGREGATES = frozenset(name.lower() for name in AGGREGATES)
 _FUNCTIONS = _AGGREGATES | frozenset(name.lower() for name in SCALARS)
 _COMBINATORS = tuple(name.lower() for name in COMBINATORS)
+
+
+_COUNT = re.compile(r"\{(\d*),?(\d*)\}")
+
+
+def _check_pattern(node: exp.Expr) -> None:
+    """A pattern stands in the SQL and is small: ClickHouse looks at no clock while it matches one value."""
+    if not (isinstance(node, exp.Literal) and node.is_string):
+        raise SqlRefused("pattern", "A pattern must be written out as a string: no column, parameter or expression.")
+    counts = [max((int(number) for number in found if number), default=1) for found in _COUNT.findall(node.name)]
+    if len(node.name) * math.prod(counts) > MAX_PATTERN:
+        raise SqlRefused("pattern", f"A pattern's length times its counts in braces is at most {MAX_PATTERN}.")
 
 
 def _check_in(node: exp.In) -> None:

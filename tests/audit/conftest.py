@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clickhouse_connect.driver.client import Client
 
 from streams.audit.engine import DATABASE, EmbeddedClickHouse
 from streams.audit.http_port import HttpPort
-
-READER_TOKEN = "reader-token-0123456789"
-WRITER_TOKEN = "writer-token-0123456789"
+from tests.audit.http_asking import READER_TOKEN, WRITER_TOKEN, connect
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +44,18 @@ def _tables(engine: EmbeddedClickHouse) -> list[str]:
 
 @pytest.fixture(scope="session")
 def clickhouse_port(embedded_clickhouse: EmbeddedClickHouse) -> Iterator[HttpPort]:
-    """The HTTP port over the shared engine, with both users: `reader` and `writer`, tokens in this module."""
+    """The HTTP port over the shared engine, with both users: `reader` and `writer`, tokens in `http_asking`."""
     with HttpPort(embedded_clickhouse, reader_token=READER_TOKEN, writer_token=WRITER_TOKEN) as port:
         yield port
+
+
+@pytest.fixture
+def writer(clickhouse_port: HttpPort, fresh_tables: EmbeddedClickHouse) -> Iterator[Client]:
+    with contextlib.closing(connect(clickhouse_port, "writer", WRITER_TOKEN)) as client:
+        yield client
+
+
+@pytest.fixture
+def reader(clickhouse_port: HttpPort, fresh_tables: EmbeddedClickHouse) -> Iterator[Client]:
+    with contextlib.closing(connect(clickhouse_port, "reader", READER_TOKEN, database="palisade")) as client:
+        yield client

@@ -31,7 +31,7 @@ from streams.audit.engine import (
     qualified,
 )
 from streams.audit.http_port import HttpPort
-from tests.audit.conftest import READER_TOKEN, WRITER_TOKEN
+from tests.audit.http_asking import READER_TOKEN, WRITER_TOKEN
 
 DDL = (
     "CREATE TABLE palisade.rows (id UInt64, name String, kind LowCardinality(String), score Nullable(Float64),"
