@@ -203,8 +203,8 @@ def _reader_settings(limits: PortLimits) -> dict[str, str]:
         "result_overflow_mode": "throw",
         "max_threads": "2",
         # Time is looked at between blocks: they are small, and so is what one call may make up.
-        "max_block_size": "8192",
-        "function_range_max_elements_in_block": "1000000",
+        "max_block_size": "1024",
+        "function_range_max_elements_in_block": "100000",
         "readonly": "1",  # last: nothing can be set after it
     }
 

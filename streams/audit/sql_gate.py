@@ -18,7 +18,17 @@ from sqlglot.dialects.clickhouse import ClickHouse
 from sqlglot.errors import ParseError
 from sqlglot.parsers.clickhouse import ClickHouseParser
 
-from streams.audit.sql_vocabulary import AGGREGATES, COMBINATORS, FORMATS, KEYWORDS, PATTERN_AT, SCALARS, SHAPES, TYPES
+from streams.audit.sql_vocabulary import (
+    AGGREGATES,
+    COMBINATORS,
+    FORMATS,
+    KEYWORDS,
+    PATTERN_AT,
+    SCALARS,
+    SEARCHES,
+    SHAPES,
+    TYPES,
+)
 
 DATABASE = "palisade"
 SYSTEM_TABLES = frozenset({"settings"})  # clickhouse-connect reads it on opening
@@ -213,6 +223,8 @@ def _check_node(node: exp.Expr) -> None:
         at = PATTERN_AT.get(str(node.args["this"]).lower())
         if at is not None and at < len(node.expressions):
             _check_pattern(node.expressions[at])
+        if str(node.args["this"]).lower() in SEARCHES and node.find_ancestor(exp.Lambda) is not None:
+            raise SqlRefused("function", "An array may not be searched for each element of another: use a join.")
     elif isinstance(node, exp.Like | exp.ILike):
         _check_pattern(node.expression)
     elif isinstance(node, exp.In):

@@ -87,6 +87,9 @@ PATTERN_AT: Mapping[str, int] = {
 }
 """Which argument of a function, in small letters, is a pattern."""
 
+SEARCHES = frozenset({"has", "indexof", "countequal"})
+"""Go through an array for each call: none of them for each element of another array, in a lambda."""
+
 FORMATS = _words(
     """
     Native Arrow ArrowStream Parquet RowBinary RowBinaryWithNamesAndTypes JSON JSONCompact JSONEachRow JSONCompactEachRow

@@ -199,4 +199,6 @@ HOSTILE: list[tuple[str, str]] = [
     ("SELECT levenshteinDistance(s, s) FROM palisade.t", "function"),
     ("SELECT jaroSimilarity(leftPad('', 60000, 'a'), leftPad('', 60000, 'b'))", "function"),
     ("SELECT hasAny(groupArray(a), groupArray(-a)) FROM palisade.t", "function"),
+    ("SELECT arrayCount(x -> has(range(30000), x + 200000), range(30000))", "function"),
+    ("SELECT arrayMap(x -> 1 + indexOf(range(30000), x), range(30000))", "function"),
 ]

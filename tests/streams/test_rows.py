@@ -27,8 +27,7 @@ from schemas.topics import (
     VERDICTS,
 )
 from schemas.wire import KIND_HEADER, Wire
-from streams.audit import rows as rows_module
-from streams.audit.rows import ARROW_SCHEMAS, Tables, merged, row_count, rows_of
+from streams.audit.rows import ARROW_SCHEMAS, AUDITED, Tables, merged, row_count, rows_of
 from streams.decode import Decoder, partition_of
 from streams.records import RawHeaders, Records
 from tests.decode.cases import NOW, arrow_stream, as_json, event, schema_of
@@ -254,9 +253,7 @@ def test_a_report_without_a_kind_is_a_report() -> None:
     assert list(one(REPORTS, report.to_bytes())) == ["reports"]
 
 
-@pytest.mark.parametrize(
-    "kind", sorted({*rows_module._MODELS, b"action", b"verdict_rows", b"verdict_blocks", b"tick", b""})
-)
+@pytest.mark.parametrize("kind", sorted({b"tick", b""}.union(*AUDITED.values())))
 @pytest.mark.parametrize("value", [b"{", b"{}", b"\xff\xff\xff\xff", b"[" * 100_000, b"\x00", arrow_stream([event()])])
 def test_rubbish_of_any_kind_on_any_topic_gives_no_row_and_no_error(kind: bytes, value: bytes) -> None:
     for topic in (SIGNALS, VERDICTS, ACTIONS):
