@@ -9,6 +9,7 @@ itself, so it is weaker evidence than an approved profile: drift from it is neve
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -180,17 +181,20 @@ class Learning:
         self.at_least_ms = at_least_ms
         self.hash = stable_id(self.name, VERSION, rows, at_least_ms, SCHEMA_ROWS, LEAST_ROWS, MAX_TABLE_BYTES)
         self._parts: dict[str, _Part] = {}
+        self._places: Counter[str] | None = None
+        """Places taken by endpoint; None: to be counted anew. Thousands of made-up versions may ask in one run."""
 
     def admit(self, endpoint: str, version: str, ms: int) -> bool:
         """Whether the part learns; a part met for the first time takes a place if there is one."""
         name = part_of(endpoint, version)
         part = self._parts.get(name)
         if part is None:
-            learning = [other.endpoint for other in self._parts.values() if other.open]
-            full = len(learning) >= MAX_LEARNERS or learning.count(endpoint) >= MAX_OF_ENDPOINT
+            if self._places is None:
+                self._places = Counter(other.endpoint for other in self._parts.values() if other.open)
+            full = self._places.total() >= MAX_LEARNERS or self._places[endpoint] >= MAX_OF_ENDPOINT
             if full or len(self._parts) >= MAX_PARTS:
                 return False
-            part = self._parts[name] = _Part(endpoint, ms)
+            part = self._put(name, _Part(endpoint, ms))
         part.heard_ms = ms
         return part.open
 
@@ -233,6 +237,7 @@ class Learning:
         part = self._parts[name]
         assert part.vote is not None
         schema, part.vote = part.vote.schema(), None
+        self._places = None
         if 0 < len(schema.order) <= MAX_LEARNED_FEATURES:
             part.schema, part.table = schema, _Table.empty(schema)
 
@@ -264,7 +269,7 @@ class Learning:
             "last_offset": part.last.offset,
             "first_ms": part.first_ms,
         }
-        self._parts[name] = _Part(part.endpoint, part.heard_ms, vote=None, learned=learned)
+        self._put(name, _Part(part.endpoint, part.heard_ms, vote=None, learned=learned))
 
     def update(self, batch: Sequence[Block]) -> list[Reading]:
         """At most one reading a second of a part that learns, one of each that has learned."""
@@ -282,10 +287,16 @@ class Learning:
         return b"" if held is None else _packed(self.hash, held)
 
     def restore(self, part: str, state: bytes) -> None:
-        self._parts[part] = _unpacked(self.hash, state)
+        self._put(part, _unpacked(self.hash, state))
 
     def forget(self, part: str) -> None:
         self._parts.pop(part, None)
+        self._places = None
+
+    def _put(self, name: str, part: _Part) -> _Part:
+        self._parts[name] = part
+        self._places = None
+        return part
 
     def _learn(self, block: Block, part: _Part) -> Reading | None:
         part.heard_ms = block.closed_ms
