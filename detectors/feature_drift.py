@@ -216,9 +216,10 @@ class FeatureDrift:
         # it begins anew. An alarm of the long window alone is of what single blocks do not show: it fades by itself.
         was = shelf.fired[slots]
         renewed = (was == FIRED_SHORT) & (shelf.calm_blocks[slots] >= CALM_BLOCKS) & (top.max(axis=1) > quiet)
-        for name in ("seen", "capped", "weight", "squares"):
-            state = getattr(shelf, name)
-            state[slots[renewed], 1:] = state[slots[renewed], :1]
+        if renewed.any():
+            for name in ("seen", "capped", "weight", "squares"):
+                state = getattr(shelf, name)
+                state[slots[renewed], 1:] = state[slots[renewed], :1]
         by_feature = np.where(renewed[:, None], by_window[:, 0], by_window.max(axis=1))
         # So far out that no training block came near is an alarm at any budget: a tail fitted to weather has no end.
         beyond = np.where(renewed, statistic[:, 0], statistic.max(axis=1)) / (WARNING_SHARE * self.critical_factor)
