@@ -140,6 +140,12 @@ def part_of(endpoint: str, version: str) -> str:
     return f"{endpoint}@{version}"
 
 
+def split_part(part: str) -> tuple[str, str]:
+    """(endpoint, version) of a part's name. A configured endpoint has no `@` in its name, its versions may."""
+    endpoint, _, version = part.partition("@")
+    return endpoint, version
+
+
 def top_shares(
     weights: Mapping[str, float], auth: Mapping[str, CallerAuth], most: int = 20
 ) -> tuple[tuple[str, CallerAuth, float], ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from detectors.bank import Bank, place_of_block
-from detectors.base import LogPoint, Reading, part_of
+from detectors.base import LogPoint, Reading, part_of, split_part
 from detectors.learning import Learning
 from detectors.profile import Profile
 from detectors.unregistered import UnknownNames
@@ -152,7 +152,7 @@ class PredictionLog:
     def snapshot(self, part: str) -> bytes:
         """The part's state, the last row that it has applied, and its profile."""
         self._dirty.pop(part, None)
-        endpoint, _, version = part.rpartition("@")
+        endpoint, version = split_part(part)
         fitted = self._fitted.get((endpoint, version))
         head = {
             "applied": self._applied[part],
@@ -174,7 +174,7 @@ class PredictionLog:
             learned = head.get("learned") is True
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
-        endpoint, _, version = part.rpartition("@")
+        endpoint, version = split_part(part)
         if profile_hash:
             content = self._profiles.peek(profile_hash)
             if content is None:
@@ -268,14 +268,14 @@ class PredictionLog:
         if not changed:
             return
         for part in changed:
-            endpoint, _, version = part.rpartition("@")
+            endpoint, version = split_part(part)
             batch.blocks += self._builder.activate(endpoint, version, control.offset, control.broker_ms)
         await self._conclude(batch, pause)
         for part in due.voted:
             learning.decide(part)
         for part in due.ready:
             profile = await asyncio.to_thread(learning.build, part)
-            content, (endpoint, _, version) = profile.to_bytes(), part.rpartition("@")
+            content, (endpoint, version) = profile.to_bytes(), split_part(part)
             profile_hash, record = profile_record(content)
             learning.finish(part, profile_hash)
             self._switch_on(endpoint, version, profile_hash, profile, learned=True)

@@ -91,6 +91,11 @@ def test_a_policy_with_two_rules_of_one_name_is_refused() -> None:
         config.PolicyConfig.model_validate({"rules": [rule, rule]})
 
 
+def test_an_endpoint_has_no_at_sign_in_its_name_for_that_separates_its_versions() -> None:
+    with pytest.raises(ValidationError, match="choose another"):
+        config.EndpointConfig(name="credit@eu")
+
+
 def test_a_misspelt_key_in_a_configuration_is_refused() -> None:
     with pytest.raises(ValidationError):
         config.PalisadeConfig.model_validate({"endpointz": []})

@@ -12,13 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.deadletter import DeadLetter
+from schemas.events import ProfileActivated
 from schemas.signals import Signal
 from schemas.topics import DEAD_LETTERS, SIGNALS, VERDICTS
 from schemas.wire import KIND_HEADER
 from streams.prediction_log import PredictionLog
 from streams.records import Outgoing, Records, header_of
 from tests.streams.fakes import no_pause
-from tests.streams.log_of_predictions import ENDPOINTS, ROWS, SHIFT_FROM, activation, open_log, records
+from tests.streams.log_of_predictions import (
+    ENDPOINTS,
+    OPERATOR,
+    ROWS,
+    SHIFT_FROM,
+    activation,
+    open_log,
+    profile,
+    records,
+)
 
 
 def feed(log: PredictionLog, what: Records, cuts: list[int], quiet_below: int = 0) -> list[Outgoing]:
@@ -111,6 +121,26 @@ def test_a_restart_from_saved_state_goes_on_as_if_nothing_had_happened(killed_at
     assert len(table_of(before, b"verdict_rows")) + len(table_of(after, b"verdict_rows")) == ROWS
     for endpoint in ENDPOINTS:
         assert second.snapshot(f"{endpoint}@v1") == uninterrupted.snapshot(f"{endpoint}@v1")
+
+
+def test_a_version_with_an_at_sign_in_its_name_keeps_its_profile_over_a_restart() -> None:
+    def of_release(value: bytes) -> bytes:
+        return value.replace(b'"model_version": "v1"', b'"model_version": "v1@eu"')
+
+    switched = ProfileActivated.from_bytes(activation("credit")[0]).model_copy(update={"version": "v1@eu"}).to_bytes()
+    kind = ProfileActivated.KIND
+    signed = [(KIND_HEADER, kind.encode()), *OPERATOR.headers(kind, switched)]
+    log = records().part(0, 1_000)
+    renamed = Records(
+        [switched, *(of_release(value or b"") for value in log.values[1:])], log.keys, [signed, *log.headers[1:]],
+        log.offsets, log.timestamps,
+    )  # fmt: skip
+    first, second = open_log(), open_log()
+    feed(first, renamed, [])
+    second.restore("credit@v1@eu", first.snapshot("credit@v1@eu"))
+
+    assert b'"profile":"' + profile().hash.encode() in first.snapshot("credit@v1@eu").replace(b": ", b":")
+    assert second.snapshot("credit@v1@eu") == first.snapshot("credit@v1@eu")
 
 
 def test_an_unsigned_activation_changes_nothing_and_is_a_dead_letter() -> None:
