@@ -42,7 +42,9 @@ class EndpointConfig(Config):
         if not is_plain_id(self.name):
             raise ValueError(f"endpoint name {self.name!r} is not 1-128 bytes of [A-Za-z0-9._:@-]")
         if "@" in self.name:
-            raise ValueError(f"endpoint name {self.name!r} has an @, which separates endpoint and version: choose another")
+            raise ValueError(
+                f"endpoint name {self.name!r} has an @, which separates endpoint and version: choose another"
+            )
         return self
 
 
