@@ -228,12 +228,14 @@ def main() -> int:
     parser.add_argument("--only", choices=["predictions", "reports"])
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
+    airports = given.airports.split(",")
+    if given.rows < len(airports) * STREAMS * BLOCK_ROWS or given.hours <= 0 or not set(airports) <= set(AIRPORTS):
+        parser.error(f"at least {len(airports) * STREAMS * BLOCK_ROWS} rows and some hours, of {', '.join(AIRPORTS)}")
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     figures: list[Figures] = []
     try:
         with Progress(*columns, console=console) as progress:
-            airports = given.airports.split(",")
             for airport in airports if given.only != "reports" else ():
                 figures += _said(predictions(airport, given.rows // len(airports), given.seed, progress))
             for airport in airports if given.only != "predictions" else ():

@@ -16,6 +16,7 @@ from benchmarks.false_alarms import (
     TIGHT,
     Counts,
     Figures,
+    main,
     of_predictions,
     of_reports,
     poisson_interval,
@@ -137,6 +138,16 @@ def test_a_rate_is_broken_only_beyond_its_interval(alarms: int, ok: bool) -> Non
     figures = Figures("feature_drift", RESAMPLED, AIRPORT, 10_000_000, 0.0, 100.0, {"feature_drift": alarms})
 
     assert summary([figures])["ok"] is ok
+
+
+@pytest.mark.parametrize("arguments", [["--rows", "10"], ["--hours", "0"], ["--airports", "LAX"]])
+def test_what_cannot_be_measured_is_no_result(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["false_alarms", *arguments])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    assert ended.value.code == 2
 
 
 def test_every_detector_states_a_rate() -> None:
