@@ -1,7 +1,7 @@
 """Does every detector keep the false-alarm rate that it states? `make bench-false-alarms`.
 
 On two kinds of stationary data, for each airport of the flights of 2013: rows (requests) drawn one by one, and in their
-real order. `feature_drift` and `odd_input` read blocks at a budget of 1 alarm in 100,000 rows; the profile is of the rows
+real order. The detectors of predictions read blocks at a budget of 1 alarm in 100,000 rows; the profile is of the rows
 themselves, and once more of the same rows without their order. `traffic` and `health` read reports of a service at the
 budget of 1 alarm an hour. An alarm is a firing reading, the first of its subject since a calm one.
 """
@@ -36,9 +36,9 @@ from benchmarks.stationary_rows import (
 from benchmarks.stationary_service import Answers, ReportingGuard, flights, hours_of
 from detectors.base import Budget, Detector, Reading, ReportEvent, part_of
 from detectors.feature_drift import FeatureDrift
-from detectors.odd_input import OddInput
 from detectors.profile import Profile
-from detectors.registry import DETECTORS_OF_REPORTS, report_detectors
+from detectors.registry import DETECTORS_OF_REPORTS, block_detectors, fit, report_detectors
+from palisade.settings import default_policy
 from schemas.blocks import BLOCK_ROWS, Block
 from schemas.config import EndpointConfig
 
@@ -50,7 +50,7 @@ HOURLY = 30 * 24.0
 """1 alarm an hour, as `false_alarms_per_30_days`."""
 SERVICES = 4
 """Services of an airport, each a log of its own: the second hour of a caller is judged otherwise than its first."""
-STATED = {"feature_drift": 0.9, "odd_input": 0.0, "traffic": 0.4, "health": 0.3}
+STATED = {"feature_drift": 0.9, "odd_input": 0.0, "learning": 0.0, "traffic": 0.4, "health": 0.3}
 """Shares of the budget that detectors state, all their kinds of signals together (docs/detectors.md)."""
 RESAMPLED, IN_ORDER, WITHOUT_ORDER = "resampled", "real order", "resampled, profile without order"
 
@@ -120,13 +120,17 @@ def fitted(detector: FeatureDrift, names: Sequence[str], profile: Profile, budge
 def of_predictions(profile: Profile, streams: Sequence[Stream], turns: Iterable[int]) -> Counts:
     """Alarms in one block of each of `streams` a turn, each stream an endpoint of its own."""
     names = [f"endpoint-{k}" for k in range(len(streams))]
-    drift, odd, profile_hash = fitted(FeatureDrift(), names, profile, TIGHT), OddInput(), profile.hash
-    alarms = {drift.name: Alarms(), odd.name: Alarms()}
+    detectors, profile_hash = block_detectors(default_policy()), profile.hash
+    for name in names:
+        fit(detectors, part_of(name, "v1"), profile, TIGHT)
+    alarms = {detector.name: Alarms() for detector in detectors}
     for turn in turns:
         drawn = [next(stream) for stream in streams]
         blocks = [block(rows, profile_hash, name, turn * BLOCK_ROWS) for rows, name in zip(drawn, names, strict=True)]
-        alarms[drift.name].take(drift.update(blocks))
-        alarms[odd.name].take(odd.update([_by_carrier(*each) for each in zip(blocks, drawn, strict=True)]))
+        carriers = [_by_carrier(*each) for each in zip(blocks, drawn, strict=True)]
+        for detector in detectors:
+            whole = detector.name == FeatureDrift.name
+            alarms[detector.name].take(detector.update(blocks if whole else carriers))
     return {name: counted.count for name, counted in alarms.items()}
 
 
