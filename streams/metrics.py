@@ -34,6 +34,10 @@ class Metrics:
             "audit_rows_inserted_total", "rows inserted into ClickHouse, by table", "table"
         )
         self.insert_failures = self._counter("audit_insert_failures_total", "inserts that failed and are tried again")
+        self.records_skipped = self._counter(
+            "audit_records_skipped_total",
+            "records that no row can be made of, or rows that ClickHouse refuses for good",
+        )
         self.decisions = self._counter("decisions_total", "decisions, by kind and outcome", "kind", "outcome")
         self.active = Gauge("palisade_respond_active", "1 while this process owns the journal", registry=self.registry)
 

@@ -83,6 +83,10 @@ class StatementRefused(ClickHouseError):
     """The statement itself is wrong for this database: syntax, types, a table that does not exist."""
 
 
+class RowRefused(StatementRefused):
+    """A value of some row is none that its column can hold; the other rows of the insert can be stored."""
+
+
 # Numbers of src/Common/ErrorCodes.cpp; every other number means that the statement itself is at fault.
 _BY_CODE: Mapping[int, type[ClickHouseError]] = {
     **dict.fromkeys((3, 209, 210, 202, 242, 252, 319, 425, 999), Unavailable),
@@ -90,6 +94,7 @@ _BY_CODE: Mapping[int, type[ClickHouseError]] = {
     **dict.fromkeys((192, 193, 194, 516), NotAuthenticated),
     **dict.fromkeys((164, 291, 497), NotPermitted),
     **dict.fromkeys((158, 159, 160, 167, 168, 191, 241, 306, 307, 394, 396), LimitExceeded),
+    **dict.fromkeys((6, 27, 33, 38, 41, 69, 70, 72, 117, 131, 321, 349, 407), RowRefused),
 }
 _CODE = re.compile(r"Code: (\d+)\. ")
 _TABLE = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]*\.)?[A-Za-z_][A-Za-z0-9_]*")

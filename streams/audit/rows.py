@@ -32,6 +32,7 @@ from schemas.topics import (
 from schemas.verdicts import VERDICT_BLOCKS_KIND, VERDICT_ROWS_KIND
 from schemas.wire import KIND_HEADER
 from streams.audit.prediction_rows import ARROW_START, arrow_predictions, json_predictions, json_text, scored_rows
+from streams.decode.ipc import ArrowRefused, inspect
 from streams.records import Records, header_of
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ BOUNDS: dict[pa.DataType, tuple[int, int]] = {
     pa.timestamp("ms", "UTC"): (0, LAST_MS),
 }
 """What a sender may choose freely is moved to the ends of what its column holds."""
+MAX_VERDICTS = 4_000_000
+"""Rows of one record of verdicts: more than the bytes of a run can be."""
 _KIND_WITHOUT_HEADER = {PREDICTIONS: b"prediction", REPORTS: b"report"}
 
 
@@ -141,13 +144,13 @@ def rows_of(topic: str, partition: int, records: Records, partitions: int | None
         value = records.values[index]
         if not value:
             continue
-        identity = (topic, partition, offset, 0, records.timestamps[index])
+        identity = (topic, partition, offset, 0, min(max(records.timestamps[index], 0), LAST_MS))
         kind = header_of(records.headers[index], KIND_HEADER) or _KIND_WITHOUT_HEADER.get(topic, b"")
         if offset in scored:
             _take_predictions(whole, gathered, value, identity, scored[offset])
         elif topic == PROFILES:
             key = (records.keys[index] or b"").decode("utf-8", "replace")
-            content = {"key": key, "kind": kind.decode(), "content": value.decode("utf-8", "replace")}
+            content = {"key": key, "kind": kind.decode("utf-8", "replace"), "content": value.decode("utf-8", "replace")}
             _rows(gathered, "profiles").add(identity, content)
         elif kind not in AUDITED.get(topic, ()):
             continue
@@ -158,6 +161,26 @@ def rows_of(topic: str, partition: int, records: Records, partitions: int | None
     for name, rows in gathered.items():
         _take(whole, (name, rows.table()))
     return whole
+
+
+def kept_rows(
+    topic: str, partition: int, records: Records, partitions: int | None = None
+) -> tuple[Tables, list[tuple[int, Exception]]]:
+    """`rows_of` without the records on which it raises, which bisection finds: their offsets, and what each raised."""
+    try:
+        return rows_of(topic, partition, records, partitions), []
+    except Exception as error:  # noqa: BLE001  no record may stop the audit of all others
+        if len(records) == 1:
+            return {}, [(records.offsets[0], error)]
+    half = len(records) // 2
+    whole: Tables = {}
+    lost: list[tuple[int, Exception]] = []
+    for part in (records.part(0, half), records.part(half, len(records))):
+        tables, raised = kept_rows(topic, partition, part, partitions)
+        lost += raised
+        for name, found in tables.items():
+            whole.setdefault(name, []).extend(found)
+    return whole, lost
 
 
 def row_count(tables: Tables) -> int:
@@ -227,12 +250,14 @@ def _take_predictions(
 def _take_verdicts(whole: Tables, kind: str, value: bytes, identity: Identity) -> None:
     try:
         _take(whole, _verdicts(kind, value, identity))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+    except (ArrowRefused, pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError):
         log.warning("a %s record at %s[%d] %d is none and gives no rows", kind, *identity[:3])
 
 
 def _verdicts(kind: str, value: bytes, identity: Identity) -> tuple[str, pa.Table]:
+    inspect(value, MAX_VERDICTS)
     batch = pa.ipc.open_stream(pa.BufferReader(value)).read_all()
+    batch.validate(full=True)
     meta = {name.decode(): text.decode() for name, text in (batch.schema.metadata or {}).items()}
     n = batch.num_rows
     name = "verdicts" if kind == VERDICT_ROWS_KIND else "block_readings"

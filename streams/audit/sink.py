@@ -1,7 +1,8 @@
 """Role audit: every topic into ClickHouse. A consumer group of its own: Kafka is the spool while ClickHouse is away.
 
 Rows gather for a second or 50,000 rows, are inserted as Arrow with a token that names exactly their offset ranges, and
-only then are their offsets committed. A crash repeats rows; the views read them once.
+only then are their offsets committed. A crash repeats rows; the views read them once. What can never become a row is
+skipped, counted and said; any other refusal (a missing table or grant) ends the process, and nothing is committed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
+import pyarrow as pa
+
 from schemas.ids import stable_id
 from schemas.tables import RAW, all_ddl
-from streams.audit.engine import ClickHouse, ClickHouseError
-from streams.audit.rows import Tables, merged, row_count, rows_of
+from streams.audit.engine import ClickHouse, ClickHouseError, RowRefused
+from streams.audit.rows import Tables, kept_rows, merged, row_count
 from streams.metrics import Metrics
 from streams.records import Records
 from streams.transport.run import Run
@@ -62,7 +65,9 @@ class AuditSink:
         run.open()
         started = time.perf_counter()
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
-        tables = rows_of(run.tp.topic, run.tp.partition, records, self._partitions)
+        tables, lost = kept_rows(run.tp.topic, run.tp.partition, records, self._partitions)
+        for offset, error in lost:
+            self._skip(run.tp.topic, run.tp.partition, offset, error)
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
         if not self._waiting:
             self._oldest = time.monotonic()
@@ -87,11 +92,28 @@ class AuditSink:
         tables = merged(waiting.tables for waiting in live)
         ranges = _ranges(waiting.run for waiting in live)
         for name, table in tables.items():
-            token = stable_id(name, *ranges)
-            await self._until_done(partial(self._engine.insert_arrow, f"{RAW}.{name}", table, token))
-            self._metrics.inserted_rows.labels(name).inc(table.num_rows)
+            await self._insert(name, table, stable_id(name, *ranges))
         for waiting in live:
             waiting.run.done()
+
+    async def _insert(self, name: str, table: pa.Table, token: str) -> None:
+        """All rows but those that ClickHouse can never take, which bisection finds."""
+        try:
+            await self._until_done(partial(self._engine.insert_arrow, f"{RAW}.{name}", table, token))
+        except RowRefused as error:
+            if table.num_rows == 1:
+                (place,) = table.select(["topic", "partition", "offset"]).to_pylist()
+                self._skip(**place, error=error)
+                return
+            half = table.num_rows // 2
+            for number, part in enumerate((table.slice(0, half), table.slice(half))):
+                await self._insert(name, part, stable_id(token, str(number)))
+        else:
+            self._metrics.inserted_rows.labels(name).inc(table.num_rows)
+
+    def _skip(self, topic: str, partition: int, offset: int, error: Exception) -> None:
+        self._metrics.records_skipped.inc()
+        log.error("%s[%d] %d is not in the audit: %s: %.300s", topic, partition, offset, type(error).__name__, error)
 
     def _wait_s(self) -> float:
         if not self._waiting:
@@ -99,7 +121,7 @@ class AuditSink:
         return max(0.01, self._oldest + GATHER_S - time.monotonic())
 
     async def _until_done(self, effect: Callable[[], object]) -> None:
-        """Tries again while the engine says it may; any other error ends the process, nothing is skipped."""
+        """Tries again while the engine says it may; any other error is the caller's."""
         for attempt in count():
             try:
                 await asyncio.to_thread(effect)

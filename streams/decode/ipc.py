@@ -48,7 +48,7 @@ class Stream:
     decoded_bytes: int
 
 
-def inspect(value: bytes) -> Stream:
+def inspect(value: bytes, most_rows: int = MAX_ROWS_PER_RECORD) -> Stream:
     """What the stream declares; raises ArrowRefused if it is cut short, damaged, or declares too much."""
     rows = size = at = schema_end = 0
     dictionaries: list[int] = []
@@ -79,7 +79,7 @@ def inspect(value: bytes) -> Stream:
                 raise ArrowRefused("arrow_broken", "a batch without its header")
             rows += _rows(metadata, batch) if kind == _RECORD_BATCH else 0
             size += _decoded_bytes(metadata, batch, value, body, body_length)
-            _check_caps(rows, size)
+            _check_caps(rows, size, most_rows)
         at = body + body_length
         schema_end = schema_end or at
     if at + 8 != len(value):
@@ -93,9 +93,9 @@ def joined(streams: Sequence[Stream]) -> bytes:
     return b"".join((streams[0].schema, *(stream.batches for stream in streams), END))
 
 
-def _check_caps(rows: int, size: int) -> None:
-    if rows > MAX_ROWS_PER_RECORD:
-        raise ArrowRefused("too_large", f"more than {MAX_ROWS_PER_RECORD} rows")
+def _check_caps(rows: int, size: int, most_rows: int) -> None:
+    if rows > most_rows:
+        raise ArrowRefused("too_large", f"more than {most_rows} rows")
     if size > MAX_DECODED_BYTES:
         raise ArrowRefused("too_large", f"more than {MAX_DECODED_BYTES} bytes when decompressed")
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 from schemas.tables import RAW, TABLES, VIEWS, all_ddl
-from schemas.topics import PREDICTIONS, SIGNALS
+from schemas.topics import PREDICTIONS, PROFILES, SIGNALS
 from schemas.wire import KIND_HEADER
+from streams.audit import rows as rows_module
 from streams.audit import sink as sink_module
-from streams.audit.engine import ClickHouseError, EmbeddedClickHouse, Unavailable
+from streams.audit.engine import ClickHouseError, EmbeddedClickHouse, RowRefused, Unavailable
 from streams.audit.rows import ARROW_SCHEMAS
 from streams.audit.sink import AuditSink
 from streams.metrics import Metrics
@@ -139,6 +140,64 @@ def test_an_error_that_no_retry_mends_ends_the_process_and_leaves_the_run_undone
     asyncio.run(story())
 
 
+class PickyEngine(FakeEngine):
+    """Refuses whole inserts for the rows of some offsets, as ClickHouse does for a value that no column holds."""
+
+    def __init__(self, refused: set[int]) -> None:
+        super().__init__()
+        self.refused = refused
+        self.stored: list[int] = []
+
+    def insert_arrow(self, table: str, rows: pa.Table, token: str | None = None) -> None:
+        offsets = rows["offset"].to_pylist()
+        if self.refused.intersection(offsets):
+            raise RowRefused("Code: 407. DB::Exception: Decimal overflow", 407)
+        super().insert_arrow(table, rows, token)
+        self.stored += offsets
+
+
+@pytest.mark.parametrize("refused", [{0}, {4}, {2, 5}, {0, 1, 2, 3, 4, 5, 6}])
+def test_a_row_that_clickhouse_can_never_take_is_skipped_counted_and_named(
+    refused: set[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        engine = PickyEngine(refused)
+        sink = sink_of(engine)
+        run = run_of([as_json()] * 7)
+        await sink.handle(run)
+        await sink.flush()
+        assert run.finished
+        assert engine.stored == sorted(set(range(7)) - refused)
+        assert len({token for _, _, token in engine.inserts}) == len(engine.inserts)
+        assert sink._metrics.records_skipped._value.get() == len(refused)
+
+    asyncio.run(story())
+    assert [line for line in caplog.messages if f"{PREDICTIONS}[0] {max(refused)} is not in the audit" in line]
+
+
+def test_a_record_that_no_rows_can_be_made_of_is_skipped_counted_and_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def raising(*_: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(rows_module, "_take_record", raising)
+
+    async def story() -> None:
+        engine = FakeEngine()
+        sink = sink_of(engine)
+        runs = [run_of([b"{}"], tp=TP(SIGNALS, 0), kind="signal", first=5), run_of([as_json()])]
+        for run in runs:
+            await sink.handle(run)
+        await sink.flush()
+        assert [run.finished for run in runs] == [True, True]
+        assert [rows for _, rows, _ in engine.inserts] == [1]
+        assert sink._metrics.records_skipped._value.get() == 1
+
+    asyncio.run(story())
+    assert f"{SIGNALS}[0] 5 is not in the audit: ZeroDivisionError: planted" in caplog.messages
+
+
 def test_a_token_names_its_table_and_exactly_its_offsets() -> None:
     async def token(first: int, count: int) -> str | None:
         engine = FakeEngine()
@@ -258,3 +317,19 @@ def test_times_at_the_ends_of_a_column_are_taken_by_the_engine(audit: EmbeddedCl
 
     found = audit.query_arrow("SELECT ts FROM palisade.predictions ORDER BY offset").to_pylist()
     assert [row["ts"].year if row["ts"] else None for row in found] == [2299, 1970, None, 2023]
+
+
+@pytest.mark.parametrize("timestamp", [-1, 0, 2**63 - 1])
+def test_whatever_time_a_record_claims_the_engine_takes_its_rows(audit: EmbeddedClickHouse, timestamp: int) -> None:
+    ledger = Ledger()
+    for tp, value, kind in ((TP0, as_json(), b"prediction"), (TP(PROFILES, 0), b"{}", b"\xff")):
+        record = FakeRecord(0, value, tp.topic, headers=[(KIND_HEADER, kind)], timestamp=timestamp)
+        ledger.add(tp, [record], 0.0)
+        insert(audit, *ledger.take({tp})[tp])
+
+
+def test_the_engine_says_of_a_value_that_no_column_holds_that_it_is_the_row(audit: EmbeddedClickHouse) -> None:
+    table = pa.table({"topic": ["t"], "offset": ["no number"]})
+
+    with pytest.raises(RowRefused):
+        audit.insert_arrow(f"{RAW}.kills", table)
