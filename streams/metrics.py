@@ -24,7 +24,7 @@ class Metrics:
             "palisade_delay_seconds",
             "from the broker's time of a run's oldest record until what it led to is on its way, by topic",
             ["topic"], registry=self.registry,
-            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
         )  # fmt: skip
         self.cold_parts = self._counter("state_parts_cold_total", "parts whose saved state could not be taken back")
         self.snapshot_failures = self._counter("snapshot_failures_total", "rounds in which state could not be saved")
