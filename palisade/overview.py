@@ -14,7 +14,7 @@ from schemas.signals import EndpointState
 from schemas.topics import ACTIONS, DIRECTIVES, SIGNALS
 from schemas.wire import KIND_HEADER
 from streams.reading import read_to_end, tail
-from streams.records import header_of, listed
+from streams.records import header_of, headers_of
 from streams.transport.settings import KafkaConnection
 
 LOOK_BACK = 5_000
@@ -51,7 +51,7 @@ def read_overview(connection: KafkaConnection, operators: Keyring) -> Overview:
 def _states(connection: KafkaConnection) -> dict[str, EndpointState]:
     states = {}
     for message in tail(connection, SIGNALS, LOOK_BACK):
-        if header_of(listed(message.headers()), KIND_HEADER) == EndpointState.KIND.encode():
+        if header_of(headers_of(message), KIND_HEADER) == EndpointState.KIND.encode():
             try:
                 state: EndpointState = EndpointState.from_bytes(message.value() or b"")
             except ValidationError:
@@ -64,7 +64,7 @@ def _kill(connection: KafkaConnection, operators: Keyring) -> KillSwitch | None:
     """The newest kill switch that an operator signed: each partition of the directives has it, and keeps it."""
     newest: KillSwitch | None = None
     for message in read_to_end(connection, DIRECTIVES, 0):
-        headers, value = listed(message.headers()), message.value() or b""
+        headers, value = headers_of(message), message.value() or b""
         if header_of(headers, KIND_HEADER) != KillSwitch.KIND.encode():
             continue
         try:

@@ -19,7 +19,7 @@ from schemas.errors import PalisadeError
 from schemas.events import ProfileActivated
 from schemas.topics import PROFILES
 from schemas.wire import KEY_ID_HEADER, KIND_HEADER, SIGNATURE_HEADER
-from streams.records import Outgoing, RawHeaders, header_of, listed
+from streams.records import Outgoing, RawHeaders, header_of, headers_of
 from streams.transport.settings import KafkaConnection, kafka_settings
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class ProfileTopic:
                     continue
                 error = message.error()
                 if error is None:
-                    self._take(message.key() or b"", message.value(), listed(message.headers()))
+                    self._take(message.key() or b"", message.value(), headers_of(message))
                 elif error.name() == "_PARTITION_EOF":
                     self._tell_caught_up()
                 else:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+from schemas.wire import KIND_HEADER
 
 RawHeaders = Sequence[tuple[str, bytes | None]] | None
 
@@ -44,6 +46,36 @@ def header_of(headers: RawHeaders, name: str) -> bytes | None:
         if key == name:
             return value
     return None
+
+
+class Headed(Protocol):
+    """What has headers: a `confluent_kafka.Message`."""
+
+    def headers(self) -> Any: ...
+    def set_headers(self, headers: Any, /) -> Any: ...
+
+
+UNREADABLE_KIND = b"unreadable"
+"""The kind of records whose headers cannot be read; no topic holds it."""
+
+
+def headers_of(message: Headed) -> RawHeaders:
+    """The headers of a message, whatever they are."""
+    try:
+        return listed(message.headers())
+    except SystemError:
+        return replaced_headers(message)
+
+
+def replaced_headers(message: Headed) -> list[tuple[str, bytes | None]]:
+    """What stands for headers that raised SystemError: a name is not UTF-8, which whoever may write a topic can send.
+
+    confluent-kafka 2.16 keeps its half-made list: asked for it again the process dies (cimpl `Message.headers`), so the
+    message gets these in its place.
+    """
+    headers: list[tuple[str, bytes | None]] = [(KIND_HEADER, UNREADABLE_KIND)]
+    message.set_headers(headers)
+    return headers
 
 
 def listed(headers: Mapping[str, str | bytes | None] | Sequence[tuple[str, str | bytes | None]] | None) -> RawHeaders:

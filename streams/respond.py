@@ -32,7 +32,7 @@ from schemas.wire import KIND_HEADER
 from streams.metrics import Metrics
 from streams.outgoing import dead_record
 from streams.reading import read_newest, read_to_end
-from streams.records import Outgoing, Records, header_of
+from streams.records import Outgoing, Records, header_of, headers_of
 from streams.transport.outbox import Confirmed, Outbox, OutboxClosed, OutboxFull
 from streams.transport.run import TP, Run
 from streams.transport.settings import KafkaConnection, kafka_settings
@@ -284,7 +284,7 @@ class RespondRole:
         message = read_newest(self._connection, RESPOND_STATE, 0).get(_STATE_KEY.decode())
         if message is None:
             return RespondState(), 0
-        headers = dict(message.headers() or [])
+        headers = dict(headers_of(message) or ())
         try:
             return from_bytes(message.value() or b""), int(headers[_OFFSET_HEADER] or b"0")
         except (StateRefused, KeyError, ValueError) as error:

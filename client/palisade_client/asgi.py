@@ -11,6 +11,7 @@ from typing import Any
 
 from palisade_client._caller import ANONYMOUS, Caller, caller_var
 from palisade_client._errors import CallerLimited
+from palisade_client._log import logger
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,7 +22,8 @@ ApiKeys = Mapping[str, str] | Callable[[str], str | None]
 
 TRY_AGAIN_LATER = 1013
 """The close code of websockets for it (IANA registry)."""
-_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+_PREFIX = "sha256:"
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}\Z")
 
 
 class PalisadeMiddleware:
@@ -29,9 +31,9 @@ class PalisadeMiddleware:
 
     Once a response has begun CallerLimited is raised on: its status is sent. A websocket is closed with code 1013.
 
-    `api_keys`: SHA-256 hex digest of a key (or the key itself, unless it is 64 hex digits as well) to caller id, or a
-    function from the key to the caller id or None. The key is read from the header `key_header`, else from `Authorization: Bearer`. A caller found there is
-    `verified`. Anybody else is `claimed`: the value of `claimed_header` if it is given and sent, else the client
+    `api_keys`: `sha256:` and the hex digest of a key, or the key itself, to caller id; or a function from the key to the
+    caller id or None. ValueError where `sha256:` is followed by anything else. The key is read from the header
+    `key_header`, else from `Authorization: Bearer`. A caller found there is `verified`. Anybody else is `claimed`: the value of `claimed_header` if it is given and sent, else the client
     address, else `anonymous`; no action may name a claimed caller.
 
     Put it inside what turns exceptions into answers: `app.add_middleware(PalisadeMiddleware, api_keys=...)` with
@@ -97,8 +99,22 @@ def _lookup(api_keys: ApiKeys) -> Callable[[str], str | None]:
     if callable(api_keys):
         return api_keys
     # What is presented is always hashed before it is looked up: time tells nothing about keys, a digest opens nothing.
-    table = {key if _DIGEST.match(key) else _digest(key): caller for key, caller in api_keys.items()}
+    table = {_digest_of(key): caller for key, caller in api_keys.items()}
     return lambda key: table.get(_digest(key))
+
+
+def _digest_of(key: str) -> str:
+    """The digest that an entry of `api_keys` stands for. Messages leave the entry out: it may be a secret."""
+    if key.startswith(_PREFIX):
+        digest = key.removeprefix(_PREFIX)
+        if not _DIGEST.match(digest):
+            raise ValueError(f"api_keys: {_PREFIX} is followed by {len(digest)} characters that are not 64 hex digits")
+        return digest.lower()
+    if _DIGEST.match(key):
+        logger.warning(
+            "api_keys: an entry of 64 hex digits is taken for the key itself; a digest is written %s<hex>", _PREFIX
+        )
+    return _digest(key)
 
 
 def _digest(key: str) -> str:

@@ -10,6 +10,8 @@ from typing import NamedTuple, Self, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
+from streams.records import headers_of
+
 POLL_S = 0.05
 MOST_A_POLL = 500
 META_S = 10.0
@@ -132,7 +134,7 @@ class Tap:
             raise KafkaException(error)
         at = (message.topic(), message.partition(), message.offset())
         topic, partition, offset = cast(tuple[str, int, int], at)  # a record without an error has them
-        headers = dict(cast(list[tuple[str, bytes]], message.headers() or []))
+        headers = {name: value or b"" for name, value in headers_of(message) or ()}
         at_s = message.timestamp()[1] / 1000
         self._on_record(Record(topic, partition, offset, at_s, time.time(), headers, message.value()))
         self._next[topic, partition] = offset + 1

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
+from streams.records import replaced_headers
+
 if TYPE_CHECKING:
     from streams.transport.ledger import Ledger
 
@@ -32,6 +34,7 @@ class Record(Protocol):
     def key(self) -> bytes | None: ...
     def value(self) -> bytes | None: ...
     def headers(self) -> list[tuple[str, bytes | None]] | None: ...
+    def set_headers(self, headers: list[tuple[str, bytes | None]], /) -> object: ...
     def timestamp(self) -> tuple[int, int]: ...
 
 
@@ -92,7 +95,13 @@ class Run:
     @property
     def headers(self) -> list[list[tuple[str, bytes | None]]]:
         """Headers of each record, in order; a header may occur twice and may have the value `None`."""
-        return [record.headers() or [] for record in self._records]
+        found: list[list[tuple[str, bytes | None]]] = []
+        for record in self._records:
+            try:
+                found.append(record.headers() or [])
+            except SystemError:
+                found.append(replaced_headers(record))
+        return found
 
     @property
     def offsets(self) -> list[int]:

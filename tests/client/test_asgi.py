@@ -14,6 +14,8 @@ from tests.client.conftest import ENDPOINT, Bench
 
 KEY = "s3cret"
 DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
+HEX_KEY = "0123456789abcdef" * 4
+"""As `secrets.token_hex(32)` makes them: a digest looks the same."""
 
 
 async def who(scope: Any, receive: Any, send: Any) -> None:
@@ -34,13 +36,16 @@ async def get(app: Any, **headers: str) -> httpx.Response:
 @pytest.mark.parametrize(
     ("options", "headers", "expected"),
     [
-        ({"api_keys": {DIGEST: "carol"}}, {"x_api_key": KEY}, "carol verified"),
+        ({"api_keys": {f"sha256:{DIGEST}": "carol"}}, {"x_api_key": KEY}, "carol verified"),
+        ({"api_keys": {f"sha256:{DIGEST.upper()}": "carol"}}, {"x_api_key": KEY}, "carol verified"),
+        ({"api_keys": {HEX_KEY: "carol"}}, {"x_api_key": HEX_KEY}, "carol verified"),
         ({"api_keys": {KEY: "carol"}}, {"x_api_key": KEY}, "carol verified"),
         ({"api_keys": {KEY: "carol"}}, {"authorization": f"Bearer {KEY}"}, "carol verified"),
         ({"api_keys": {KEY: "carol"}, "key_header": "X-Token"}, {"x_token": KEY}, "carol verified"),
         ({"api_keys": lambda key: "carol" if key == KEY else None}, {"x_api_key": KEY}, "carol verified"),
         ({"api_keys": {KEY: "carol"}}, {"x_api_key": "guess"}, "192.0.2.7 claimed"),
-        ({"api_keys": {DIGEST: "carol"}}, {"x_api_key": DIGEST}, "192.0.2.7 claimed"),
+        ({"api_keys": {f"sha256:{DIGEST}": "carol"}}, {"x_api_key": DIGEST}, "192.0.2.7 claimed"),
+        ({"api_keys": {f"sha256:{DIGEST}": "carol"}}, {"x_api_key": f"sha256:{DIGEST}"}, "192.0.2.7 claimed"),
         ({"api_keys": {KEY: "carol"}}, {}, "192.0.2.7 claimed"),
         ({"claimed_header": "x-client"}, {"x_client": "carol"}, "carol claimed"),
         ({}, {"x_forwarded_for": "203.0.113.9"}, "192.0.2.7 claimed"),
@@ -52,6 +57,24 @@ async def test_only_a_known_key_verifies_a_caller(
     response = await get(PalisadeMiddleware(who, **options), **headers)
 
     assert response.text == expected
+
+
+@pytest.mark.parametrize("digest", ["", DIGEST[:-1], DIGEST + "0", KEY])
+def test_what_is_no_digest_is_an_error_that_does_not_show_it(digest: str) -> None:
+    with pytest.raises(ValueError, match="not 64 hex digits") as refused:
+        PalisadeMiddleware(who, api_keys={f"sha256:{digest}": "carol"})
+
+    assert not digest or digest not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", [DIGEST, HEX_KEY])
+def test_a_key_that_could_be_meant_as_a_digest_is_told_about_without_showing_it(
+    key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    PalisadeMiddleware(who, api_keys={key: "carol", KEY: "alice"})
+
+    assert [key in line for line in caplog.messages] == [False]
+    assert "a digest is written sha256:<hex>" in caplog.text
 
 
 @pytest.mark.anyio

@@ -47,6 +47,9 @@ class FakeRecord:
     def headers(self) -> list[tuple[str, bytes | None]] | None:
         return self._rest.get("headers")
 
+    def set_headers(self, headers: list[tuple[str, bytes | None]], /) -> None:
+        self._rest["headers"] = headers
+
     def timestamp(self) -> tuple[int, int]:
         return 1, self._rest.get("timestamp", 0)
 
