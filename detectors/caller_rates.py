@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from detectors.base import LogPoint, Reading, ReportAt
-from detectors.caller_table import BUCKET_MS, CallerTable, Floats, Slots, caller_key
-from detectors.guards import WINDOW_MS, interval_of
+from detectors.caller_table import BUCKET_MS, DTYPES, CallerTable, Floats, Slots, caller_key
+from detectors.caller_windows import CallerWindows
+from detectors.guards import MAX_ASKED, WINDOW_MS, Counted, interval_of
 from detectors.rate_pattern import (
     MIN_CALLERS,
     MIN_COUNT,
@@ -36,8 +37,6 @@ from schemas.signals import Severity
 MAX_OFFENDERS = 64
 """Verified callers, and as many claimed ones, that are followed until they have been calm for long; beyond, the one calm
 longest of the same kind makes room (200 bytes each)."""
-MAX_WINDOWS = 4_096
-"""Counts of callers by guard that are kept, over all guards (6 bytes each in a snapshot)."""
 SAY_EVERY_MS = 1_000
 SHORTEST_MS = 250
 CRITICAL_FACTOR = 3.0
@@ -75,7 +74,10 @@ class _Judged:
 
 
 class CallerRates:
-    """State of one endpoint's callers. `alarms`: the budget of false alarms in 30 days."""
+    """State of one endpoint's callers. `alarms`: the budget of false alarms in 30 days.
+
+    `crowd`: gives the endpoint's pattern, where these callers have no part in it.
+    """
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class CallerRates:
         linger_ms: int,
         factors: PatternFactors,
         reading_of: ReadingOf,
+        crowd: Callable[[], float] | None = None,
     ) -> None:
         self.table = CallerTable(max_callers)
         self.hard_limit = hard_limit(config.caller_rate_max if config is not None else None)
@@ -93,8 +96,8 @@ class CallerRates:
         self._linger_ms = linger_ms
         self._factors = factors
         self._reading_of = reading_of
-        self._windows: dict[str, tuple[Slots, Floats]] = {}
-        self._total = np.zeros(self.table.capacity)
+        self._crowd = crowd
+        self.windows = CallerWindows()
         self._offenders: dict[int, Offender] = {}
         self._first_ms = 0
         self._first_hour = [0, 0]
@@ -105,12 +108,12 @@ class CallerRates:
         """True once anything can be said of a caller without an own pattern."""
         return math.isfinite(self.crowd_limit) or math.isfinite(self.hard_limit)
 
-    def report(self, event: ReportAt, guard: str) -> list[Reading]:
+    def report(self, event: ReportAt, counted: Counted) -> list[Reading]:
         """Judges the callers of a report at its arrival."""
         now_ms = event.at.ms
         self._first_ms = self._first_ms or now_ms
         self._refresh(now_ms)
-        judged = self._judge(event, guard)
+        judged = self._judge(event, counted)
         self._follow(event.at, judged)
         return self._say(event.at, judged)
 
@@ -119,19 +122,18 @@ class CallerRates:
         self._refresh(at.ms)
         return self._say(at, None, known=guards_live)
 
-    def drop_guard(self, guard: str) -> None:
-        """A guard is no longer live: what it counted counts no longer."""
-        rows, counts = self._windows.pop(guard, (np.zeros(0, np.int64), np.zeros(0)))
-        self._total[rows] -= counts
-
     def weights(self, event: ReportAt) -> dict[tuple[str, CallerAuth], float]:
         """Counts of the last second, over all guards, of the callers that `event` names."""
         found = {}
         for caller, auth in {(caller.caller, auth_in(event, caller.caller_auth)) for caller in event.report.callers}:
             slot = self.table.slot_of(caller_key(caller, auth))
-            if slot is not None and self._total[slot] > 0:
-                found[caller, auth] = float(self._total[slot])
+            count = 0.0 if slot is None else self._count_of(slot, event.at.ms)
+            if count > 0:
+                found[caller, auth] = count
         return found
+
+    def _count_of(self, slot: int, now_ms: int) -> float:
+        return float(self.windows.totals(np.array([slot]), now_ms)[0])
 
     def _refresh(self, now_ms: int) -> None:
         """Closes buckets of the log's time, and reads the crowd's limit off the table again: each second until known."""
@@ -145,7 +147,7 @@ class CallerRates:
         age_s = (now_ms - self._first_ms) / 1000.0
         if age_s <= OWN_PATTERN_AFTER_S:
             self._first_hour = [self.table.created[False], self.table.created[True]]
-        self.crowd_limit = self._crowd_limit(age_s)
+        self.crowd_limit = self._crowd() if self._crowd is not None else self._crowd_limit(age_s)
 
     def _crowd_limit(self, age_s: float) -> float:
         columns, rows = self.table.columns, self.table.occupied
@@ -161,29 +163,31 @@ class CallerRates:
         alpha = min(max(self._alarms / callers_to_come(known, first_hour, age_s), 1e-6), 0.05)
         return max(MIN_COUNT, predictive_peak(columns["peak"][rows].astype(np.float64), alpha, self._factors))
 
-    def _judge(self, event: ReportAt, guard: str) -> _Judged:
+    def _judge(self, event: ReportAt, counted: Counted) -> _Judged:
         asked_by: dict[int, tuple[str, CallerAuth, int]] = {}
         for caller in event.report.callers:
             auth = auth_in(event, caller.caller_auth)
             key = caller_key(caller.caller, auth)
             before = asked_by.get(key)
-            asked_by[key] = (caller.caller, auth, caller.asked + (before[2] if before else 0))
-        now_ms, interval_ms = event.at.ms, interval_of(event)
+            asked = min(caller.asked + (before[2] if before else 0), MAX_ASKED)
+            asked_by[key] = (caller.caller, auth, asked)
+        now_ms, interval_ms = event.at.ms, interval_of(event.report)
         placed = self._place(asked_by, now_ms)
         rows = np.array([slot for slot, _ in placed], np.int64)
-        asked = np.array([asked_by[key][2] for _, key in placed], np.float64)
+        asks = np.array([asked_by[key][2] for _, key in placed], np.float64)
         self.table.roll(rows, now_ms)
-        window = self._count(guard, rows, asked, interval_ms)
-        total = self._total[rows]
-        short = np.where((asked >= MIN_COUNT) & (interval_ms < WINDOW_MS), asked, 0.0)
+        window = self.windows.count(counted, rows, asks, interval_ms, now_ms)
+        # a report is judged by what it says itself, whatever of it could be kept beside what others said
+        total = np.maximum(self.windows.totals(rows, now_ms), window)
+        short = np.where((asks >= MIN_COUNT) & (interval_ms < WINDOW_MS), asks, 0.0)
         short = short / math.sqrt(max(interval_ms, SHORTEST_MS) / WINDOW_MS)
         score = total - window + np.maximum(window, short)
         limit = self._limits(rows, now_ms)
         firing = ((score > limit) & (total >= MIN_COUNT)) | (total > self.hard_limit)
         names = [asked_by[key][:2] for _, key in placed]
-        self.table.note(rows[~firing], asked[~firing], total[~firing], now_ms)
+        self.table.note(rows[~firing], asks[~firing], total[~firing], now_ms)
         self.table.columns["seen_s"][rows] = now_ms // 1000
-        return _Judged(names, rows, asked, interval_ms, score, np.minimum(limit, self.hard_limit), firing)
+        return _Judged(names, rows, asks, interval_ms, score, np.minimum(limit, self.hard_limit), firing)
 
     def _limits(self, rows: Slots, now_ms: int) -> Floats:
         limit = np.minimum(own_limits(self.table, rows, now_ms, self._factors), self.crowd_limit)
@@ -198,35 +202,13 @@ class CallerRates:
         for key in new:
             slot = self.table.add(key, asked_by[key][1], now_ms)
             if slot is None:
-                self._forget(self.table.make_room(now_ms, kept))
+                self.windows.forget(self.table.make_room(now_ms, kept))
                 slot = self.table.add(key, asked_by[key][1], now_ms)
             if slot is not None:
                 slots[key] = slot
                 kept = np.append(kept, slot)
-        if len(self._total) < self.table.capacity:
-            self._total = np.append(self._total, np.zeros(self.table.capacity - len(self._total)))
+        self.windows.grow(self.table.capacity)
         return [(slot, key) for key, slot in slots.items() if slot is not None]
-
-    def _forget(self, rows: Slots) -> None:
-        """Rows that now belong to nobody: no guard's counts may point at them."""
-        for guard, (held, counts) in self._windows.items():
-            stays = ~np.isin(held, rows)
-            self._windows[guard] = (held[stays], counts[stays])
-        self._total[rows] = 0.0
-
-    def _count(self, guard: str, rows: Slots, asked: Floats, interval_ms: int) -> Floats:
-        """Puts a guard's counts of the last second in place of its earlier ones."""
-        held, counts = self._windows.get(guard, (np.zeros(0, np.int64), np.zeros(0)))
-        self._total[held] -= counts
-        before = np.zeros(self.table.capacity)
-        before[held] = counts
-        window = asked * min(1.0, WINDOW_MS / interval_ms) + before[rows] * max(0.0, 1.0 - interval_ms / WINDOW_MS)
-        window = np.round(window * 256.0) / 256.0
-        most = MAX_WINDOWS // (len(self._windows) + 1)
-        kept = slice(None) if len(rows) <= most else np.sort(np.argsort(-window, kind="stable")[:most])
-        self._total[rows[kept]] += window[kept]
-        self._windows[guard] = (rows[kept], window[kept])
-        return window
 
     def _follow(self, at: LogPoint, judged: _Judged) -> None:
         """Takes up new offenders."""
@@ -273,7 +255,7 @@ class CallerRates:
         for key, offender in list(self._offenders.items()):
             slot = self.table.slot_of(key)
             index = None if slot is None else index_of.get(slot)
-            count = 0.0 if slot is None else float(self._total[slot])
+            count = 0.0 if slot is None else self._count_of(slot, at.ms)
             score = count if judged is None or index is None else float(judged.score[index])
             changed = self._calmed(offender, slot, score, at.ms) if known else False
             if offender.calm_since_ms is not None and at.ms - offender.calm_since_ms > self._linger_ms:
@@ -339,35 +321,23 @@ class CallerRates:
 
     def saved(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Values and columns for a snapshot."""
-        order = {int(slot): index for index, slot in enumerate(self.table.occupied)}
-        held = [np.array([order[int(row)] for row in rows], "<u2") for rows, _ in self._windows.values()]
-        counts = [(counts * 256.0).astype("<u4") for _, counts in self._windows.values()]
+        windows, columns = self.windows.saved(self.table.occupied)
         values = {
             "crowd_limit": self.crowd_limit if math.isfinite(self.crowd_limit) else None,
             "first_ms": self._first_ms,
             "first_hour": self._first_hour,
             "refreshed_s": self._refreshed_s,
             "created": [self.table.created[False], self.table.created[True]],
-            "windows": [[guard, len(rows)] for guard, (rows, _) in self._windows.items()],
+            "windows": windows,
             "offenders": [[str(key), *asdict(offender).values()] for key, offender in self._offenders.items()],
         }
-        columns = dict(self.table.saved())
-        columns["window_row"] = np.concatenate([*held, np.zeros(0, "<u2")]).astype("<u2")
-        columns["window_count"] = np.concatenate([*counts, np.zeros(0, "<u4")]).astype("<u4")
-        return values, columns
+        return values, {**self.table.saved(), **columns}
 
-    def take_back(self, values: Mapping[str, Any], columns: dict[str, Any]) -> None:
+    def take_back(self, values: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
         """What `saved` gave; KeyError, TypeError, ValueError or IndexError on anything else."""
-        rows, counts = columns.pop("window_row").astype(np.int64), columns.pop("window_count") / 256.0
-        self.table.take_back(columns)
+        self.table.take_back({name: columns[name] for name in DTYPES})
         self.table.created = {False: int(values["created"][0]), True: int(values["created"][1])}
-        self._total = np.zeros(self.table.capacity)
-        position = 0
-        for guard, size in values["windows"]:
-            cut = slice(position, position + size)
-            self._windows[guard] = (rows[cut], counts[cut])
-            self._total[rows[cut]] += counts[cut]
-            position += size
+        self.windows.take_back(values["windows"], columns, len(self.table), self.table.capacity)
         self.crowd_limit = math.inf if values["crowd_limit"] is None else float(values["crowd_limit"])
         self._first_ms, self._refreshed_s = int(values["first_ms"]), int(values["refreshed_s"])
         self._first_hour = list(values["first_hour"])

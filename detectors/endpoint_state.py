@@ -11,7 +11,16 @@ import numpy as np
 from detectors.base import LogPoint, ReportAt, ReportEvent, TickAt
 from detectors.caller_rates import auth_in
 from detectors.caller_table import caller_key
-from detectors.guards import LiveGuards, calls_of, interval_of, window_count
+from detectors.guards import (
+    GUARD_COLUMNS,
+    MAX_ASKED,
+    MAX_GUARDS,
+    MAX_UNSIGNED_GUARDS,
+    LiveGuards,
+    calls_of,
+    interval_of,
+    window_count,
+)
 from detectors.report_state import pack, unpack
 from schemas.config import EndpointConfig
 from schemas.errors import StateRefused
@@ -19,7 +28,7 @@ from schemas.events import CallerAuth
 from schemas.ids import stable_id
 from schemas.signals import MAX_GUARD_SHARES, EndpointState, KnockingCaller
 
-VERSION = 2
+VERSION = 3
 MAX_PARTS = 4_096
 ACTIVE_MS = 60_000
 MAX_ACTIVE = 1_024
@@ -38,24 +47,23 @@ EVEN_SHARE = 0.2
 _SHARE_GRAIN = 10_000
 """Shares are rounded down to 1/10,000, so that they never sum to more than 1."""
 
-_COLUMNS = {"active_key": "<u8", "active_ms": "<i8", "active_count": "<f4", "active_verified": "|u1"}
+_COLUMNS = {**GUARD_COLUMNS, "active_key": "<u8", "active_ms": "<i8", "active_count": "<f4", "active_verified": "|u1"}
 _Facts = tuple[int, int, bool, bool, str]
 
 
 class _Part:
-    """State of one endpoint."""
+    """State of one endpoint. `signed`: of signed reports, and unsigned ones count for nothing any more."""
 
-    def __init__(self, partition: int) -> None:
+    def __init__(self, partition: int, signed: bool) -> None:
         self.partition = partition
+        self.signed = signed
         self.clock_ms = 0
         self.first_ms = 0
-        self.guards = LiveGuards()
+        self.guards = LiveGuards(MAX_GUARDS if signed else MAX_UNSIGNED_GUARDS, named=True)
         self.active: dict[int, tuple[int, float, bool]] = {}
         """By caller key: when last seen, count of the last minute, verified."""
         self.knocking: dict[tuple[str, CallerAuth], tuple[int, float]] = {}
         """By caller: when last refused, count of the last second."""
-        self.pressed: dict[str, float] = {}
-        """By live guard: asks of its last second by callers who were refused lately, by whichever guard."""
         self.distinct = 0
         self.good_probes = 0
         self.fallback_ms = 0
@@ -68,7 +76,8 @@ class _Part:
         """Counts a report, once."""
         report, now_ms = event.report, event.at.ms
         self.first_ms = self.first_ms or now_ms
-        if not self.guards.take(event) or event.trusted is not self.guards.believed()[0].trusted:
+        counted = self.guards.take(event)
+        if counted is None:
             return
         self.live_version = report.live_version
         self.distinct = report.distinct_callers
@@ -80,7 +89,7 @@ class _Part:
         self.good_probes = 0 if failed else min(self.good_probes + sum(map(calls_of, tried)), 1_000_000)
         if report.refused or any(one.route != "primary" and calls_of(one) for one in report.routes):
             self.lively_ms = now_ms
-        interval_ms, pressed = interval_of(event), 0
+        interval_ms, pressed = interval_of(report), 0
         for caller in report.callers:
             auth = auth_in(event, caller.caller_auth)
             if caller.asked:
@@ -92,15 +101,14 @@ class _Part:
                 self.knocking[name] = (now_ms, window_count(caller.asked, max(interval_ms, 1_000), 0.0) + faded)
             if name in self.knocking:
                 pressed += caller.asked
-        self.pressed = {line.guard: self.pressed.get(line.guard, 0.0) for line in self.guards.believed()}
-        self.pressed[report.guard_id] = window_count(pressed, interval_ms, self.pressed[report.guard_id])
+        self.guards.press(counted.key, pressed, interval_ms)
         self._bound(now_ms)
 
     def _see(self, key: int, asked: int, auth: CallerAuth, now_ms: int) -> None:
         before_ms, count, _ = self.active.pop(key, (now_ms, 0.0, False))
         left = max(0.0, 1.0 - (now_ms - before_ms) / ACTIVE_MS)
         # kept as the 32 bits that a snapshot holds
-        self.active[key] = (now_ms, float(np.float32(count * left + asked)), auth == "verified")
+        self.active[key] = (now_ms, float(np.float32(count * left + min(asked, MAX_ASKED))), auth == "verified")
 
     def _bound(self, now_ms: int) -> None:
         """Both dictionaries are in the order of the last sight: what is old or too much is at the front."""
@@ -117,14 +125,13 @@ class _Part:
 
     def shares(self) -> dict[str, float]:
         """How much of a limit each live guard is to admit: by what it was asked by limited callers, else by all."""
-        lines = self.guards.believed()
-        pressed = [self.pressed.get(line.guard, 0.0) for line in lines]
-        weights = pressed if any(pressed) else [line.asked for line in lines]
-        total = sum(weights)
+        lines, pressed = list(self.guards), self.guards.pressed
+        total = pressed or self.guards.asked
+        weights = [line.pressed if pressed else line.asked for line in lines]
         if total == 0.0:
-            weights, total = [1.0] * len(lines), float(len(lines))
+            weights, total = [1.0] * len(lines), float(len(self.guards))
         split = {
-            line.guard: EVEN_SHARE / len(lines) + (1.0 - EVEN_SHARE) * weight / total
+            line.guard: EVEN_SHARE / len(self.guards) + (1.0 - EVEN_SHARE) * weight / total
             for line, weight in zip(lines, weights, strict=True)
         }
         most = sorted(split.items(), key=lambda item: (-item[1], item[0]))[:MAX_GUARD_SHARES]
@@ -132,10 +139,8 @@ class _Part:
 
     def facts(self) -> _Facts:
         """What respond is told of at once when it changes."""
-        lines = self.guards.believed()
-        epoch = min((line.epoch for line in lines), default=0)
-        fallback_ok = bool(lines) and all(line.fallback_ok for line in lines)
-        return len(lines), epoch, fallback_ok, any(line.killed for line in lines), self.live_version
+        guards = self.guards
+        return len(guards), guards.epoch, guards.fallback_ok, guards.killed, self.live_version
 
     def state(self, endpoint: str, at: LogPoint, facts: _Facts) -> EndpointState:
         """The endpoint at `at`."""
@@ -170,10 +175,11 @@ class _Part:
 
 
 class EndpointStates:
-    """Endpoint states from reports and ticks. One part is one endpoint, at most 90 kB.
+    """Endpoint states from reports and ticks. One part is one endpoint, at most 256 kB.
 
     A state is given each second while something is under action or watched, else on change of live guards, epoch,
-    `fallback_ok`, `killed` or live version, and every 30 s. Where signed reports come, unsigned ones count for nothing here.
+    `fallback_ok`, `killed` or live version, and every 30 s. From an endpoint's first signed
+    report on, unsigned ones count for nothing here, nor does what they said before.
     """
 
     name = "endpoint_state"
@@ -200,10 +206,12 @@ class EndpointStates:
                 continue
             endpoint = event.report.endpoint
             part = self._parts.get(endpoint)
-            if part is None:
-                if len(self._parts) >= MAX_PARTS:
-                    continue
-                part = self._parts[endpoint] = _Part(event.at.partition)
+            if part is None and len(self._parts) >= MAX_PARTS:
+                continue
+            if part is None or (event.trusted and not part.signed):
+                part = self._parts[endpoint] = _Part(event.at.partition, event.trusted)
+            if event.trusted is not part.signed:
+                continue
             part.clock_ms = max(part.clock_ms, event.at.ms)
             at = event.at._replace(ms=part.clock_ms)
             part.guards.expire(at.ms)
@@ -216,7 +224,9 @@ class EndpointStates:
         found = self._parts.get(part)
         if found is None:
             return b""
+        guards, guard_columns = found.guards.saved(GUARD_COLUMNS)
         values = {
+            "signed": found.signed,
             "times": [
                 found.partition,
                 found.clock_ms,
@@ -228,12 +238,11 @@ class EndpointStates:
             "counts": [found.distinct, found.good_probes],
             "live_version": found.live_version,
             "said": found.said,
-            "guards": found.guards.saved(),
+            "guards": guards,
             "knocking": [[*name, *value] for name, value in found.knocking.items()],
-            "pressed": found.pressed,
         }
         active = list(found.active.values())
-        columns = {
+        columns = guard_columns | {
             "active_key": np.array(list(found.active), "<u8"),
             "active_ms": np.array([ms for ms, _, _ in active], "<i8"),
             "active_count": np.array([count for _, count, _ in active], "<f4"),
@@ -277,15 +286,14 @@ class EndpointStates:
 
 def _restored(values: Mapping[str, Any], columns: Mapping[str, Any]) -> _Part:
     partition, *times = values["times"]
-    part = _Part(partition)
+    part = _Part(partition, bool(values["signed"]))
     part.clock_ms, part.first_ms, part.lively_ms, part.said_ms, part.fallback_ms = times
     part.distinct, part.good_probes = values["counts"]
     part.live_version = values["live_version"]
-    part.guards.take_back(values["guards"])
+    part.guards.take_back(values["guards"], columns)
     said = values["said"]
     part.said = None if said is None else (said[0], said[1], said[2], said[3], said[4])
     part.knocking = {(caller, auth): (ms, count) for caller, auth, ms, count in values["knocking"]}
-    part.pressed = {str(guard): float(count) for guard, count in values["pressed"].items()}
     seen = zip(columns["active_ms"], columns["active_count"], columns["active_verified"], strict=True)
     rows = [(int(ms), float(count), bool(verified)) for ms, count, verified in seen]
     part.active = dict(zip((int(key) for key in columns["active_key"]), rows, strict=True))

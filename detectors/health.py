@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from detectors.base import Budget, LogPoint, Reading, ReportAt, ReportEvent, TickAt
-from detectors.guards import LiveGuards
+from detectors.guards import GUARD_COLUMNS, MAX_GUARDS, MAX_UNSIGNED_GUARDS, LiveGuards
 from detectors.report_state import pack, unpack
 from detectors.version_health import VersionHealth
 from schemas.config import EndpointConfig
@@ -23,7 +23,7 @@ from schemas.errors import StateRefused
 from schemas.ids import stable_id
 from schemas.signals import Severity, SignalKind
 
-VERSION = 1
+VERSION = 2
 MAX_PARTS = 4_096
 MAX_VERSIONS = 8
 EVENTS_PER_DAY = 86_400.0
@@ -31,13 +31,14 @@ KINDS: tuple[SignalKind, ...] = ("errors", "timeouts", "latency")
 
 
 class _Part:
-    """State of one endpoint."""
+    """State of one endpoint. `signed`: of signed reports, and unsigned ones count for nothing any more."""
 
-    def __init__(self, partition: int) -> None:
+    def __init__(self, partition: int, signed: bool) -> None:
         self.partition = partition
+        self.signed = signed
         self.clock_ms = 0
         self.ticked_ms = 0
-        self.guards = LiveGuards()
+        self.guards = LiveGuards(MAX_GUARDS if signed else MAX_UNSIGNED_GUARDS)
         self.versions: dict[str, VersionHealth] = {}
 
     def judged(self, version: str) -> VersionHealth:
@@ -52,18 +53,17 @@ class _Part:
 
     def open_elsewhere(self, version: str, kind: SignalKind) -> bool:
         """True if another version that is live on some guard is failing in the same way."""
-        live = {line.live_version for line in self.guards.believed()}
         return any(
-            name != version and name in live and health.alarms[kind].open_since_ms is not None
+            name != version and self.guards.serves(name) and health.alarms[kind].open_since_ms is not None
             for name, health in self.versions.items()
         )
 
 
 class Health:
-    """Errors, timeouts and latency. One part is one endpoint, at most 40 kB.
+    """Errors, timeouts and latency. One part is one endpoint, at most 90 kB.
 
-    `endpoints`: budgets and bounds, no part of `hash`. Each kind gets `kind_share` of the endpoint's budget. Reports that
-    nobody vouches for are judged only while no signed ones come, and are never `critical`.
+    `endpoints`: budgets and bounds, no part of `hash`. Each kind gets `kind_share` of the endpoint's budget. Unsigned reports
+    are judged only until the endpoint's first signed one, which starts anew, and are never `critical`.
     """
 
     name = "health"
@@ -90,22 +90,24 @@ class Health:
         found = self._parts.get(part)
         if found is None:
             return b""
+        guards, columns = found.guards.saved(GUARD_COLUMNS)
         values = {
+            "signed": found.signed,
             "clock": [found.partition, found.clock_ms, found.ticked_ms],
-            "guards": found.guards.saved(),
+            "guards": guards,
             "versions": [[name, health.saved()] for name, health in found.versions.items()],
         }
-        return pack(self.hash, values, {})
+        return pack(self.hash, values, columns)
 
     def restore(self, part: str, state: bytes) -> None:
         """Takes back what `snapshot` gave; raises StateRefused on anything else, leaving the part cold."""
         self.forget(part)
-        values, _ = unpack(self.hash, state, {})
+        values, columns = unpack(self.hash, state, GUARD_COLUMNS)
         try:
             partition, clock_ms, ticked_ms = values["clock"]
-            found = _Part(partition)
+            found = _Part(partition, bool(values["signed"]))
             found.clock_ms, found.ticked_ms = clock_ms, ticked_ms
-            found.guards.take_back(values["guards"])
+            found.guards.take_back(values["guards"], columns)
             found.versions = {name: VersionHealth.of(saved) for name, saved in values["versions"]}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateRefused(f"saved health state of {part} cannot be read: {error}") from error
@@ -118,23 +120,24 @@ class Health:
     def _report(self, event: ReportAt) -> list[Reading]:
         report = event.report
         part = self._parts.get(report.endpoint)
-        if part is None:
-            if len(self._parts) >= MAX_PARTS:
-                return []
-            part = self._parts[report.endpoint] = _Part(event.at.partition)
+        if part is None and len(self._parts) >= MAX_PARTS:
+            return []
+        if part is None or (event.trusted and not part.signed):
+            part = self._parts[report.endpoint] = _Part(event.at.partition, event.trusted)
+        if event.trusted is not part.signed:
+            return []
         part.clock_ms = max(part.clock_ms, event.at.ms)
         part.guards.expire(part.clock_ms)
         at = event.at._replace(ms=part.clock_ms)
-        if not part.guards.take(ReportAt(report, event.trusted, at)):
-            return []
-        lines = part.guards.believed()
-        if not event.trusted and lines[0].trusted:
+        if part.guards.take(ReportAt(report, event.trusted, at)) is None:
             return []
         config = self._endpoints.get(report.endpoint)
         budget = Budget.of(config, EVENTS_PER_DAY).share(self._kind_share)
         health = part.judged(report.live_version)
-        in_flight = sum(line.in_flight for line in lines)
-        health.take(ReportAt(report, event.trusted, at), config, in_flight, budget.alarms_per_30_days, len(lines))
+        guards = part.guards
+        health.take(
+            ReportAt(report, event.trusted, at), config, guards.in_flight, budget.alarms_per_30_days, len(guards)
+        )
         return self._say(part, report.endpoint, report.live_version, at, trusted=event.trusted)
 
     def _tick(self, at: LogPoint) -> list[Reading]:
@@ -147,7 +150,7 @@ class Health:
             part.guards.expire(at.ms)
             if not len(part.guards) and part.versions:
                 version = next(reversed(part.versions))
-                readings += self._say(part, endpoint, version, at, trusted=True, reported=False)
+                readings += self._say(part, endpoint, version, at, trusted=part.signed, reported=False)
         return readings
 
     def _say(

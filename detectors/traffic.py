@@ -5,76 +5,135 @@ its own pattern, a warning), `silence` (an endpoint in use that nobody asks, or 
 
 The budget of an endpoint is split by `caller_share`, `endpoint_share` and `silence_share`. For callers, the share is spent
 over the callers to come, one draw each (`rate_pattern`); margins over peaks already seen come on top.
+
+Once an endpoint has had a signed report, unsigned ones have a state of their own beside it: the callers they name are
+judged by the endpoint's pattern, as claimed ones, and nothing else is. What they taught before it is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
+
 from detectors.base import Budget, LogPoint, Reading, ReportAt, ReportEvent, TickAt
 from detectors.caller_rates import CallerRates
-from detectors.caller_table import DTYPES, MAX_CALLERS
+from detectors.caller_table import DTYPES, MAX_CALLERS, PARTS_OF_DAY
+from detectors.caller_windows import WINDOW_COLUMNS
 from detectors.endpoint_rates import EndpointRates, Shares
-from detectors.guards import LiveGuards
+from detectors.guards import (
+    COUNTING_COLUMNS,
+    MAX_ASKED,
+    MAX_BESIDE_GUARDS,
+    MAX_GUARDS,
+    MAX_UNSIGNED_GUARDS,
+    LiveGuards,
+)
 from detectors.rate_pattern import PatternFactors
 from detectors.report_state import pack, unpack
 from schemas.config import EndpointConfig
 from schemas.errors import StateRefused
 from schemas.ids import stable_id
 
-VERSION = 2
+VERSION = 3
 MAX_PARTS = 4_096
 """Endpoints of one worker; reports of further ones are not judged."""
 MAX_CALLERS_TOTAL = 1 << 20
 SMALLEST_TABLE = 64
 UNREGISTERED_CALLERS = 256
+BESIDE_CALLERS = 128
+"""Callers of unsigned reports beside signed ones."""
 EVENTS_PER_DAY = 86_400.0
 MAX_MS = (2**32 - 1) * 1_000
 """Seconds are kept in 32 bits: until the year 2106."""
 
-_ENDPOINT_COLUMNS = {f"endpoint_{name}": dtype for name, dtype in DTYPES.items()}
-_COLUMNS = {**DTYPES, "window_row": "<u2", "window_count": "<u4", **_ENDPOINT_COLUMNS}
+_SIDE_COLUMNS = {**DTYPES, **WINDOW_COLUMNS, **COUNTING_COLUMNS}
+_RATE_COLUMNS = {f"endpoint_{name}": dtype for name, dtype in DTYPES.items()}
+_BESIDE_COLUMNS = {f"beside_{name}": dtype for name, dtype in _SIDE_COLUMNS.items()}
+_COLUMNS = {**_SIDE_COLUMNS, **_RATE_COLUMNS, **_BESIDE_COLUMNS}
 
 
-class _Part:
-    """State of one endpoint."""
+class _Side:
+    """Guards of one endpoint whose reports are signed, or those whose are not, and the callers that they name.
 
-    def __init__(self, partition: int, guards: LiveGuards, callers: CallerRates, rates: EndpointRates) -> None:
-        self.partition = partition
+    Its clock is moved by its own reports and by ticks.
+    """
+
+    def __init__(self, guards: LiveGuards, callers: CallerRates) -> None:
         self.clock_ms = 0
         self.ticked_ms = 0
         self.guards = guards
         self.callers = callers
+
+    def report(self, event: ReportAt) -> tuple[ReportAt, list[Reading]] | None:
+        """The report at a time that never goes back, and readings of callers; None if it was counted before."""
+        self.clock_ms = max(self.clock_ms, min(event.at.ms, MAX_MS))
+        event = ReportAt(event.report, event.trusted, event.at._replace(ms=self.clock_ms))
+        self._expire()
+        counted = self.guards.take(event)
+        return None if counted is None else (event, self.callers.report(event, counted))
+
+    def tick(self, at: LogPoint) -> list[Reading] | None:
+        """Readings of callers; None at a tick that is early or late: time moves once a second."""
+        if at.ms - self.ticked_ms < 1_000 or not self.clock_ms < at.ms <= MAX_MS:
+            return None
+        self.clock_ms = self.ticked_ms = at.ms
+        self._expire()
+        return self.callers.tick(at, len(self.guards) > 0)
+
+    def _expire(self) -> None:
+        for guard in self.guards.expire(self.clock_ms):
+            self.callers.windows.drop(guard)
+
+    def saved(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Values and columns for a snapshot."""
+        guards, guard_columns = self.guards.saved(COUNTING_COLUMNS)
+        callers, columns = self.callers.saved()
+        return {"clock": [self.clock_ms, self.ticked_ms], "guards": guards, "callers": callers}, guard_columns | columns
+
+    def take_back(self, values: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+        """What `saved` gave; KeyError, TypeError, ValueError or IndexError on anything else."""
+        self.clock_ms, self.ticked_ms = values["clock"]
+        self.guards.take_back(values["guards"], columns)
+        self.callers.take_back(values["callers"], columns)
+
+
+class _Part:
+    """State of one endpoint. `signed`: the main side, and the endpoint's rates, are of signed reports."""
+
+    def __init__(self, partition: int, signed: bool, main: _Side, rates: EndpointRates) -> None:
+        self.partition = partition
+        self.signed = signed
+        self.main = main
         self.rates = rates
+        self.beside: _Side | None = None
+        """Of unsigned reports, where the main side is of signed ones."""
 
     def report(self, event: ReportAt) -> list[Reading]:
-        self._expire(event.at.ms)
-        if not self.guards.take(event):
+        taken = self.main.report(event)
+        if taken is None:
             return []
-        readings = self.callers.report(event, LiveGuards.key_of(event))
-        window = self.guards.asked
-        return readings + self.rates.report(event.at, event.report.asked, window, lambda: self._shares(event, window))
+        event, readings = taken
+        window, asked = self.main.guards.asked, min(event.report.asked, MAX_ASKED)
+        return readings + self.rates.report(event.at, asked, window, lambda: self._shares(event, window))
 
     def tick(self, at: LogPoint) -> list[Reading]:
-        self._expire(at.ms)
-        readings = self.callers.tick(at, len(self.guards) > 0)
-        return readings + self.rates.tick(at, self.guards.asked)
-
-    def _expire(self, now_ms: int) -> None:
-        for guard in self.guards.expire(now_ms):
-            self.callers.drop_guard(guard)
+        readings = self.main.tick(at)
+        readings = [] if readings is None else readings + self.rates.tick(at, self.main.guards.asked)
+        beside = None if self.beside is None else self.beside.tick(at)
+        return readings + (beside or [])
 
     def _shares(self, event: ReportAt, window: float) -> Shares:
         """Shares of the callers that this report names in what the endpoint was asked."""
-        weights = self.callers.weights(event)
+        weights = self.main.callers.weights(event)
         ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))[:20]
         return tuple((caller, auth, min(1.0, weight / max(window, weight))) for (caller, auth), weight in ranked)
 
 
 class Traffic:
-    """Rates per caller and per endpoint, and silence. One part is one endpoint, at most 200 kB.
+    """Rates per caller and per endpoint, and silence. One part is one endpoint, at most 256 kB.
 
     `endpoints`: budgets and bounds; they are no part of `hash`, so that a changed bound keeps what was learned.
     `linger_ms`: how long after a caller calmed down readings of it go on (longer than any `recover_for`).
@@ -109,13 +168,7 @@ class Traffic:
             if isinstance(event, TickAt):
                 readings += self._tick(event.at)
                 continue
-            part = self._parts.get(event.report.endpoint)
-            if part is None:
-                if len(self._parts) >= MAX_PARTS:
-                    continue
-                part = self._parts[event.report.endpoint] = self._new(event.report.endpoint, event.at.partition)
-            part.clock_ms = max(part.clock_ms, min(event.at.ms, MAX_MS))
-            readings += part.report(_at(event, part.clock_ms))
+            readings += self._report(event)
         return readings
 
     def snapshot(self, part: str) -> bytes:
@@ -123,16 +176,19 @@ class Traffic:
         found = self._parts.get(part)
         if found is None:
             return b""
-        callers, caller_columns = found.callers.saved()
         rates, rate_columns = found.rates.saved()
+        main, columns = found.main.saved()
+        beside, beside_columns = (None, _empty_columns()) if found.beside is None else found.beside.saved()
         values = {
-            "clock": [found.partition, found.clock_ms, found.ticked_ms],
-            "guards": found.guards.saved(),
-            "callers": callers,
+            "partition": found.partition,
+            "signed": found.signed,
+            "main": main,
             "rates": rates,
+            "beside": beside,
         }
-        columns = {**caller_columns, **{f"endpoint_{name}": column for name, column in rate_columns.items()}}
-        return pack(self.hash, values, columns)
+        columns |= {f"endpoint_{name}": column for name, column in rate_columns.items()}
+        columns |= {f"beside_{name}": column for name, column in beside_columns.items()}
+        return pack(self.hash, values, {name: columns[name] for name in _COLUMNS})
 
     def restore(self, part: str, state: bytes) -> None:
         """Takes back what `snapshot` gave; raises StateRefused on anything else, leaving the part cold."""
@@ -147,24 +203,63 @@ class Traffic:
         """Drops the part's state."""
         self._parts.pop(part, None)
 
+    def _report(self, event: ReportAt) -> list[Reading]:
+        endpoint = event.report.endpoint
+        part = self._parts.get(endpoint)
+        if part is None and len(self._parts) >= MAX_PARTS:
+            return []
+        if part is None or (event.trusted and not part.signed):
+            part = self._parts[endpoint] = self._new(endpoint, event.at.partition, event.trusted)
+        if event.trusted is part.signed:
+            return part.report(event)
+        if part.beside is None:
+            part.beside = self._new_beside(endpoint, part)
+        taken = part.beside.report(event)
+        return [] if taken is None else taken[1]
+
     def _tick(self, at: LogPoint) -> list[Reading]:
         """Ticks of a partition move its endpoints, at most once a second each."""
         readings: list[Reading] = []
         for part in self._parts.values():
-            if part.partition == at.partition and at.ms - part.ticked_ms >= 1_000 and part.clock_ms < at.ms <= MAX_MS:
-                part.clock_ms = part.ticked_ms = at.ms
+            if part.partition == at.partition:
                 readings += part.tick(at)
         return readings
 
-    def _new(self, endpoint: str, partition: int) -> _Part:
-        config = self._endpoints.get(endpoint)
-        budget = Budget.of(config, EVENTS_PER_DAY)
-        alarms = [budget.share(share).alarms_per_30_days for share in self._shares]
-        reading_of = partial(Reading, detector=self.name, detector_hash=self.hash, endpoint=endpoint)
-        of_endpoint = partial(reading_of, subject=endpoint)
-        callers = CallerRates(config, alarms[0], self._table_size(endpoint), self._linger_ms, self._factors, reading_of)
-        rates = EndpointRates(alarms[1], alarms[2], self._linger_ms, self._factors, of_endpoint)
-        return _Part(partition, LiveGuards(), callers, rates)
+    def _new(self, endpoint: str, partition: int, signed: bool) -> _Part:
+        alarms = self._alarms(endpoint)
+        reading_of = self._reading_of(endpoint)
+        rates = EndpointRates(
+            alarms[1], alarms[2], self._linger_ms, self._factors, partial(reading_of, subject=endpoint)
+        )
+        callers = CallerRates(
+            self._endpoints.get(endpoint),
+            alarms[0],
+            self._table_size(endpoint),
+            self._linger_ms,
+            self._factors,
+            reading_of,
+        )
+        guards = LiveGuards(MAX_GUARDS if signed else MAX_UNSIGNED_GUARDS)
+        return _Part(partition, signed, _Side(guards, callers), rates)
+
+    def _new_beside(self, endpoint: str, part: _Part) -> _Side:
+        callers = CallerRates(
+            self._endpoints.get(endpoint),
+            self._alarms(endpoint)[0],
+            min(BESIDE_CALLERS, self._table_size(endpoint)),
+            self._linger_ms,
+            self._factors,
+            self._reading_of(endpoint),
+            crowd=lambda: part.main.callers.crowd_limit,
+        )
+        return _Side(LiveGuards(MAX_BESIDE_GUARDS), callers)
+
+    def _alarms(self, endpoint: str) -> list[float]:
+        budget = Budget.of(self._endpoints.get(endpoint), EVENTS_PER_DAY)
+        return [budget.share(share).alarms_per_30_days for share in self._shares]
+
+    def _reading_of(self, endpoint: str) -> Callable[..., Reading]:
+        return partial(Reading, detector=self.name, detector_hash=self.hash, endpoint=endpoint)
 
     def _table_size(self, endpoint: str) -> int:
         """Callers that an endpoint may have: an equal part of 2^20 each, few for an endpoint that nobody registered."""
@@ -172,18 +267,17 @@ class Traffic:
         return max(SMALLEST_TABLE, min(most, MAX_CALLERS_TOTAL // max(len(self._endpoints), 1)))
 
     def _restored(self, endpoint: str, values: Mapping[str, Any], columns: dict[str, Any]) -> _Part:
-        partition, clock_ms, ticked_ms = values["clock"]
-        part = self._new(endpoint, partition)
-        part.clock_ms, part.ticked_ms = clock_ms, ticked_ms
-        part.guards.take_back(values["guards"])
-        rate_columns = {name: columns.pop(f"endpoint_{name}") for name in DTYPES}
-        part.callers.take_back(values["callers"], columns)
-        part.rates.take_back(values["rates"], rate_columns)
+        part = self._new(endpoint, int(values["partition"]), bool(values["signed"]))
+        part.main.take_back(values["main"], columns)
+        part.rates.take_back(values["rates"], {name: columns[f"endpoint_{name}"] for name in DTYPES})
+        if values["beside"] is not None:
+            part.beside = self._new_beside(endpoint, part)
+            part.beside.take_back(values["beside"], {name: columns[f"beside_{name}"] for name in _SIDE_COLUMNS})
         return part
 
 
-def _at(event: ReportAt, clock_ms: int) -> ReportAt:
-    """The event at a time that never goes back."""
-    if event.at.ms == clock_ms:
-        return event
-    return ReportAt(event.report, event.trusted, event.at._replace(ms=clock_ms))
+def _empty_columns() -> dict[str, Any]:
+    """The columns of a side that there is not."""
+    return {
+        name: np.zeros((0, PARTS_OF_DAY) if name == "season" else 0, dtype) for name, dtype in _SIDE_COLUMNS.items()
+    }

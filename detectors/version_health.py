@@ -179,7 +179,7 @@ class VersionHealth:
         slow = failed["slow"] + failed["over_bound"] if self.alarms["latency"].open_since_ms is not None else 0
         if failed["errors"] or failed["timeouts"] or slow or hung:
             if self.good_run >= GOOD_RUN or not self.bad_since_ms:
-                self.bad_since_ms = event.at.ms - interval_of(event)
+                self.bad_since_ms = event.at.ms - interval_of(event.report)
             self.good_run = 0
         else:
             self.good_run = min(self.good_run + calls, 1_000_000)
