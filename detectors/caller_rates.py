@@ -127,13 +127,10 @@ class CallerRates:
         found = {}
         for caller, auth in {(caller.caller, auth_in(event, caller.caller_auth)) for caller in event.report.callers}:
             slot = self.table.slot_of(caller_key(caller, auth))
-            count = 0.0 if slot is None else self._count_of(slot, event.at.ms)
+            count = 0.0 if slot is None else self.windows.total(slot, event.at.ms)
             if count > 0:
                 found[caller, auth] = count
         return found
-
-    def _count_of(self, slot: int, now_ms: int) -> float:
-        return float(self.windows.totals(np.array([slot]), now_ms)[0])
 
     def _refresh(self, now_ms: int) -> None:
         """Closes buckets of the log's time, and reads the crowd's limit off the table again: each second until known."""
@@ -255,7 +252,7 @@ class CallerRates:
         for key, offender in list(self._offenders.items()):
             slot = self.table.slot_of(key)
             index = None if slot is None else index_of.get(slot)
-            count = 0.0 if slot is None else self._count_of(slot, at.ms)
+            count = 0.0 if slot is None else self.windows.total(slot, at.ms)
             score = count if judged is None or index is None else float(judged.score[index])
             changed = self._calmed(offender, slot, score, at.ms) if known else False
             if offender.calm_since_ms is not None and at.ms - offender.calm_since_ms > self._linger_ms:

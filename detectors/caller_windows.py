@@ -58,6 +58,11 @@ class CallerWindows:
         counts: Floats = self._total[rows] + _grained(self._rest[rows] * keep)
         return counts
 
+    def total(self, row: int, now_ms: int) -> float:
+        """The count of the last second of one caller."""
+        keep = max(0.0, 1.0 - (now_ms - int(self._rest_ms[row])) / WINDOW_MS)
+        return float(self._total[row]) + min(round(float(self._rest[row]) * keep * GRAIN) / GRAIN, float(MAX_ASKED))
+
     def count(self, counted: Counted, rows: Slots, asked: Floats, interval_ms: int, now_ms: int) -> Floats:
         """Puts a guard's counts of callers (each once) in place of its earlier ones; gives its counts of the last second."""
         held, counts = self._taken(counted.key)

@@ -219,6 +219,11 @@ class EndpointStates:
             states += self._say(endpoint, part, at)
         return states
 
+    def signed(self, part: str) -> bool:
+        """Whether an endpoint has had a signed report, so that unsigned ones count for nothing."""
+        found = self._parts.get(part)
+        return found is not None and found.signed
+
     def snapshot(self, part: str) -> bytes:
         """The part's state; `b""` if there is none. What is watched is not part of it."""
         found = self._parts.get(part)

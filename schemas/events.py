@@ -17,6 +17,8 @@ MAX_ROWS_PER_RECORD = 10_000
 MAX_FEATURES = 2_048
 MAX_NUMBER = 1e30
 """A number beyond it is no measurement: taken as missing, the oddity noted against its caller."""
+MAX_COUNT = 2**62
+"""Counts of a report. A larger one is refused, so that no sum of them overflows."""
 MAX_REPORT_CALLERS = 100
 MAX_REPORT_ROUTES = 24
 
@@ -66,10 +68,10 @@ class RouteCounts(Wire):
 
     route: Route
     version: Word = "default"
-    served: int = Field(0, ge=0)
-    errors: int = Field(0, ge=0)
-    timeouts: int = Field(0, ge=0)
-    latency: list[int] = Field(default_factory=list, max_length=LATENCY_BUCKETS)
+    served: int = Field(0, ge=0, le=MAX_COUNT)
+    errors: int = Field(0, ge=0, le=MAX_COUNT)
+    timeouts: int = Field(0, ge=0, le=MAX_COUNT)
+    latency: list[Annotated[int, Field(le=MAX_COUNT)]] = Field(default_factory=list, max_length=LATENCY_BUCKETS)
 
 
 class CallerCounts(Wire):
@@ -77,9 +79,9 @@ class CallerCounts(Wire):
 
     caller: Id
     caller_auth: CallerAuth = "claimed"
-    asked: int = Field(0, ge=0)
-    served: int = Field(0, ge=0)
-    refused: int = Field(0, ge=0)
+    asked: int = Field(0, ge=0, le=MAX_COUNT)
+    served: int = Field(0, ge=0, le=MAX_COUNT)
+    refused: int = Field(0, ge=0, le=MAX_COUNT)
 
 
 class LoadedVersion(Wire):
@@ -102,27 +104,27 @@ class Report(Wire):
     endpoint: Word
     guard_id: Id
     boot_id: Id
-    seq: int = Field(ge=0)
+    seq: int = Field(ge=0, le=MAX_COUNT)
     from_ms: Millis
     to_ms: Millis
-    epoch_applied: int = 0
+    epoch_applied: int = Field(0, ge=0, le=MAX_COUNT)
     killed: bool = False
     live_version: Word = "default"
     versions: list[LoadedVersion] = Field(default_factory=list, max_length=16)
-    asked: int = Field(0, ge=0)
-    refused: int = Field(0, ge=0)
+    asked: int = Field(0, ge=0, le=MAX_COUNT)
+    refused: int = Field(0, ge=0, le=MAX_COUNT)
     routes: list[RouteCounts] = Field(default_factory=list, max_length=MAX_REPORT_ROUTES)
-    dropped: int = Field(0, ge=0)
-    in_flight: int = Field(0, ge=0)
+    dropped: int = Field(0, ge=0, le=MAX_COUNT)
+    in_flight: int = Field(0, ge=0, le=MAX_COUNT)
     breaker: Annotated[Literal["none", "closed", "open", "half_open"], _LowCardinality] = "none"
     fallback_ok: bool = False
     directive_refused: str | None = None
-    distinct_callers: int = Field(0, ge=0)
+    distinct_callers: int = Field(0, ge=0, le=MAX_COUNT)
     callers: list[CallerCounts] = Field(default_factory=list, max_length=MAX_REPORT_CALLERS)
-    rest_callers: int = Field(0, ge=0)
-    rest_asked: int = Field(0, ge=0)
-    rest_served: int = Field(0, ge=0)
-    rest_refused: int = Field(0, ge=0)
+    rest_callers: int = Field(0, ge=0, le=MAX_COUNT)
+    rest_asked: int = Field(0, ge=0, le=MAX_COUNT)
+    rest_served: int = Field(0, ge=0, le=MAX_COUNT)
+    rest_refused: int = Field(0, ge=0, le=MAX_COUNT)
 
 
 class Tick(Wire):

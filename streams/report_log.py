@@ -116,6 +116,8 @@ class ReportLog:
         running = self._make(part)
         running.bank.restore(part, body[:bank])
         running.states.restore(part, body[bank:])
+        if running.states.signed(part) and not self._can_sign(part):
+            raise StateRefused("what signed reports taught is no use where no producer key is listed any more")
         running.states.watch(part, bool(running.bank.open_parts()))
         running.applied = applied
         self._running[part] = running
@@ -157,6 +159,10 @@ class ReportLog:
         except SignatureRefused:
             return False
         return True
+
+    def _can_sign(self, endpoint: str) -> bool:
+        config = self._endpoints[endpoint]
+        return bool(config.producer_keys) or config.trust_unsigned
 
     async def _update(self, name: str, batch: list[ReportEvent], pause: Pause) -> list[Signal | EndpointState]:
         running = self._running.get(name)

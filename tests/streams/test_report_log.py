@@ -61,8 +61,8 @@ def log_of_reports(*, signed: bool = True) -> Records:
     return Records(values, [None] * len(values), heads, list(range(len(values))), times)
 
 
-def open_log(partitions: int = 1) -> ReportLog:
-    endpoints = {ENDPOINT: EndpointConfig(name=ENDPOINT, producer_keys=(PRODUCER.public_base64,))}
+def open_log(partitions: int = 1, keys: tuple[str, ...] = (PRODUCER.public_base64,)) -> ReportLog:
+    endpoints = {ENDPOINT: EndpointConfig(name=ENDPOINT, producer_keys=keys)}
 
     def make(endpoint: str) -> EndpointReports:
         detectors, states = report_detectors({endpoint: endpoints[endpoint]})
@@ -161,3 +161,14 @@ def test_a_report_on_the_wrong_partition_starts_no_second_history() -> None:
 
     assert [letter.reason for letter in letters] == ["wrong_partition"]
     assert log.dirty() == []
+
+
+def test_an_endpoint_whose_producer_keys_are_taken_away_starts_anew_from_unsigned_reports() -> None:
+    signed, unsigned = open_log(), open_log(keys=())
+    feed(signed, log_of_reports(), [])
+
+    with pytest.raises(StateRefused, match="producer key"):
+        unsigned.restore(ENDPOINT, signed.snapshot(ENDPOINT))
+    found = signals(feed(unsigned, log_of_reports(signed=False), []))
+
+    assert ("mallory", "claimed", "opened") in {(one.subject, one.caller_auth, one.state) for one in found}
