@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from responders.signing import Keyring
-from schemas.actions import Decision, JournalEntry, KillSwitch
+from schemas.actions import MAX_TTL_MS, Decision, JournalEntry, KillSwitch
 from schemas.errors import SignatureRefused
 from schemas.signals import EndpointState
 from schemas.topics import ACTIONS, DIRECTIVES, SIGNALS
@@ -18,15 +18,25 @@ from streams.records import header_of, headers_of
 from streams.transport.settings import KafkaConnection
 
 LOOK_BACK = 5_000
-"""Records at the end of a topic that are read: endpoint states come each 30 s at least."""
+"""Records at the end of a topic that are read first: endpoint states come each 30 s at least."""
+FURTHER_BACK = 200_000
+"""Entries of the journal that are read at most, if the first 5,000 do not reach back to what may still hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An action that holds: the decision that began it and the newest that renewed it (the same where none did)."""
+
+    first: Decision
+    latest: Decision
 
 
 @dataclass(slots=True)
 class Overview:
-    """The newest state of each endpoint, and the decisions that hold. `kill`: the switch as it was thrown, if it is."""
+    """The newest state of each endpoint, and what holds. `kill`: the switch as it was thrown, if it is."""
 
     states: dict[str, EndpointState] = field(default_factory=dict)
-    holding: dict[tuple[str, str | None], Decision] = field(default_factory=dict)
+    holding: dict[tuple[str, str | None], Held] = field(default_factory=dict)
     kill: KillSwitch | None = None
 
 
@@ -36,16 +46,29 @@ def read_overview(connection: KafkaConnection, operators: Keyring) -> Overview:
     operators: whose kill switches count. Raises as `read_to_end`.
     """
     overview = Overview(states=_states(connection), kill=_kill(connection, operators))
-    for message in tail(connection, ACTIONS, LOOK_BACK):
-        try:
-            entry: JournalEntry = JournalEntry.from_bytes(message.value() or b"")
-        except ValidationError:
-            continue
+    now = time.time() * 1000
+    for entry in _journal(connection, now):
         for decision in entry.decisions:
             _fold(overview.holding, decision)
-    now = time.time() * 1000
-    overview.holding = {key: held for key, held in overview.holding.items() if (held.expires_ms or 0) > now}
+    overview.holding = {key: held for key, held in overview.holding.items() if (held.latest.expires_ms or 0) > now}
     return overview
+
+
+def _journal(connection: KafkaConnection, now: float) -> list[JournalEntry]:
+    """The journal's end, far enough back that it has all that may still hold: nothing does for over `MAX_TTL_MS`."""
+    most = LOOK_BACK
+    while True:
+        entries, read = [], 0
+        for message in tail(connection, ACTIONS, most):
+            read += 1
+            try:
+                entries.append(JournalEntry.from_bytes(message.value() or b""))
+            except ValidationError:
+                continue
+        oldest = min((entry.now_ms for entry in entries), default=now)
+        if read < most or most >= FURTHER_BACK or oldest < now - MAX_TTL_MS:
+            return entries
+        most = min(most * 8, FURTHER_BACK)
 
 
 def _states(connection: KafkaConnection) -> dict[str, EndpointState]:
@@ -77,13 +100,15 @@ def _kill(connection: KafkaConnection, operators: Keyring) -> KillSwitch | None:
     return newest if newest is not None and newest.kill else None
 
 
-def _fold(holding: dict[tuple[str, str | None], Decision], decision: Decision) -> None:
+def _fold(holding: dict[tuple[str, str | None], Held], decision: Decision) -> None:
     """A decision supersedes the one before it about the same target; a kill takes back all that is enforced."""
     if decision.outcome == "refused":
         return
     key = (decision.endpoint, decision.caller)
     if decision.kind in ("fallback", "limit"):
-        holding[key] = decision
+        before = holding.get(key)
+        renewed = before is not None and before.first.action_id == decision.action_id
+        holding[key] = Held(before.first if before is not None and renewed else decision, decision)
     elif decision.kind in ("restore", "unlimit"):
         holding.pop(key, None)
     elif decision.kind == "kill":

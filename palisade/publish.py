@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from confluent_kafka import KafkaError, Message, Producer
 
-from palisade.tables import UnusableFile, read_table
+from palisade.tables import UnusableFile
 from responders.signing import SigningKey
-from schemas.events import MAX_REPORT_CALLERS, CallerAuth, CallerCounts, Prediction, Report, RouteCounts
+from schemas.events import MAX_REPORT_CALLERS, CallerAuth, CallerCounts, Report, RouteCounts
 from schemas.ids import clean_id
 from schemas.topics import PREDICTIONS, REPORTS
 from schemas.wire import ARROW_TYPE, CONTENT_TYPE_HEADER, KIND_HEADER
@@ -23,20 +21,13 @@ from streams.transport.settings import KafkaConnection, kafka_settings
 
 BATCH_ROWS = 500
 """Rows a record when flat out: about 100 kB of 20 features."""
+RECORD_BYTES = 900_000
+"""Rows of a larger record are sent in halves: producers send at most 1,000,000 bytes unless told otherwise."""
 PACE_S = 0.05
 """At recorded pace, rows due in the same 50 ms travel in one record."""
-FIELDS = frozenset(Prediction.model_fields) - {"features", "schema_version"}
+ANONYMOUS = "anonymous"
+"""Who asked where nobody is named: the contract's default."""
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """Which columns mean what. `endpoint` is the endpoint of all rows, unless the file has a column of that name."""
-
-    endpoint: str | None = None
-    caller: str | None = None
-    time: str | None = None
-    drop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,37 +41,12 @@ class Published:
     error: str = ""
 
 
-def read_predictions(path: Path, mapping: Mapping) -> pa.Table:
-    """The file as a table of Prediction's columns, sorted by `ts` where it has one. Raises UnusableFile.
-
-    A column `features` (struct or JSON object) is taken as it is; else every column that is no field of a prediction is a
-    feature.
-    """
-    table = read_table(path)
-    absent = [name for name in (mapping.caller, mapping.time, *mapping.drop) if name and name not in table.column_names]
-    if absent:
-        raise UnusableFile(f"{path} has no column {absent[0]!r}; it has {', '.join(table.column_names)}")
-    renamed = {mapping.caller: "caller", mapping.time: "ts"}
-    table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
-    table = table.drop_columns([name for name in mapping.drop if name in table.column_names])
-    if mapping.endpoint is not None and "endpoint" not in table.column_names:
-        table = table.append_column("endpoint", pa.array([mapping.endpoint] * table.num_rows, pa.string()))
-    if "endpoint" not in table.column_names:
-        raise UnusableFile(f"{path} has no column `endpoint`; say whose predictions these are with --endpoint NAME")
-    if "features" not in table.column_names:
-        names = [name for name in table.column_names if name not in FIELDS and name != "schema_version"]
-        if not names:
-            raise UnusableFile(
-                f"{path} has no features: neither a column `features` nor others; it has {table.column_names}"
-            )
-        features = pa.StructArray.from_arrays([_plain(table[name]) for name in names], names=names)
-        table = table.select([name for name in table.column_names if name in FIELDS]).append_column(
-            "features", features
+def check_pace(table: pa.Table, *, recorded_pace: bool) -> None:
+    """Raises UnusableFile when the pace is wanted and there is no `ts`."""
+    if recorded_pace and "ts" not in table.column_names:
+        raise UnusableFile(
+            "there is no event time to keep pace with: name its column with --time-column, or use --flat-out"
         )
-    if "ts" in table.column_names:
-        table = table.set_column(table.column_names.index("ts"), "ts", _milliseconds(table["ts"], path))
-        table = table.sort_by("ts")
-    return table
 
 
 def publish(
@@ -90,21 +56,20 @@ def publish(
     recorded_pace: bool,
     speed: float = 1.0,
     signer: SigningKey | None = None,
+    fallback_works: bool = False,
     progress: Progress | None = None,
 ) -> Published:
     """Sends all rows, and a report a second for each endpoint, so that traffic is judged too.
 
-    At recorded pace `ts` is moved to now and gaps are divided by `speed`; flat out, rows have no event time. Raises
+    At recorded pace `ts` is moved to now and gaps are divided by `speed`; flat out, rows have no event time.
+    fallback_works: what the reports say of the endpoint's fallback; without one, no fallback is decided. Raises
     UnusableFile when the pace is wanted and there is no `ts`.
     """
-    if recorded_pace and "ts" not in table.column_names:
-        raise UnusableFile(
-            "there is no event time to keep pace with: name its column with --time-column, or use --flat-out"
-        )
+    check_pace(table, recorded_pace=recorded_pace)
     table = _vouched(table, signer)
     producer = Producer(kafka_settings(connection, "producer") | {"linger.ms": 20})
     failures: list[KafkaError] = []
-    reporter = _Reporter(producer, signer)
+    reporter = _Reporter(producer, signer, fallback_works)
     started = time.monotonic()
     sent = 0
     for rows in _due(table, speed, started) if recorded_pace else _batches(table):
@@ -125,34 +90,6 @@ def publish(
     left = producer.flush(60)
     error = failures[0].str() if failures else "no answer" if left else ""
     return Published(sent, reporter.written, len(failures) + left, time.monotonic() - started, error)
-
-
-def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """A feature's values as number, text or boolean."""
-    whole = column.combine_chunks()
-    if pa.types.is_dictionary(whole.type):
-        whole = whole.dictionary_decode()
-    if pa.types.is_temporal(whole.type) or pa.types.is_decimal(whole.type):
-        return whole.cast(pa.string())
-    if pa.types.is_integer(whole.type) or pa.types.is_floating(whole.type):
-        return whole.cast(pa.float64(), safe=False)
-    return whole
-
-
-def _milliseconds(column: pa.ChunkedArray, path: Path) -> pa.Array:
-    whole = column.combine_chunks()
-    try:
-        if pa.types.is_timestamp(whole.type) or pa.types.is_date(whole.type):
-            return whole.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
-        if pa.types.is_string(whole.type):
-            return pc.cast(whole, pa.timestamp("ms")).cast(pa.int64())
-        values = whole.cast(pa.float64())
-        seconds = (pc.max(values).as_py() or 0) < 1e11
-        return pc.multiply(values, 1000.0 if seconds else 1.0).cast(pa.int64(), safe=False)
-    except pa.ArrowException as error:
-        raise UnusableFile(
-            f"{path}: the time column is no time ({whole.type}): seconds, milliseconds, timestamp or ISO text"
-        ) from error
 
 
 def _vouched(table: pa.Table, signer: SigningKey | None) -> pa.Table:
@@ -194,14 +131,26 @@ def _due(table: pa.Table, speed: float, started: float) -> Iterator[pa.Table]:
 
 
 def _records(rows: pa.Table) -> Iterator[tuple[str, bytes, pa.Table]]:
-    """One Arrow record an endpoint."""
+    """One Arrow record an endpoint, more where it would be too large for one. Raises UnusableFile if a row alone is."""
     for endpoint in pc.unique(rows["endpoint"]).to_pylist():
-        part = rows.filter(pc.equal(rows["endpoint"], endpoint)).combine_chunks()
-        sink = pa.BufferOutputStream()
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with pa.ipc.new_stream(sink, part.schema, options=options) as writer:
-            writer.write_table(part)
-        yield str(endpoint), sink.getvalue().to_pybytes(), part
+        parts = [rows.filter(pc.equal(rows["endpoint"], endpoint)).combine_chunks()]
+        while parts:
+            part = parts.pop()
+            record = _encoded(part)
+            if len(record) <= RECORD_BYTES:
+                yield str(endpoint), record, part
+            elif part.num_rows > 1:
+                half = part.num_rows // 2
+                parts += [part.slice(half).combine_chunks(), part.slice(0, half).combine_chunks()]
+            else:
+                raise UnusableFile(f"a row has {len(record):,} bytes, at most {RECORD_BYTES:,}: leave out long texts")
+
+
+def _encoded(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        writer.write_table(rows)
+    return bytes(sink.getvalue())
 
 
 def _produce(
@@ -228,8 +177,9 @@ def _produce(
 class _Reporter:
     """Writes what a Guard would have reported: a report a second for each endpoint."""
 
-    def __init__(self, producer: Producer, signer: SigningKey | None) -> None:
+    def __init__(self, producer: Producer, signer: SigningKey | None, fallback_works: bool) -> None:
         self._producer = producer
+        self._fallback_works = fallback_works
         self._signer = signer
         self._asked: dict[str, Counter[tuple[str, CallerAuth]]] = {}
         self._since = time.time()
@@ -238,10 +188,10 @@ class _Reporter:
         self.written = 0
 
     def count(self, endpoint: str, rows: pa.Table) -> None:
-        callers = rows["caller"].to_pylist() if "caller" in rows.column_names else ["anonymous"] * rows.num_rows
+        callers = rows["caller"].to_pylist() if "caller" in rows.column_names else [None] * rows.num_rows
         vouched = [auth == "verified" for auth in rows["caller_auth"].to_pylist()]
         self._asked.setdefault(endpoint, Counter()).update(
-            (clean_id(str(caller)), "verified" if sure else "claimed")
+            (ANONYMOUS if caller is None else clean_id(caller), "verified" if sure else "claimed")
             for caller, sure in zip(callers, vouched, strict=True)
         )
 
@@ -266,6 +216,7 @@ class _Reporter:
             to_ms=int(now * 1000),
             asked=asked.total(),
             routes=[RouteCounts(route="primary", served=asked.total())],
+            fallback_ok=self._fallback_works,
             distinct_callers=len(asked),
             callers=[
                 CallerCounts(caller=caller, caller_auth=auth, asked=count, served=count)
@@ -282,14 +233,3 @@ class _Reporter:
             headers += self._signer.headers(Report.KIND, value)
         _produce(self._producer, REPORTS, endpoint, value, headers, [])
         self.written += 1
-
-
-def parse_json_features(table: pa.Table) -> pa.Table:
-    """Features given as JSON text become a struct column. Raises UnusableFile."""
-    if not pa.types.is_string(table["features"].type):
-        return table
-    try:
-        parsed = pa.array([json.loads(text) for text in table["features"].to_pylist()])
-    except (ValueError, TypeError, pa.ArrowException) as error:
-        raise UnusableFile(f"the column `features` holds text that is no JSON object: {error}") from error
-    return table.set_column(table.column_names.index("features"), "features", parsed)

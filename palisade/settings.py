@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,9 +16,12 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from responders.signing import Keyring
 from schemas.config import KafkaConfig, PalisadeConfig, PolicyConfig
 from schemas.errors import ConfigError
-from streams.transport.settings import KafkaConnection
+from streams.transport.settings import KafkaConnection, Setting, kafka_settings
 
 Model = TypeVar("Model", bound=BaseModel)
+PROBE = "probe"
+"""What librdkafka takes for `ssl_ca_location` to look for the system's certificates itself."""
+ADVICE_ON_FILES = "; name an existing file, relative to this one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,8 @@ class Settings:
 def load(path: Path) -> Settings:
     """The configuration of `path` and the policy that it names (the shipped one if none). Raises ConfigError."""
     config = read_yaml(path, PalisadeConfig)
-    policy = read_yaml(path.parent / config.policy, PolicyConfig) if config.policy else default_policy()
     _check_across(config, path)
+    policy = read_yaml(path.parent / config.policy, PolicyConfig) if config.policy else default_policy()
     return Settings(config, policy, path.parent.resolve())
 
 
@@ -87,6 +91,8 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.safe_load(text)
+    except RecursionError as error:
+        raise ConfigError("nests too deeply, or contains itself; write it out flat", str(path)) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
@@ -99,9 +105,10 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
         return model.model_validate(value if value is not None else {})
     except ValidationError as error:
         fault = error.errors()[0]
-        name = ".".join(str(step) for step in fault["loc"]) or "the file"
+        steps = (*fault["loc"], *fault.get("ctx", {}).get("steps", ()))
+        name = ".".join(map(str, steps)) or "the file"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        where = f"{path}:{line_of(root, fault['loc'])}"
+        where = f"{path}:{line_of(root, steps)}"
         raise ConfigError(f"{name}: {fault['msg']}{_advice(fault['type'])}{more}", where) from error
 
 
@@ -118,10 +125,13 @@ def line_of(root: yaml.Node | None, steps: tuple[int | str, ...]) -> int:
 
 
 def _key_given_twice(node: yaml.Node | None) -> tuple[str, int] | None:
-    """The first repeated key of a mapping anywhere in the document, and its line."""
-    waiting = [node]
+    """The first repeated key of a mapping anywhere in the document, and its line. An alias may lead back to its anchor."""
+    waiting, known = [node], set()
     while waiting:
         current = waiting.pop()
+        if id(current) in known:
+            continue
+        known.add(id(current))
         if isinstance(current, yaml.SequenceNode):
             waiting += current.value
         if isinstance(current, yaml.MappingNode):
@@ -154,13 +164,17 @@ def _check_across(config: PalisadeConfig, path: Path) -> None:
         return f"{path}:{line_of(root, steps)}"
 
     files: tuple[tuple[str | None, tuple[str, ...]], ...] = (
+        (config.policy, ("policy",)),
         (config.signing_key_file, ("signing_key_file",)),
         (config.clickhouse.password_file, ("clickhouse", "password_file")),
         (config.kafka.sasl_password_file, ("kafka", "sasl_password_file")),
+        (config.kafka.ssl_ca_location, ("kafka", "ssl_ca_location")),
+        (config.kafka.ssl_certificate_location, ("kafka", "ssl_certificate_location")),
+        (config.kafka.ssl_key_location, ("kafka", "ssl_key_location")),
     )
     for file, steps in files:
-        if file is not None and not (path.parent / file).exists():
-            advice = "; make it with `palisade keys create`" if steps == ("signing_key_file",) else ""
+        if file is not None and file != PROBE and not (path.parent / file).exists():
+            advice = "; make it with `palisade keys create`" if steps == ("signing_key_file",) else ADVICE_ON_FILES
             raise ConfigError(f"{'.'.join(steps)}: {file} does not exist{advice}", where(*steps))
     listed: list[tuple[tuple[str, ...], tuple[int | str, ...]]] = [(config.operator_keys, ("operator_keys",))]
     listed += [
@@ -172,7 +186,35 @@ def _check_across(config: PalisadeConfig, path: Path) -> None:
                 Keyring([key])
             except ConfigError as error:
                 raise ConfigError(f"{places[-1]}: {error}", where(*places, number)) from error
-    connection_of(config.kafka, path.parent, where("kafka"))
+    _check_librdkafka(connection_of(config.kafka, path.parent, where("kafka")), where)
+
+
+def _check_librdkafka(connection: KafkaConnection, where: Callable[..., str]) -> None:
+    """Whether librdkafka takes the settings of the connection: names, values, certificates. It connects to nobody."""
+    try:
+        settings = kafka_settings(connection, "admin")
+    except ValueError as error:
+        raise ConfigError(f"kafka.extra: {error}", where("kafka", "extra")) from error
+    settings.pop("bootstrap.servers")
+    reason = _refused(settings)
+    if reason is not None:
+        alone = next((name for name, value in connection.extra.items() if _refused({name: value})), None)
+        steps = ("kafka",) if alone is None else ("kafka", "extra", alone)
+        raise ConfigError(f"{'.'.join(steps)}: {reason}", where(*steps))
+
+
+def _refused(settings: Mapping[str, Setting]) -> str | None:
+    """Why librdkafka does not take these settings; None if it does."""
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    try:
+        AdminClient({"log_level": 0, **settings})
+    except KafkaException as error:
+        return str(error.args[0].str())
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def connection_of(kafka: KafkaConfig, home: Path, where: str = "") -> KafkaConnection:
@@ -183,6 +225,9 @@ def connection_of(kafka: KafkaConfig, home: Path, where: str = "") -> KafkaConne
             fields["sasl_password"] = SecretStr((home / kafka.sasl_password_file).read_text().strip())
         except OSError as error:
             raise ConfigError(f"kafka.sasl_password_file: {error.strerror}", where) from error
+    for name in ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location"):
+        if fields[name] not in (None, PROBE):
+            fields[name] = str(home / fields[name])
     try:
         return KafkaConnection(**fields)
     except ValidationError as error:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from schemas.actions import MAX_TTL_MS, Mode
-from schemas.ids import is_plain_id
+from schemas.ids import clean_id, is_plain_id
 from schemas.signals import SEVERITY_ORDER, Severity, SignalKind
 
+CallerId = Annotated[str, Field(min_length=1), AfterValidator(clean_id)]
+"""A caller as the log names it: an odd id stands there as its hash."""
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -17,6 +20,16 @@ class Config(BaseModel):
     """Base of all configuration: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _names_differ(kind: Literal["rules", "endpoints"], names: list[str], why: str = "") -> None:
+    """Raises PydanticCustomError whose context's `steps` lead to the second of two that are named the same."""
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            steps = (kind, number, "name")
+            raise PydanticCustomError(
+                "named_twice", "two {kind} are named {name}" + why, {"kind": kind, "name": repr(name), "steps": steps}
+            )
 
 
 class EndpointConfig(Config):
@@ -35,7 +48,7 @@ class EndpointConfig(Config):
     caller_rate_max: float | None = Field(None, gt=0)
     latency_max_ms: float | None = Field(None, gt=0)
     error_share_max: float | None = Field(None, gt=0, le=1)
-    allowlist: tuple[str, ...] = ()
+    allowlist: tuple[CallerId, ...] = ()
 
     @model_validator(mode="after")
     def _plain_name(self) -> EndpointConfig:
@@ -105,10 +118,7 @@ class PolicyConfig(Config):
 
     @model_validator(mode="after")
     def _rule_names_differ(self) -> PolicyConfig:
-        names = [rule.name for rule in self.rules]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two rules are named {twice[0]!r}: the journal could not tell them apart")
+        _names_differ("rules", [rule.name for rule in self.rules], ": the journal could not tell them apart")
         return self
 
 
@@ -138,7 +148,7 @@ class KafkaConfig(Config):
 class ClickHouseConfig(Config):
     """`url` unset: the embedded engine under `data_dir`. `port`: of the HTTP port on loopback (0: any free one)."""
 
-    url: str | None = None
+    url: str | None = Field(None, pattern="^https?://")
     user: str = "default"
     password_file: str | None = None
     port: int = Field(0, ge=0, le=65535)
@@ -157,10 +167,7 @@ class PalisadeConfig(Config):
 
     @model_validator(mode="after")
     def _endpoint_names_differ(self) -> PalisadeConfig:
-        names = [endpoint.name for endpoint in self.endpoints]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two endpoints are named {twice[0]!r}")
+        _names_differ("endpoints", [endpoint.name for endpoint in self.endpoints])
         return self
 
     def endpoint(self, name: str) -> EndpointConfig | None:

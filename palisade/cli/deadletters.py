@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from schemas.deadletter import DeadLetter
     from streams.transport.settings import KafkaConnection
 
+MOST_KINDS = 20
+"""Kinds that are listed, newest first; the rest is counted."""
+MOST_DETAIL = 100
+"""Characters of the detail that are shown: letters of one endpoint and reason that agree in them are of one kind."""
+
 app = typer.Typer(help="Records that could not be decoded, with reasons.", no_args_is_help=True)
 
 
@@ -27,19 +33,33 @@ def _group() -> None:
 
 @app.command("list")
 def list_(
-    most: Annotated[int, typer.Option(help="of each partition")] = 100,
+    most: Annotated[int, typer.Option(help="of each partition")] = 10_000,
     reason: Annotated[str | None, typer.Option(help="only these")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Lists the newest dead letters: where each lay, why, from whom."""
-    table = table_of("where", "from", "why")
-    table.columns[0].no_wrap = True  # it is copied to `show`
-    for letter in _newest(reached(settings_of(config).connection), most):
+    """Lists the newest dead letters: the newest of each kind, how many there are, why, from whom."""
+    letters = _newest(reached(settings_of(config).connection), most)
+    kinds: dict[tuple[object, ...], list[DeadLetter]] = {}
+    for letter in letters:
         if reason is None or letter.reason == reason:
-            sender = Text(f"{letter.endpoint or '-'} {letter.caller or '-'}")
-            why = Text(letter.reason, "bold").append(f" {letter.detail[:100]}", "default")
-            table.add_row(_where(letter), sender, why)
-    console.print(table if table.row_count else "no dead letters")
+            kinds.setdefault((letter.reason, letter.endpoint, letter.detail[:MOST_DETAIL]), []).append(letter)
+    if not kinds:
+        console.print("no dead letters")
+        return
+    ranked = sorted(kinds.values(), key=lambda alike: alike[-1].broker_ms, reverse=True)
+    table = table_of("newest at", "count", "from", "why", right=("count",))
+    table.columns[0].no_wrap = True  # it is copied to `show`
+    for alike in ranked[:MOST_KINDS]:
+        newest = alike[-1]
+        senders = {letter.caller or "-" for letter in alike}
+        sender = next(iter(senders)) if len(senders) == 1 else f"{len(senders):,} callers"
+        why = Text(newest.reason, "bold").append(f" {newest.detail[:MOST_DETAIL]}", "default")
+        table.add_row(_where(newest), f"{len(alike):,}", Text(f"{newest.endpoint or '-'} {sender}"), why)
+    console.print(table)
+    if rest := ranked[MOST_KINDS:]:
+        counts = Counter(alike[-1].reason for alike in rest)
+        named = ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
+        console.print(f"and {len(rest):,} more kinds ({named}); see those of one reason with --reason", style="dim")
 
 
 @app.command()

@@ -64,6 +64,11 @@ def table_of(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
+def listed_names(given: list[str] | None) -> tuple[str, ...]:
+    """Names of an option that is repeated, or given once as `a,b,c`."""
+    return tuple(dict.fromkeys(name.strip() for each in given or () for name in each.split(",") if name.strip()))
+
+
 def say_error(message: str) -> None:
     """Says what is wrong on standard error, as plain text, whatever is in it."""
     Console(stderr=True).print("[bold red]error:[/]", escape(message), highlight=False, soft_wrap=True)

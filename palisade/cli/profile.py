@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from palisade.cli.kill import KeyOption, operator_of
-from palisade.cli.options import ConfigOption, console, reached, settings_of, table_of
+from palisade.cli.options import ConfigOption, console, listed_names, reached, settings_of, table_of
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,16 +36,20 @@ def build(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="default: beside the table, .profile.json")] = None,
     order_by: Annotated[str | None, typer.Option(help="the column of time, when rows are in another order")] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="a column that the model does not see, such as the target")
+        list[str] | None,
+        typer.Option(help="columns that the model does not see: target, caller, time; repeated or a,b,c"),
     ] = None,
     seed: int = 0,
 ) -> None:
     """Builds a profile: quantiles, categories, missing rates, and how much they vary in the order of the table."""
     from detectors.profile_build import build_profile
+    from palisade.fitting import hardly_features
     from palisade.tables import read_table
 
     with console.status("building"):
-        profile = build_profile(read_table(table), order_by=order_by, exclude=exclude or (), seed=seed)
+        rows = read_table(table)
+        profile = build_profile(rows, order_by=order_by, exclude=listed_names(exclude), seed=seed)
+        doubts = hardly_features(rows.sort_by(order_by) if order_by else rows, profile.order)
     path = out or table.with_suffix(".profile.json")
     path.write_bytes(profile.to_bytes())
     order = f"the order of {order_by}" if order_by else "the table's own row order"
@@ -53,6 +57,10 @@ def build(
         f"[green]{escape(str(path))}[/]: {profile.rows:,} rows, {len(profile.order)} features, thresholds from {order}",
         soft_wrap=True,
     )
+    console.print(Text(f"features: {', '.join(profile.order)}"), soft_wrap=True)
+    for name, why in doubts:
+        warning = Text("warning: ", "yellow").append(f"{name} {why}; if the model does not see it, ", "default")
+        console.print(warning.append(f"build again with --exclude {name}", "default"), soft_wrap=True)
     console.print(f"hash {profile.hash}; switch it on with", soft_wrap=True)
     console.print(Text(f"  palisade profile activate {path} --endpoint NAME --version VERSION"), soft_wrap=True)
 
@@ -102,9 +110,11 @@ def activate(
     settings = settings_of(config)
     if settings.config.endpoint(endpoint) is None:
         raise ConfigError(f"there is no endpoint {endpoint!r} in the configuration")
-    content = read_profile(path).to_bytes()
-    name = activate_profile(reached(settings.connection), operator_of(settings.home, key), content, endpoint, version)
+    profile = read_profile(path)
+    operator = operator_of(settings.home, key)
+    name = activate_profile(reached(settings.connection), operator, profile.to_bytes(), endpoint, version)
     console.print(f"[green]active[/] for {endpoint}@{version}: {name}")
+    console.print(Text(f"each prediction of {endpoint} should have {', '.join(profile.order)}"), soft_wrap=True)
 
 
 def read_profile(path: Path) -> Profile:

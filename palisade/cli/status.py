@@ -12,8 +12,8 @@ from rich.text import Text
 from palisade.cli.options import ConfigOption, console, reached, settings_of, table_of
 
 if TYPE_CHECKING:
-    from palisade.overview import Overview
-    from schemas.actions import Decision, KillSwitch
+    from palisade.overview import Held, Overview
+    from schemas.actions import KillSwitch
     from schemas.config import PalisadeConfig
 
 MOST_SHOWN = 20
@@ -44,8 +44,8 @@ def show(config: PalisadeConfig, overview: Overview, now_ms: float) -> None:
         seen = ("-", "-", "-")
         if state is not None:
             seen = (str(state.guards_live), f"{state.asked_per_s:.1f}", "works" if state.fallback_ok else "not seen")
-        held = [decision for (name, _), decision in overview.holding.items() if name == endpoint.name]
-        lines = [_line(decision, now_ms) for decision in held[:MOST_SHOWN]]
+        held = [held for (name, _), held in overview.holding.items() if name == endpoint.name]
+        lines = [_line(each, now_ms) for each in held[:MOST_SHOWN]]
         if len(held) > MOST_SHOWN:
             lines.append(Text(f"and {len(held) - MOST_SHOWN:,} more"))
         if state is not None and state.killed and overview.kill is None:
@@ -54,8 +54,9 @@ def show(config: PalisadeConfig, overview: Overview, now_ms: float) -> None:
     console.print(table)
 
 
-def _line(decision: Decision, now_ms: float) -> Text:
-    """What holds about one target, for how long, and the reason's name."""
+def _line(held: Held, now_ms: float) -> Text:
+    """What holds about one target, since when and for how long, and the name of the reason that began it."""
+    decision = held.latest
     done = decision.outcome == "published"
     what = "fallback"
     if decision.kind == "limit":
@@ -63,7 +64,8 @@ def _line(decision: Decision, now_ms: float) -> Text:
         what = f"limit {decision.caller} to {rate}"
     left_s = ((decision.expires_ms or 0) - now_ms) / 1000
     line = Text(what if done else f"would {what}", "red" if done else "yellow")
-    return line.append(f" for {left_s:.0f} s: {decision.reason}", "default")
+    since = datetime.fromtimestamp(held.first.issued_ms / 1000, UTC).strftime("%H:%M:%S")
+    return line.append(f" since {since} UTC, for {left_s:.0f} s: {held.first.reason}", "default")
 
 
 def _killed(switch: KillSwitch) -> Text:

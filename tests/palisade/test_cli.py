@@ -157,6 +157,45 @@ def test_a_profile_is_built_and_shown(palisade: Run, tmp_path: Path) -> None:
     assert "target" not in out
 
 
+def test_columns_that_are_hardly_features_are_named_when_a_profile_is_built(palisade: Run, tmp_path: Path) -> None:
+    rows = 1_000
+    table = pa.table({"at": list(range(rows)), "customer": [k % 7 for k in range(rows)], "target": [0] * rows,
+                      "x": [float(k * 37 % 101) for k in range(rows)]})  # fmt: skip
+    pq.write_table(table, tmp_path / "train.parquet")
+
+    status, out, _ = palisade("profile", "build", tmp_path / "train.parquet", "--exclude", "target,customer")
+    assert status == 0
+    assert "warning: at only rises or only falls from row to row, like a clock" in out
+    assert "build again with --exclude at" in out
+
+    words = ("profile", "build", tmp_path / "train.parquet", "--order-by", "at", "--exclude", "customer")
+    status, out, _ = palisade(*words, "--exclude", "target")
+    assert "warning" not in out
+    assert "features: x" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "--time-column, or use --flat-out"),
+        (("--flat-out", "--drop", "none"), "has no column 'none'"),
+        (("--flat-out", "--field", "prediction"), "give it as FIELD=COLUMN"),
+        (("--flat-out", "--endpoint", "b"), "'b' is no endpoint of the configuration; there are a"),
+    ],
+)
+def test_what_publishing_would_need_is_said_before_a_broker_is_asked(
+    words: tuple[str, ...], told: str, palisade: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "away.yaml").write_text("kafka: {bootstrap: '127.0.0.1:1'}\nendpoints: [{name: a}]\n")
+    pq.write_table(pa.table({"x": [1.0]}), tmp_path / "live.parquet")
+    ours = (tmp_path / "live.parquet", "--config", tmp_path / "away.yaml", "--endpoint", "a")
+
+    status, out, errors = palisade("publish", *ours, *words)
+
+    assert (status, out) == (2, "")
+    assert told in errors.replace("\n", " ")
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "arrow"])
 def test_a_profile_is_built_from_each_format(kind: str, palisade: Run, tmp_path: Path) -> None:
     rows = [{"x": k * 37 % 101, "kind": "abc"[k % 3]} for k in range(1_000)]

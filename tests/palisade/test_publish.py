@@ -1,19 +1,20 @@
-"""`palisade publish`: a user's file becomes predictions, whatever its format; what cannot be used says why."""
+"""`palisade publish`: what is sent, what the reports say of it, and what is told when it could not be sent."""
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 import pytest
 
-from palisade.publish import Mapping as Columns
-from palisade.publish import UnusableFile, parse_json_features, publish, read_predictions
+from palisade.publish import RECORD_BYTES, publish
+from palisade.recorded import Mapping as Columns
+from palisade.recorded import read_predictions
+from palisade.tables import UnusableFile
 from responders.signing import Keyring, SigningKey
 from schemas.events import Report
 from schemas.topics import PREDICTIONS, REPORTS
@@ -21,69 +22,11 @@ from streams.audit.rows import rows_of
 from streams.embedded_broker import EmbeddedBroker
 from streams.reading import read_to_end
 from streams.records import Records, listed
-
-ROWS = [{"who": f"c{k % 3}", "amount": 1.5 * k, "plan": "pro", "at": 1_700_000_000 + k / 100} for k in range(40)]
-MAPPING = Columns(endpoint="credit", caller="who", time="at")
+from tests.palisade.test_recorded import MAPPING, ROWS, write
 
 
-def write(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
-    path, table = folder / f"rows.{kind}", pa.Table.from_pylist(rows)
-    if kind == "parquet":
-        pq.write_table(table, path)
-    elif kind == "csv":
-        pacsv.write_csv(table, path)
-    elif kind == "arrow":
-        with pa.ipc.new_file(str(path), table.schema) as writer:
-            writer.write_table(table)
-    else:
-        path.write_text("\n".join(map(json.dumps, rows)))
-    return path
-
-
-@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "arrow"])
-def test_each_format_gives_the_same_predictions_in_the_order_of_time(kind: str, tmp_path: Path) -> None:
-    table = read_predictions(write(tmp_path, kind, ROWS[::-1]), MAPPING)
-
-    assert table["features"].to_pylist()[1] == {"amount": 1.5, "plan": "pro"}
-    assert table["caller"].to_pylist()[:4] == ["c0", "c1", "c2", "c0"]
-    assert table["ts"].to_pylist()[0] == 1_700_000_000_000
-    assert set(table["endpoint"].to_pylist()) == {"credit"}
-
-
-def test_a_column_of_features_is_taken_as_it_is_also_as_json_text(tmp_path: Path) -> None:
-    rows = [{"endpoint": "spam", "features": json.dumps({"a": k}), "label": 1} for k in range(3)]
-
-    table = parse_json_features(read_predictions(write(tmp_path, "jsonl", rows), Columns(drop=("label",))))
-
-    assert table["features"].to_pylist() == [{"a": 0}, {"a": 1}, {"a": 2}]
-    assert table["endpoint"].to_pylist() == ["spam"] * 3
-
-
-@pytest.mark.parametrize(
-    ("name", "rows", "mapping", "words"),
-    [
-        ("jsonl", [{"a": 1}], Columns(), "--endpoint NAME"),
-        ("jsonl", [{"endpoint": "x"}], Columns(), "no features"),
-        ("jsonl", [{"a": 1, "at": "noon"}], Columns("x", time="at"), "time column is no time"),
-        ("txt", [{"a": 1}], Columns("x"), "must end in"),
-    ],
-)
-def test_a_file_that_cannot_be_used_says_what_to_do(
-    name: str, rows: list[dict[str, Any]], mapping: Columns, words: str, tmp_path: Path
-) -> None:
-    with pytest.raises(UnusableFile, match=words):
-        read_predictions(write(tmp_path, name, rows), mapping)
-
-
-def test_a_file_that_is_damaged_or_absent_says_so(tmp_path: Path) -> None:
-    (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    (tmp_path / "x.arrow").write_bytes(b"no")
-    (tmp_path / "x.jsonl").write_bytes(b"{")
-    for name in ("x.parquet", "x.arrow", "x.jsonl", "none.parquet"):
-        with pytest.raises(UnusableFile, match="cannot be read"):
-            read_predictions(tmp_path / name, MAPPING)
-    with pytest.raises(UnusableFile, match="no JSON object"):
-        parse_json_features(pa.table({"features": ["{"]}))
+def table_of(folder: Path, rows: list[dict[str, Any]] = ROWS, mapping: Columns = MAPPING) -> pa.Table:
+    return read_predictions(write(folder, rows), mapping).table
 
 
 @pytest.mark.parametrize("recorded_pace", [True, False], ids=["at recorded pace", "flat out"])
@@ -92,7 +35,7 @@ def test_all_rows_and_signed_reports_of_them_are_confirmed(
 ) -> None:
     broker = embedded_broker({PREDICTIONS: 1, REPORTS: 1})
     signer, seen = SigningKey.generate(), []
-    table = read_predictions(write(tmp_path, "jsonl", ROWS), MAPPING)
+    table = table_of(tmp_path)
 
     done = publish(
         table, broker.connection, recorded_pace=recorded_pace, speed=2.0, signer=signer, progress=seen.append
@@ -125,8 +68,9 @@ def test_predictions_and_reports_say_the_same_of_who_authenticated_a_caller(
     tmp_path: Path,
 ) -> None:
     broker = embedded_broker({PREDICTIONS: 1, REPORTS: 1})
-    rows = [row | ({"caller_auth": own} if own else {}) for row in ROWS]
-    table = read_predictions(write(tmp_path, "jsonl", rows), MAPPING)
+    rows = [row | ({"whose word": own} if own else {}) for row in ROWS]
+    mapping = Columns("credit", "who", "at", fields=(("caller_auth", "whose word"),) if own else ())
+    table = table_of(tmp_path, rows, mapping)
 
     publish(table, broker.connection, recorded_pace=False, signer=SigningKey.generate() if signed else None)
 
@@ -142,7 +86,7 @@ def test_a_broker_that_dies_ends_the_publishing_and_says_how_much_was_not_sent(
     broker = embedded_broker({PREDICTIONS: 1, REPORTS: 1})
     connection = broker.connection.model_copy(update={"extra": {"message.timeout.ms": 300, "log_level": 0}})
     rows = [row | {"at": 1_700_000_000 + k} for k, row in enumerate(ROWS)]
-    table = read_predictions(write(tmp_path, "jsonl", rows), MAPPING)
+    table = table_of(tmp_path, rows)
 
     done = publish(table, connection, recorded_pace=True, speed=2.0, progress=lambda _: broker.down())
 
@@ -154,6 +98,47 @@ def test_a_broker_that_dies_ends_the_publishing_and_says_how_much_was_not_sent(
 def test_a_pace_without_times_is_refused(tmp_path: Path) -> None:
     from streams.transport.settings import KafkaConnection
 
-    table = read_predictions(write(tmp_path, "jsonl", ROWS), Columns("credit", drop=("at",)))
+    table = table_of(tmp_path, mapping=Columns("credit", drop=("at",)))
     with pytest.raises(UnusableFile, match="--flat-out"):
         publish(table, KafkaConnection(bootstrap="127.0.0.1:1"), recorded_pace=True)
+
+
+def test_rows_that_are_too_much_for_one_record_go_in_several_and_a_row_that_is_has_to_be_mended(
+    embedded_broker: Callable[[Mapping[str, int]], EmbeddedBroker], tmp_path: Path
+) -> None:
+    broker = embedded_broker({PREDICTIONS: 1, REPORTS: 1})
+    rows = [{"x": float(k), "text": f"{k:03}" + random.Random(k).randbytes(8_000).hex()} for k in range(200)]
+
+    done = publish(table_of(tmp_path, rows, Columns("credit")), broker.connection, recorded_pace=False)
+
+    records = [message.value() or b"" for message in read_to_end(broker.connection, PREDICTIONS, 0)]
+    sent = [row["x"] for record in records for row in pa.ipc.open_stream(record).read_all()["features"].to_pylist()]
+    assert (done.rows, done.failed, sent) == (200, 0, [row["x"] for row in rows])
+    assert max(map(len, records)) <= RECORD_BYTES < sum(map(len, records))
+    long = [{"text": random.Random(1).randbytes(RECORD_BYTES).hex()}]
+    with pytest.raises(UnusableFile, match="leave out long texts"):
+        publish(table_of(tmp_path, long, Columns("credit")), broker.connection, recorded_pace=False)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_reports_say_of_the_fallback_what_the_user_says(
+    works: bool, embedded_broker: Callable[[Mapping[str, int]], EmbeddedBroker], tmp_path: Path
+) -> None:
+    broker = embedded_broker({PREDICTIONS: 1, REPORTS: 1})
+
+    publish(table_of(tmp_path), broker.connection, recorded_pace=False, fallback_works=works)
+
+    reports = [Report.from_bytes(m.value() or b"") for m in read_to_end(broker.connection, REPORTS, 0)]
+    assert {report.fallback_ok for report in reports} == {works}
+
+
+def test_rows_without_a_caller_are_anonymous_in_reports_as_in_predictions(
+    embedded_broker: Callable[[Mapping[str, int]], EmbeddedBroker], tmp_path: Path
+) -> None:
+    broker = embedded_broker({PREDICTIONS: 1, REPORTS: 1})
+    rows = [{"who": who, "x": 1.0} for who in ("ann", "", None)]
+
+    publish(table_of(tmp_path, rows, Columns("credit", "who")), broker.connection, recorded_pace=False)
+
+    (report,) = (Report.from_bytes(m.value() or b"") for m in read_to_end(broker.connection, REPORTS, 0))
+    assert {each.caller: each.asked for each in report.callers} == {"ann": 1, "anonymous": 2}

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from palisade.settings import default_policy, default_policy_text, load, policy_hash, read_yaml
+from palisade.settings import connection_of, default_policy, default_policy_text, load, policy_hash, read_yaml
 from responders.signing import SigningKey
-from schemas.config import PalisadeConfig, PolicyConfig
+from schemas.config import KafkaConfig, PalisadeConfig, PolicyConfig
 from schemas.errors import ConfigError
+from schemas.ids import clean_id
 
 GOOD = """\
 kafka:
@@ -28,7 +29,32 @@ BAD_CONFIGS: dict[str, tuple[str, int, str]] = {
     "a list for a mapping": ("kafka:\n  - bootstrap\n", 1, "kafka"),
     "an endpoint without a name": ("endpoints:\n  - name: a\n  - mode: observe\n", 3, "name"),
     "an odd endpoint name": ("endpoints:\n  - name: 'a b'\n", 2, "A-Za-z0-9"),
-    "two endpoints of one name": ("endpoints:\n  - name: a\n  - name: a\n", 1, "two endpoints"),
+    "two endpoints of one name": ("endpoints:\n  - name: a\n  - name: a\n", 3, "two endpoints are named 'a'"),
+    "an allowlist entry that is empty": (
+        "endpoints:\n  - name: a\n    allowlist:\n      - b\n      - ''\n",
+        5,
+        "at least 1",
+    ),
+    "a list that holds itself": ("data_dir: x\nendpoints: &a [*a]\n", 2, "endpoints.0"),
+    "a policy that is missing": ("data_dir: x\npolicy: gone.yaml\n", 2, "policy: gone.yaml does not exist"),
+    "a certificate that is missing": (
+        "kafka:\n  security_protocol: SSL\n  ssl_ca_location: gone.pem\n",
+        3,
+        "gone.pem does not exist",
+    ),
+    "a setting that librdkafka has not": (
+        "kafka:\n  extra:\n    linger.ms: 5\n    no.such.setting: 1\n",
+        4,
+        'No such configuration property: "no.such',
+    ),
+    "a value that librdkafka refuses": ("kafka:\n  extra:\n    linger.ms: often\n", 3, "Invalid value"),
+    "a setting that is ours": ("kafka:\n  extra:\n    acks: 0\n", 2, "not open to change: acks"),
+    "a mechanism without a user": (
+        "kafka:\n  security_protocol: SASL_SSL\n  sasl_mechanism: PLAIN\n",
+        1,
+        "sasl.username and sasl.password",
+    ),
+    "an audit that is no URL": ("clickhouse:\n  url: localhost:8123\n", 2, "https?"),
     "a key given twice": ("endpoints:\n  - name: a\nkafka: {}\nendpoints:\n  - name: b\n", 4, "given twice"),
     "a nested key given twice": ("kafka:\n  partitions: 1\n  replication: 1\n  partitions: 2\n", 4, "given twice"),
     "a tab": ("kafka:\n\tbootstrap: x\n", 2, "not YAML"),
@@ -48,7 +74,7 @@ BAD_POLICIES: dict[str, tuple[str, int, str]] = {
     "an unknown answer": ("rules:\n  - name: a\n    when: {kinds: [errors]}\n    then: explode\n", 4, "fallback"),
     "too long an action": ("durations:\n  action_s: 999999\nrules:\n  - name: a\n    when: {kinds: [errors]}\n    then: notify\n", 2, "3600"),
     "two rules of one name": (
-        "rules:\n" + 2 * "  - name: a\n    when: {kinds: [errors]}\n    then: notify\n", 1, "two rules",
+        "rules:\n" + 2 * "  - name: a\n    when: {kinds: [errors]}\n    then: notify\n", 5, "two rules",
     ),
 }  # fmt: skip
 
@@ -137,3 +163,23 @@ def test_a_good_key_is_taken(tmp_path: Path) -> None:
     key = SigningKey.generate().public_base64
 
     assert load(write(tmp_path, f"operator_keys: ['{key}']\n")).config.operator_keys == (key,)
+
+
+def test_a_caller_on_the_allowlist_is_the_one_that_the_log_names(tmp_path: Path) -> None:
+    (endpoint,) = load(write(tmp_path, "endpoints: [{name: a, allowlist: [ann, 'Acme Corp!']}]\n")).config.endpoints
+
+    assert endpoint.allowlist == ("ann", clean_id("Acme Corp!"))
+
+
+def test_certificates_are_found_from_the_folder_of_the_configuration(tmp_path: Path) -> None:
+    write(tmp_path, "", "ca.pem")
+
+    kafka = KafkaConfig(security_protocol="SSL", ssl_ca_location="ca.pem")
+    assert connection_of(kafka, tmp_path).ssl_ca_location == str(tmp_path / "ca.pem")
+    probed = KafkaConfig(security_protocol="SSL", ssl_ca_location="probe")
+    assert connection_of(probed, tmp_path).ssl_ca_location == "probe"
+
+
+def test_a_document_that_nests_without_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nests too deeply"):
+        load(write(tmp_path, "endpoints: " + "[" * 5_000))

@@ -293,7 +293,7 @@ def test_a_person_limits_a_caller_to_a_rate_and_sees_it_in_the_status(stack: Sta
     assert status == 0, errors
     assert "caller bob of credit is limited to 2.5 answers/s" in out
 
-    assert "would limit bob to 2.5/s for" in palisade("status", "--config", stack.config)[1]
+    assert "would limit bob to 2.5/s since " in palisade("status", "--config", stack.config)[1]
     status, out, errors = palisade("unlimit", "credit", "--caller", "bob", *ours)
     assert status == 0, errors
     assert "bob" not in palisade("status", "--config", stack.config)[1]

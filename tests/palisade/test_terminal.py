@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -131,8 +132,8 @@ def test_garbage_on_the_topics_hides_nothing_and_stops_nobody(topics: Topics, na
 
     assert (status, errors) == (0, "")
     said = readable(out)
-    assert "credit 3 150.4 works fallback for 5" in said
-    assert "limit bob to 2.5/s for 5" in said
+    assert "credit 3 150.4 works fallback since " in said
+    assert re.search(r"limit bob to 2.5/s since \d\d:\d\d:\d\d UTC, for 5\d\d s: caller_out_of_pattern", said)
     assert "limit eve to the floor" in said
     assert "kill switch" not in said
 
@@ -183,7 +184,7 @@ def test_the_place_of_a_dead_letter_can_be_copied_whole_and_what_strangers_wrote
     )
     topics.put_garbage()
     topics.write(DEAD_LETTERS, letter)
-    topics.write(DEAD_LETTERS, letter.model_copy(update={"log_row": 500, "head": "x"}))
+    topics.write(DEAD_LETTERS, letter.model_copy(update={"log_row": 500, "head": "x", "reason": "not_json"}))
 
     status, out, _ = narrow("deadletter", "list", "--config", topics.config)
 
@@ -193,6 +194,40 @@ def test_the_place_of_a_dead_letter_can_be_copied_whole_and_what_strangers_wrote
     status, out, _ = narrow("deadletter", "show", "palisade.predictions/11/1234567/499", "--config", topics.config)
     assert (status, "12 bytes" in out, "{}" in out) == (0, True, True)
     assert narrow("deadletter", "show", "palisade.predictions/11/1234567/500", "--config", topics.config)[0] == 0
+
+
+def test_dead_letters_of_a_kind_are_one_line_and_too_many_kinds_are_counted(topics: Topics, narrow: Run) -> None:
+    letter = DeadLetter(log_topic="palisade.predictions", log_partition=1, log_offset=7, reason="arrow_schema", detail="c",
+                        endpoint="credit", size=1, sha256="0" * 64, head="", headers={}, broker_ms=NOW)  # fmt: skip
+    for row in range(1_000):
+        topics.write(DEAD_LETTERS, letter.model_copy(update={"log_row": row, "caller": f"c{row % 3}"}))
+    for number in range(25):
+        update = {"log_offset": 8, "detail": f"d{number}", "reason": "not_json", "broker_ms": NOW - 60_000}
+        topics.write(DEAD_LETTERS, letter.model_copy(update=update))
+
+    said = readable(narrow("deadletter", "list", "--config", topics.config)[1])
+
+    assert "palisade.predictions/1/7/999 1,000 credit 3 callers arrow_schema c" in said
+    assert said.count("not_json d") == 19
+    assert "and 6 more kinds (not_json 6); see those of one reason with --reason" in said
+
+
+def test_what_holds_is_shown_since_it_began_even_if_much_was_said_since(
+    topics: Topics, narrow: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("palisade.overview.LOOK_BACK", 10)
+    began = decision("fallback").model_copy(update={"issued_ms": NOW - 1_200_000})
+    topics.write(ACTIONS, journal(1, began))
+    topics.write(ACTIONS, journal(2, began.model_copy(update={"issued_ms": NOW, "reason": "evidence_renewed"})))
+    for number in range(60):
+        topics.write(ACTIONS, journal(3 + number, decision("notify", f"c{number}")))
+
+    said = readable(narrow("status", "--config", topics.config)[1])
+
+    since = datetime.fromtimestamp(NOW / 1000 - 1_200, UTC).strftime("%H:%M:%S")
+    assert f"fallback since {since} UTC, for 5" in said
+    assert "caller_out_of_pattern" in said
+    assert "evidence_renewed" not in said
 
 
 AT = datetime(2026, 3, 1, 12, 0, 0, 123_000, tzinfo=UTC)
