@@ -71,7 +71,7 @@ class RouteCounts(Wire):
     served: int = Field(0, ge=0, le=MAX_COUNT)
     errors: int = Field(0, ge=0, le=MAX_COUNT)
     timeouts: int = Field(0, ge=0, le=MAX_COUNT)
-    latency: list[Annotated[int, Field(le=MAX_COUNT)]] = Field(default_factory=list, max_length=LATENCY_BUCKETS)
+    latency: list[Annotated[int, Field(ge=0, le=MAX_COUNT)]] = Field(default_factory=list, max_length=LATENCY_BUCKETS)
 
 
 class CallerCounts(Wire):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from schemas.events import CallerAuth
+from schemas.events import MAX_COUNT, CallerAuth
 from schemas.wire import Column, Id, Millis, Wire, Word
 
 _LowCardinality = Column("LowCardinality(String)")
@@ -94,7 +94,7 @@ class KnockingCaller(Wire):
 
     caller: Id
     caller_auth: CallerAuth = "claimed"
-    asked_per_s: float
+    asked_per_s: float = Field(allow_inf_nan=False)
 
 
 class EndpointState(Wire):
@@ -109,14 +109,14 @@ class EndpointState(Wire):
 
     endpoint: Word
     at_ms: Millis
-    guards_live: int = Field(0, ge=0)
+    guards_live: int = Field(0, ge=0, le=MAX_COUNT)
     epoch_applied: int = 0
     fallback_ok: bool = False
     killed: bool = False
     live_version: Word = "default"
-    asked_per_s: float = 0.0
-    active_callers: int = Field(0, ge=0)
-    median_caller_rate: float = 0.0
+    asked_per_s: float = Field(0.0, allow_inf_nan=False)
+    active_callers: int = Field(0, ge=0, le=MAX_COUNT)
+    median_caller_rate: float = Field(0.0, allow_inf_nan=False)
     good_probes: int = 0
     knocking: Annotated[list[KnockingCaller], _Json] = Field(default_factory=list, max_length=100)
     guard_shares: Annotated[GuardShares, _Json] = Field(default_factory=dict, max_length=MAX_GUARD_SHARES)
