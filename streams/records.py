@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any, NamedTuple, Protocol
 
 from schemas.wire import KIND_HEADER
@@ -59,23 +60,20 @@ UNREADABLE_KIND = b"unreadable"
 """The kind of records whose headers cannot be read; no topic holds it."""
 
 
-def headers_of(message: Headed) -> RawHeaders:
-    """The headers of a message, whatever they are."""
+_asked = methodcaller("headers")
+"""confluent-kafka 2.16 answers with a list *and* an exception where the name of a header is not UTF-8. Called from C that is
+found out at once; the interpreter's own fast call (PEP 659) would go on with the half-made list."""
+
+
+def headers_of(message: Headed) -> list[tuple[str, bytes | None]]:
+    """The headers of a message, whatever they are. Whoever may write a topic can send a name that is not UTF-8: such a
+    record has the one header that says that they cannot be read."""
     try:
-        return listed(message.headers())
-    except SystemError:
-        return replaced_headers(message)
-
-
-def replaced_headers(message: Headed) -> list[tuple[str, bytes | None]]:
-    """What stands for headers that raised SystemError: a name is not UTF-8, which whoever may write a topic can send.
-
-    confluent-kafka 2.16 keeps its half-made list: asked for it again the process dies (cimpl `Message.headers`), so the
-    message gets these in its place.
-    """
-    headers: list[tuple[str, bytes | None]] = [(KIND_HEADER, UNREADABLE_KIND)]
-    message.set_headers(headers)
-    return headers
+        found: list[tuple[str, bytes | None]] = _asked(message) or []
+    except (SystemError, UnicodeDecodeError):
+        found = [(KIND_HEADER, UNREADABLE_KIND)]
+        message.set_headers(found)  # it has kept the half-made list: asked for it again, the process would die
+    return found
 
 
 def listed(headers: Mapping[str, str | bytes | None] | Sequence[tuple[str, str | bytes | None]] | None) -> RawHeaders:

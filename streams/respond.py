@@ -284,7 +284,7 @@ class RespondRole:
         message = read_newest(self._connection, RESPOND_STATE, 0).get(_STATE_KEY.decode())
         if message is None:
             return RespondState(), 0
-        headers = dict(headers_of(message) or ())
+        headers = dict(headers_of(message))
         try:
             return from_bytes(message.value() or b""), int(headers[_OFFSET_HEADER] or b"0")
         except (StateRefused, KeyError, ValueError) as error:

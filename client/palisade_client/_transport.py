@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import methodcaller
 from typing import Any, NamedTuple, Protocol
 
 from palisade_client._log import log_fault, logger
@@ -242,8 +243,17 @@ def _append_time(message: Any) -> int | None:
     return at_ms if kind == TIMESTAMP_LOG_APPEND_TIME and at_ms > 1_000_000_000_000 else None
 
 
+_headers_of = methodcaller("headers")
+"""Called from C: where a name is not UTF-8 confluent-kafka 2.16 answers with a half-made list and an exception, which the
+interpreter's own fast call does not look for; a look at that list ends the process."""
+
+
 def _record(message: Any) -> Record:
-    headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
+    try:
+        pairs = _headers_of(message) or []
+    except (SystemError, UnicodeDecodeError):  # a header's name is not UTF-8: nothing that we or Palisade wrote
+        pairs = []
+    headers = {name: value for name, value in pairs if isinstance(value, bytes)}
     key = message.key()
     text = key.decode("utf-8", "replace") if isinstance(key, bytes) else key
     return Record(text, message.value(), headers, message.timestamp()[1])

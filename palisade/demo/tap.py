@@ -134,7 +134,7 @@ class Tap:
             raise KafkaException(error)
         at = (message.topic(), message.partition(), message.offset())
         topic, partition, offset = cast(tuple[str, int, int], at)  # a record without an error has them
-        headers = {name: value or b"" for name, value in headers_of(message) or ()}
+        headers = {name: value or b"" for name, value in headers_of(message)}
         at_s = message.timestamp()[1] / 1000
         self._on_record(Record(topic, partition, offset, at_s, time.time(), headers, message.value()))
         self._next[topic, partition] = offset + 1

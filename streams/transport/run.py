@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
-from streams.records import replaced_headers
+from streams.records import headers_of
 
 if TYPE_CHECKING:
     from streams.transport.ledger import Ledger
@@ -95,13 +95,7 @@ class Run:
     @property
     def headers(self) -> list[list[tuple[str, bytes | None]]]:
         """Headers of each record, in order; a header may occur twice and may have the value `None`."""
-        found: list[list[tuple[str, bytes | None]]] = []
-        for record in self._records:
-            try:
-                found.append(record.headers() or [])
-            except SystemError:
-                found.append(replaced_headers(record))
-        return found
+        return [headers_of(record) for record in self._records]
 
     @property
     def offsets(self) -> list[int]:
