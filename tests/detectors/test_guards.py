@@ -148,3 +148,25 @@ def test_a_count_beyond_any_rate_is_taken_as_the_largest() -> None:
     guards.take(replace(event, report=event.report.model_copy(update={"asked": 2**62})))
 
     assert guards.asked == MAX_ASKED
+
+
+def test_what_a_guard_that_has_ended_counted_counts_no_longer_and_is_not_kept() -> None:
+    traffic, log = Traffic(ENDPOINTS), Log()
+
+    traffic.update([log.report({"a": 5}, guard=f"g{number}", after_ms=100, interval_ms=1_000) for number in range(400)])
+    traffic.update([log.tick(5_000)])
+
+    windows = traffic._parts[ENDPOINT].main.callers.windows
+    assert len(windows) == 0
+    assert windows.total(0, log.point().ms) == 0.0
+
+
+def test_a_late_report_of_a_guard_beyond_the_bound_is_judged_by_itself() -> None:
+    traffic, log = Traffic({ENDPOINT: EndpointConfig(name=ENDPOINT, caller_rate_max=50)}), Log()
+    traffic.update(a_second(log, MAX_GUARDS, {}))
+
+    event = log.report({"mallory": 300}, guard="one more", after_ms=10, interval_ms=1_000)
+    times = {"from_ms": event.report.from_ms - 60_000, "to_ms": event.report.to_ms - 60_000}
+    readings = traffic.update([replace(event, report=event.report.model_copy(update=times))])
+
+    assert [reading.subject for reading in firing(readings, "caller_rate")] == ["mallory"]
