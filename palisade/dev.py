@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from palisade.running import announce
+from palisade.settings import PROBE
 from palisade.supervisor import ChildSpec, Supervisor, python_module
 from responders.signing import SigningKey
 from schemas.config import PalisadeConfig
@@ -169,7 +170,7 @@ def _absolute(effective: dict[str, Any], home: Path) -> None:
     """Files that the user's configuration names are found from the folder of the effective one too."""
     for section, names in _FILES.items():
         for name in names:
-            if name in effective.get(section, {}):
+            if effective.get(section, {}).get(name) not in (None, PROBE):
                 effective[section][name] = str((home / effective[section][name]).resolve())
 
 

@@ -45,8 +45,20 @@ def load(path: Path) -> Settings:
     """The configuration of `path` and the policy that it names (the shipped one if none). Raises ConfigError."""
     config = read_yaml(path, PalisadeConfig)
     _check_across(config, path)
-    policy = read_yaml(path.parent / config.policy, PolicyConfig) if config.policy else default_policy()
-    return Settings(config, policy, path.parent.resolve())
+    return Settings(config, policy_of(config, path), path.parent.resolve())
+
+
+def policy_of(config: PalisadeConfig, path: Path) -> PolicyConfig:
+    """The policy that the configuration at `path` names; the shipped one if none. Raises ConfigError."""
+    if config.policy is None:
+        return default_policy()
+    file = path.parent / config.policy
+    if not file.exists():
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        raise ConfigError(
+            f"policy: {config.policy} does not exist{ADVICE_ON_FILES}", f"{path}:{line_of(root, ('policy',))}"
+        )
+    return read_yaml(file, PolicyConfig)
 
 
 def load_connection(path: Path) -> tuple[KafkaConnection, Path]:
@@ -164,7 +176,6 @@ def _check_across(config: PalisadeConfig, path: Path) -> None:
         return f"{path}:{line_of(root, steps)}"
 
     files: tuple[tuple[str | None, tuple[str, ...]], ...] = (
-        (config.policy, ("policy",)),
         (config.signing_key_file, ("signing_key_file",)),
         (config.clickhouse.password_file, ("clickhouse", "password_file")),
         (config.kafka.sasl_password_file, ("kafka", "sasl_password_file")),

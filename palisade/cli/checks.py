@@ -20,6 +20,7 @@ def check(
 ) -> None:
     """Checks a configuration and its policy without touching anything; names file and line of what is wrong."""
     from palisade.settings import policy_hash, read_yaml
+    from responders.signing import SigningKey
     from schemas.config import PolicyConfig
 
     for path in policy or []:
@@ -30,6 +31,8 @@ def check(
     if policy and config is None:
         return
     settings = settings_of(config)
+    if settings.config.signing_key_file is not None:
+        SigningKey.load(settings.home / settings.config.signing_key_file)
     console.print(f"[green]ok[/] {len(settings.config.endpoints)} endpoints, broker {settings.config.kafka.bootstrap}")
     console.print(
         f"[green]ok[/] policy {settings.policy.name}, mode {settings.policy.mode}, {policy_hash(settings.policy)[:12]}"

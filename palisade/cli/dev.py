@@ -99,14 +99,16 @@ class _Ending:
 
 
 def _base(config: Path | None, endpoints: list[str]) -> tuple[Path | None, PalisadeConfig]:
-    from palisade.settings import read_yaml
+    from palisade.settings import policy_of, read_yaml
     from schemas.config import EndpointConfig, PalisadeConfig
     from schemas.errors import ConfigError
 
     if config is None and Path("palisade.yaml").exists() and not endpoints:
         config = Path("palisade.yaml")
     if config is not None:
-        return config, read_yaml(config, PalisadeConfig)
+        base = read_yaml(config, PalisadeConfig)
+        policy_of(base, config)
+        return config, base
     if not endpoints:
         raise ConfigError("which endpoints? Write a palisade.yaml here, or name them: palisade dev --endpoint credit")
     return None, PalisadeConfig(endpoints=tuple(EndpointConfig(name=name) for name in endpoints))
@@ -147,9 +149,9 @@ def _welcome(stack: DevStack, config: PalisadeConfig) -> None:
         console.print(f"  export PALISADE_CONFIG={stack.config_path.resolve()}", soft_wrap=True)
     endpoint = names[0] if names else "NAME"
     for line in (
-        "profile build train.parquet --exclude TARGET",
+        "profile build train.parquet --order-by TIME --exclude CALLER,TARGET",
         f"profile activate train.profile.json --endpoint {endpoint}",
-        f"publish live.parquet --endpoint {endpoint} --caller-column COLUMN --flat-out",
+        f"publish live.parquet --endpoint {endpoint} --caller-column CALLER --time-column TIME --drop TARGET",
         "status",
         "forensics timeline",
     ):

@@ -89,6 +89,8 @@ def test_an_error_ends_with_status_2_and_names_file_and_line(palisade: Run, tmp_
         (("status",), "start `palisade dev` in this folder"),
         (("worker", "cook"), "detect, respond, audit"),
         (("dev",), "--endpoint credit"),
+        (("dev", "--config", "lost.yaml"), "lost.yaml:1: policy: gone.yaml does not exist; name an existing file"),
+        (("check", "--config", "keyless.yaml"), "no Ed25519 private key can be read"),
         (("profile", "build", "rows.xls"), ".csv, .jsonl or .arrow"),
         (("profile", "build", "none.csv"), "cannot be read"),
         (("profile", "show", "none.json"), "cannot be read"),
@@ -110,6 +112,8 @@ def test_errors_say_what_to_do(
         monkeypatch.setattr(f"{module}.TIMEOUT_S", 0.3, raising=False)
     monkeypatch.setattr("palisade.cli.options.REACHED_S", 0.3)
     (tmp_path / "some.yaml").write_text("endpoints: [{name: a}]\n")
+    (tmp_path / "lost.yaml").write_text("policy: gone.yaml\nendpoints: [{name: a}]\n")
+    (tmp_path / "keyless.yaml").write_text("signing_key_file: some.yaml\n")
     (tmp_path / "stale.yaml").write_text("data_dir: .\nendpoints: [{name: a}]\n")
     (tmp_path / "clickhouse.json").write_text('{"url": "http://127.0.0.1:1", "user": "reader", "token_file": "token"}')
     (tmp_path / "token").write_text("x")
