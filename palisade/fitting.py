@@ -51,7 +51,9 @@ def misfits(profile: Profile, features: pa.StructArray) -> list[str]:
     other = [name for name in profile.order if name not in absent and not _is_kind(columns[name].type, kinds[name])]
     unknown = [name for name in columns if name not in kinds]
     said = []
-    if absent:
+    if len(absent) == len(profile.order):
+        said.append(f"no row has any feature of the profile ({_named(absent)}): is it the profile of this endpoint?")
+    elif absent:
         said.append(
             f"no row has {_named(absent)}, which the profile has: that counts as drift to missing. "
             f"If the model does not see it, build the profile again with --exclude {','.join(absent)}"

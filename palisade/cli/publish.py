@@ -119,6 +119,8 @@ def _time(seconds: float) -> str:
 
 def _warn_of_misfits(recorded: Recorded, connection: KafkaConnection) -> None:
     """Says where the rows and the active profile of their endpoint cannot agree."""
+    from confluent_kafka import KafkaException
+
     from palisade.fitting import active_profiles, misfits
 
     table = recorded.table
@@ -127,7 +129,12 @@ def _warn_of_misfits(recorded: Recorded, connection: KafkaConnection) -> None:
     if "model_version" in table.column_names:
         versions = {name or "default" for name in table["model_version"].unique().to_pylist()}
     features = table["features"].combine_chunks()
-    for (endpoint, version), profile in active_profiles(connection).items():
+    try:
+        active = active_profiles(connection)
+    except KafkaException as error:  # whoever may write predictions need not be allowed to read profiles
+        _warn(f"the rows are not compared with the active profile, which cannot be read: {error.args[0].str()}")
+        return
+    for (endpoint, version), profile in active.items():
         if endpoint in endpoints and version in versions:
             for sentence in misfits(profile, features):
                 _warn(f"{endpoint}@{version}: {sentence}")

@@ -11,18 +11,22 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from palisade.operate import send
 from palisade.publish import RECORD_BYTES, publish
 from palisade.recorded import Mapping as Columns
 from palisade.recorded import read_predictions
 from palisade.tables import UnusableFile
 from responders.signing import Keyring, SigningKey
-from schemas.events import Report
-from schemas.topics import PREDICTIONS, REPORTS
+from schemas.events import ProfileActivated, Report
+from schemas.topics import PREDICTIONS, PROFILES, REPORTS
 from streams.audit.rows import rows_of
 from streams.embedded_broker import EmbeddedBroker
+from streams.profiles import Active, active_record, profile_record
 from streams.reading import read_to_end
-from streams.records import Records, listed
+from streams.records import Outgoing, Records, listed
+from tests.palisade.conftest import Run
 from tests.palisade.test_recorded import MAPPING, ROWS, write
+from tests.streams.log_of_predictions import profile
 
 
 def table_of(folder: Path, rows: list[dict[str, Any]] = ROWS, mapping: Columns = MAPPING) -> pa.Table:
@@ -142,3 +146,31 @@ def test_rows_without_a_caller_are_anonymous_in_reports_as_in_predictions(
 
     (report,) = (Report.from_bytes(m.value() or b"") for m in read_to_end(broker.connection, REPORTS, 0))
     assert {each.caller: each.asked for each in report.callers} == {"ann": 1, "anonymous": 2}
+
+
+def test_a_feature_of_the_active_profile_that_no_row_has_is_named_and_the_rows_are_sent_all_the_same(
+    embedded_broker: Callable[[Mapping[str, int]], EmbeddedBroker], palisade: Run, tmp_path: Path
+) -> None:
+    broker = embedded_broker({PREDICTIONS: 1, REPORTS: 1, PROFILES: 1})
+    config = tmp_path / "palisade.yaml"
+    config.write_text(f"kafka: {{bootstrap: '{broker.bootstrap}'}}\nendpoints: [{{name: credit}}]\n")
+    wanted = profile()
+    name, content = profile_record(wanted.to_bytes())
+    activation = ProfileActivated(endpoint="credit", version="default", profile_hash=name)
+    active = active_record(Active(activation, 0, 0, activation.to_bytes(), ()))
+    send(broker.connection, [content, Outgoing(PROFILES, b"active|x|y", b"garbage", ()), active])
+    first, *others = wanted.order
+    kinds = {feature.name for feature in wanted.numeric}
+    rows = [{each: 1.0 if each in kinds else "a" for each in others} | {"status": "married"}]
+    file = write(tmp_path, rows)
+
+    status, out, errors = palisade("publish", file, "--endpoint", "credit", "--flat-out", "--config", config)
+
+    assert status == 0, errors
+    assert f"credit@default: no row has {first}, which the profile has" in out
+    assert f"--exclude {first}" in out
+    assert "status is taken as a feature; if it is the status of the prediction, say --field status=status" in out
+    assert f"features   {', '.join([*others, 'status'])}" in out
+    assert "1 predictions and 1 reports sent" in out
+    assert "palisade deadletter list" in out
+    assert len(list(read_to_end(broker.connection, PREDICTIONS, 0))) == 1
