@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False)
 REACHED_S = 8.0
 """What a command at a terminal waits for a broker before it says that there is none."""
+MOST_NAMES = 30
 
 ConfigOption = Annotated[
     Path | None,
@@ -67,6 +68,12 @@ def table_of(*columns: str, right: tuple[str, ...] = ()) -> Table:
 def listed_names(given: list[str] | None) -> tuple[str, ...]:
     """Names of an option that is repeated, or given once as `a,b,c`."""
     return tuple(dict.fromkeys(name.strip() for each in given or () for name in each.split(",") if name.strip()))
+
+
+def shown(names: tuple[str, ...]) -> str:
+    """Names in one line; of more than 30 the first 30, and how many there are besides."""
+    rest = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def say_error(message: str) -> None:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from palisade.cli.kill import KeyOption, operator_of
-from palisade.cli.options import ConfigOption, console, listed_names, reached, settings_of, table_of
+from palisade.cli.options import ConfigOption, console, listed_names, reached, settings_of, shown, table_of
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def build(
         f"[green]{escape(str(path))}[/]: {profile.rows:,} rows, {len(profile.order)} features, thresholds from {order}",
         soft_wrap=True,
     )
-    console.print(Text(f"features: {', '.join(profile.order)}"), soft_wrap=True)
+    console.print(Text(f"features: {shown(profile.order)}"), soft_wrap=True)
     for name, why in doubts:
         warning = Text("warning: ", "yellow").append(f"{name} {why}; if the model does not see it, ", "default")
         console.print(warning.append(f"build again with --exclude {name}", "default"), soft_wrap=True)
@@ -114,7 +114,7 @@ def activate(
     operator = operator_of(settings.home, key)
     name = activate_profile(reached(settings.connection), operator, profile.to_bytes(), endpoint, version)
     console.print(f"[green]active[/] for {endpoint}@{version}: {name}")
-    console.print(Text(f"each prediction of {endpoint} should have {', '.join(profile.order)}"), soft_wrap=True)
+    console.print(Text(f"each prediction of {endpoint} should have {shown(profile.order)}"), soft_wrap=True)
 
 
 def read_profile(path: Path) -> Profile:

@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 from rich.text import Text
 
-from palisade.cli.options import ConfigOption, console, listed_names, reached, say_error, settings_of
+from palisade.cli.options import ConfigOption, console, listed_names, reached, say_error, settings_of, shown
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ def _describe(file: Path, recorded: Recorded, speed: float | None) -> None:
     console.print(Text(f"{file}: {table.num_rows:,} rows{form}{span}"), soft_wrap=True)
     names = {"ts": "time"}
     lines = [(names.get(field, field), column) for field, column in recorded.meaning.items()]
-    lines += [("features", ", ".join(recorded.features))]
-    lines += [("left out", ", ".join(recorded.left_out))] if recorded.left_out else []
+    lines += [("features", shown(recorded.features))]
+    lines += [("left out", shown(recorded.left_out))] if recorded.left_out else []
     for name, column in lines:
         console.print(Text(f"  {name:<10} ", "dim").append(column, "default"), soft_wrap=True)
     if "caller" in table.column_names and table["caller"].null_count:

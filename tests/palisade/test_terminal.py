@@ -230,6 +230,11 @@ def test_what_holds_is_shown_since_it_began_even_if_much_was_said_since(
     assert "evidence_renewed" not in said
 
 
+def test_of_very_many_names_the_first_are_shown_and_the_rest_is_counted() -> None:
+    assert options.shown(("a", "b")) == "a, b"
+    assert options.shown(tuple(f"f{number}" for number in range(2_048))).endswith("f28, f29 and 2,018 more")
+
+
 AT = datetime(2026, 3, 1, 12, 0, 0, 123_000, tzinfo=UTC)
 
 
