@@ -23,6 +23,9 @@ MAX_LIMITS = 1_000
 MAX_GUARDS = 64
 """Guards whose share of the limits one directive names."""
 
+LEAST_PROBE_SHARE = 1e-9
+"""A smaller share of probes is none."""
+
 Refused = Literal[
     "no_keys",
     "unsigned",
@@ -63,7 +66,8 @@ class _Directive:
 
     @classmethod
     def parse(cls, value: bytes) -> _Directive:
-        """The directive of `value`; ValueError, TypeError, KeyError or RecursionError on anything else."""
+        """The directive of `value`; ValueError, TypeError, KeyError, AttributeError, RecursionError or OverflowError
+        on anything else."""
         fields = json.loads(value)
         limits = [
             (_text(x["caller"]), _number(x["rate_per_s"]), _whole(x["ttl_ms"]), _text(x["action_id"]))
@@ -145,7 +149,7 @@ class DirectiveState:
             return self._refuse(refused)
         try:
             directive = _Directive.parse(value)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             return self._refuse("undecodable")
         if directive.endpoint != self.endpoint:
             return self._refuse("wrong_endpoint")
@@ -177,7 +181,7 @@ class DirectiveState:
         falls_back = directive.fallback and may_fall_back
         return Orders(
             self._deadline if falls_back else float("-inf"),
-            round(1 / directive.probe_share) if directive.probe_share > 0 else 0,
+            round(1 / directive.probe_share) if directive.probe_share >= LEAST_PROBE_SHARE else 0,
             limits,
         )
 

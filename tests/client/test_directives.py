@@ -272,3 +272,28 @@ def test_the_epoch_never_goes_down_and_no_action_outlives_its_ttl(steps: list[tu
             assert at_epoch not in deadlines or at_epoch == 0 or until <= deadlines[at_epoch]
             deadlines[at_epoch] = until
         epoch = state.epoch
+
+
+@pytest.mark.parametrize("probe_share", [0, 5e-324, 1e-320])
+def test_so_small_a_share_of_probes_is_none(bench: Bench, probe_share: float) -> None:
+    guard = bench.guard(fallback=0.5).start()
+    bench.transport.deliver(directive(ENDPOINT, bench.key, route="fallback", probe_share=probe_share))
+
+    assert {served(bench, guard) for _ in range(50)} == {0.5}
+
+
+def test_a_rate_that_no_float_holds_is_refused_and_what_held_before_goes_on(bench: Bench) -> None:
+    guard = bench.guard(fallback=0.5).start()
+    bench.transport.deliver(directive(ENDPOINT, bench.key, route="fallback"))
+    limit = {"caller": "carol", "rate_per_s": 10**400, "ttl_ms": 1000, "action_id": "a"}
+    fields = {
+        "endpoint": ENDPOINT,
+        "epoch": 2,
+        "issued_ms": START_MS,
+        "ttl_ms": 1000,
+        "mode": "enforce",
+        "limits": [limit],
+    }
+    bench.transport.deliver(bench.key.signed("directive", ENDPOINT, fields))
+
+    assert (served(bench, guard), guard.status()["directives_refused"]) == (0.5, {"undecodable": 1})
