@@ -38,9 +38,13 @@ class ReportAt:
 
 @dataclass(frozen=True, slots=True)
 class TickAt:
-    """The log's clock: time has come this far, whatever else arrived."""
+    """The log's clock: time has come this far, whatever else arrived.
+
+    `behind_ms`: how far its writer then was behind on the same partition of predictions, where it says so.
+    """
 
     at: LogPoint
+    behind_ms: int | None = None
 
 
 ReportEvent = ReportAt | TickAt

@@ -104,20 +104,20 @@ class SignalBook:
                     break
                 del held[key]
                 last = _last_reading(incident, incident.caller, reading)
-                yield _signal(last, "recovered", incident.incident_id, incident.seq + 1)
+                yield signal_as(last, "recovered", incident.incident_id, incident.seq + 1)
 
     def _unknown_of(self, key: str, standing: Standing, reading: Reading) -> Signal | None:
         unknown = self._unknown[standing]
         if key in unknown or len(unknown) >= MAX_OPEN[standing]:
             return None
         unknown.add(key)
-        return _signal(reading, "unknown", incident_id="", seq=0)
+        return signal_as(reading, "unknown", incident_id="", seq=0)
 
     def _opened(self, key: str, standing: Standing, reading: Reading) -> Signal | None:
         held = self._open[standing]
         if len(held) >= MAX_OPEN[standing]:
             return None
-        signal = _signal(reading, "opened", incident_id="", seq=0)
+        signal = signal_as(reading, "opened", incident_id="", seq=0)
         caller = None if standing == "own" else _caller(reading)
         at_ms = reading.at.ms
         held[key] = _Incident(signal.incident_id, 0, reading.severity, at_ms, at_ms, caller=caller)
@@ -134,7 +134,7 @@ class SignalBook:
         held[key] = replace(
             incident, seq=incident.seq + 1, severity=severity, updated_ms=reading.at.ms, calm_since_ms=None
         )
-        return _signal(reading, "updated", incident.incident_id, incident.seq + 1)
+        return signal_as(reading, "updated", incident.incident_id, incident.seq + 1)
 
     def _calmer(self, key: str, held: dict[str, _Incident], incident: _Incident, reading: Reading) -> Signal | None:
         if not reading.calm:
@@ -147,7 +147,7 @@ class SignalBook:
                 held[key] = replace(incident, calm_since_ms=since)
             return None
         del held[key]
-        return _signal(reading, "recovered", incident.incident_id, incident.seq + 1)
+        return signal_as(reading, "recovered", incident.incident_id, incident.seq + 1)
 
     def snapshot(self) -> bytes:
         """The open incidents as JSON."""
@@ -228,7 +228,8 @@ def _key(reading: Reading) -> str:
     return stable_id(reading.detector, reading.kind, reading.subject_kind, reading.caller_auth or "", reading.subject)
 
 
-def _signal(reading: Reading, state: SignalState, incident_id: str, seq: int) -> Signal:
+def signal_as(reading: Reading, state: SignalState, incident_id: str, seq: int) -> Signal:
+    """`reading` as a signal of an incident; without an `incident_id` it is the first of its own."""
     at = reading.at
     signal_id = stable_id(
         reading.detector_hash,

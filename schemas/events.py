@@ -21,6 +21,8 @@ MAX_COUNT = 2**62
 """Counts of a report. A larger one is refused, so that no sum of them overflows."""
 MAX_REPORT_CALLERS = 100
 MAX_REPORT_ROUTES = 24
+MAX_BEHIND_MS = 10**13
+"""Three hundred years: what wrong clocks give is cut here."""
 
 LATENCY_BOUNDS_MS: tuple[float, ...] = tuple(0.25 * 2 ** (k / 2) for k in range(32))
 """Upper bounds of the report's latency histogram, milliseconds (0.25 ms to 11.6 s); one more bucket takes the rest."""
@@ -128,12 +130,18 @@ class Report(Wire):
 
 
 class Tick(Wire):
-    """The clock of a partition of the log, written by the detect worker that owns it; its time is the broker's."""
+    """The clock of a partition of the log, written by the detect worker that owns it; its time is the broker's.
+
+    `behind_ms`, on reports alone: how far that worker is behind on the same partition of predictions, from the broker's
+    time of the last record handled there to that of its own newest tick there; 0 once it has read that tick. Absent
+    while it does not know, or does not own that partition.
+    """
 
     KIND: ClassVar[str] = "tick"
 
     worker: Id
     at_ms: Millis
+    behind_ms: int | None = Field(None, ge=0, le=MAX_BEHIND_MS)
 
 
 class ProfileActivated(Wire):

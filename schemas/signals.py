@@ -32,6 +32,7 @@ SignalKind = Literal[
     "unknown_version",
     "detector_failed",
     "data_lost",
+    "lag",
 ]
 MAX_SHARES = 20
 MAX_GUARD_SHARES = 64

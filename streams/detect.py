@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from schemas.errors import PalisadeError, StateRefused
-from schemas.events import Tick
+from schemas.events import MAX_BEHIND_MS, Tick
 from schemas.ids import clean_id
 from schemas.topics import PREDICTIONS, REPORTS
 from schemas.wire import KIND_HEADER
@@ -78,6 +78,25 @@ class PartitionLog(Protocol):
 
 
 @dataclass(slots=True)
+class _Progress:
+    """How far a partition is handled, against this worker's newest tick in it that is confirmed. Offsets, broker's ms."""
+
+    handled: int = -1
+    handled_ms: int = 0
+    tick: int = -1
+    tick_ms: int = 0
+
+    @property
+    def behind_ms(self) -> int | None:
+        """0 once that tick is handled; None before the first tick, and while only what was handled before is replayed."""
+        if self.handled < 0 or self.tick < 0:
+            return None
+        if self.handled >= self.tick:
+            return 0
+        return min(max(0, self.tick_ms - self.handled_ms), MAX_BEHIND_MS)
+
+
+@dataclass(slots=True)
 class _Owned:
     """A partition while it is assigned to this worker."""
 
@@ -87,6 +106,7 @@ class _Owned:
     unconfirmed: set[asyncio.Future[Confirmed]] = field(default_factory=set)
     saved_from: dict[str, int] = field(default_factory=dict)
     ticked: float = 0.0
+    progress: _Progress = field(default_factory=_Progress)
     lost: bool = False
     """An outcome was not confirmed, or not even sent: this process ends, and its state must not outlive what it failed to
     say."""
@@ -98,6 +118,15 @@ class _Owned:
     def settle(self, sent: asyncio.Future[Confirmed]) -> None:
         self.unconfirmed.discard(sent)
         self.lost = self.lost or sent.cancelled() or sent.exception() is not None
+
+    def handled(self, records: Records) -> None:
+        """Notes how far the log is handled; a replay of what was handled before does not count as progress."""
+        if records.offsets[-1] >= self.quiet_below:
+            self.progress.handled, self.progress.handled_ms = records.offsets[-1], records.timestamps[-1]
+
+    def ticked_at(self, offset: int, ms: int) -> None:
+        if offset > self.progress.tick:
+            self.progress.tick, self.progress.tick_ms = offset, ms
 
 
 class DetectRole:
@@ -134,6 +163,7 @@ class DetectRole:
             except BaseException:  # cancelled between two pieces too: the state knows what nobody was told
                 owned.lost = True
                 raise
+        owned.handled(records)
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
         self._handled += 1
         self._metrics.delay.labels(run.tp.topic).observe(max(0.0, time.time() - records.timestamps[0] / 1000))
@@ -221,16 +251,25 @@ class DetectRole:
             for tp, owned in list(self._owned.items()):
                 if owned.log.pending or now - owned.ticked >= SLOW_TICK_S - TICK_S / 2:
                     owned.ticked = now
-                    self._tick(tp)
+                    self._tick(tp, owned)
 
-    def _tick(self, tp: TP) -> None:
-        tick = Tick(worker=self._worker, at_ms=int(time.time() * 1000))
+    def _tick(self, tp: TP, owned: _Owned) -> None:
+        at_ms = int(time.time() * 1000)
+        content = self._owned.get(TP(PREDICTIONS, tp.partition)) if tp.topic == REPORTS else None
+        behind_ms = None if content is None else content.progress.behind_ms
+        tick = Tick(worker=self._worker, at_ms=at_ms, behind_ms=behind_ms)
         sent = self._outbox().send(tp.topic, None, tick.to_bytes(), {KIND_HEADER: b"tick"}, tp.partition)
-        sent.add_done_callback(self._tick_sent)
+        sent.add_done_callback(lambda sent: self._tick_sent(owned, at_ms, sent))
 
-    def _tick_sent(self, sent: asyncio.Future[Confirmed]) -> None:
-        if not sent.cancelled() and sent.exception() is not None:
+    def _tick_sent(self, owned: _Owned, at_ms: int, sent: asyncio.Future[Confirmed]) -> None:
+        if sent.cancelled():
+            return
+        if sent.exception() is not None:
             self._metrics.ticks_lost.inc()
+            return
+        confirmed = sent.result()
+        # a broker that tells no time leaves that of this process
+        owned.ticked_at(confirmed.offset, confirmed.timestamp if confirmed.timestamp > 0 else at_ms)
 
     async def _send(self, owned: _Owned, outgoing: list[Outgoing], pause: Pause) -> list[asyncio.Future[Confirmed]]:
         outbox = self._outbox()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
 from detectors.bank import Bank
 from detectors.base import LogPoint, ReportAt, ReportEvent, TickAt
 from detectors.endpoint_state import EndpointStates
+from detectors.lag import Lag
 from detectors.unregistered import UnknownNames
 from responders.signing import Keyring
 from schemas.config import EndpointConfig
@@ -32,6 +33,7 @@ class EndpointReports:
 
     bank: Bank[ReportEvent]
     states: EndpointStates
+    lag: Lag = field(default_factory=Lag)
     applied: int = -1
     dirty: bool = False
 
@@ -87,7 +89,8 @@ class ReportLog:
         for name, batch in batches.items():
             concluded += await self._update(name, batch, pause)
         loud = [thing for thing in concluded if thing.log_offset >= quiet_below]
-        return dead + [said(thing) for thing in sorted(loud, key=lambda thing: thing.log_offset)]
+        # a tick concludes something of many endpoints: in the order of their names, whatever ran first
+        return dead + [said(thing) for thing in sorted(loud, key=lambda thing: (thing.log_offset, thing.endpoint))]
 
     def dirty(self) -> list[str]:
         """Parts that changed since they were saved."""
@@ -98,7 +101,8 @@ class ReportLog:
         running = self._running[part]
         running.dirty = False
         bank, states = running.bank.snapshot(part), running.states.snapshot(part)
-        return with_head({"applied": running.applied, "bank": len(bank)}, bank + states)
+        head = {"applied": running.applied, "bank": len(bank), "lag": running.lag.saved()}
+        return with_head(head, bank + states)
 
     def unsaved(self, part: str) -> None:
         """The snapshot that was taken last did not reach the store."""
@@ -111,6 +115,7 @@ class ReportLog:
         try:
             head, body = split_head(state)
             applied, bank = int(head["applied"]), int(head["bank"])
+            lag = Lag.of(head["lag"]) if "lag" in head else Lag()
         except (ValueError, KeyError, TypeError) as error:
             raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
         running = self._make(part)
@@ -119,14 +124,14 @@ class ReportLog:
         if running.states.signed(part) and not self._can_sign(part):
             raise StateRefused("what signed reports taught is no use where no producer key is listed any more")
         running.states.watch(part, bool(running.bank.open_parts()))
-        running.applied = applied
+        running.applied, running.lag = applied, lag
         self._running[part] = running
 
     def _event(self, records: Records, index: int, at: LogPoint) -> ReportEvent | Outgoing:
         value, headers = records.values[index], records.headers[index]
         kind = header_of(headers, KIND_HEADER) or b"report"
         if kind == Tick.KIND.encode():
-            return TickAt(at)
+            return TickAt(at, _behind_ms(value))
         if kind != b"report":
             return self._dead(records, index, "unknown_kind", f"kind {kind[:40]!r} does not belong on {REPORTS}")
         if value is None:
@@ -176,6 +181,8 @@ class ReportLog:
             concluded += running.bank.update([event]).signals
             running.states.watch(name, bool(running.bank.open_parts()))
             concluded += running.states.update([event])
+            if isinstance(event, TickAt):
+                concluded += running.lag.update(name, event)
             await pause()
         running.applied = fresh[-1].at.offset
         running.dirty = True
@@ -183,3 +190,12 @@ class ReportLog:
 
     def _dead(self, records: Records, index: int, reason: DeadReason, detail: str) -> Outgoing:
         return dead_record(REPORTS, self._partition, records, index, reason, detail)
+
+
+def _behind_ms(value: bytes | None) -> int | None:
+    """What a tick tells of predictions. One that cannot be read tells nothing, and is the log's clock all the same."""
+    try:
+        tick: Tick = Tick.from_bytes(value or b"")
+    except ValidationError:
+        return None
+    return tick.behind_ms

@@ -455,7 +455,7 @@ async def test_ticks_come_four_times_a_second_while_rows_wait_and_once_a_second_
 async def test_a_tick_that_is_lost_is_counted_and_nothing_else() -> None:
     bench = Bench(confirms=False)
     await bench.start()
-    bench.role._tick(TP0)
+    bench.role._tick(TP0, bench.role._owned[TP0])
 
     bench.outbox.lose(OSError("gone"))
     await settled()
