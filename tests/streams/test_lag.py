@@ -174,6 +174,9 @@ async def test_a_worker_tells_how_far_it_is_behind_until_it_reads_its_own_tick()
     await bench.handle(first=500, last=500, last_ms=1_004_000)
     assert await bench.tick(REPORTS, offset=9, ms=1_009_000) == 0
 
+    await bench.handle(first=501, last=501, last_ms=1)  # its producer's clock is wrong, on a broker that stamps none
+    assert await bench.tick(REPORTS, offset=10, ms=1_009_500) == 0
+
 
 @pytest.mark.anyio
 async def test_a_run_that_takes_long_is_seen_while_it_lasts() -> None:
