@@ -32,6 +32,9 @@ SNAPSHOT_BYTES_A_ROUND = 40_000_000
 """8 MB/s a worker over a round of 5 s; parts beyond it wait for the next round, longest unsaved first."""
 TICK_S = 0.25
 SLOW_TICK_S = 1.0
+CLOCKS_APART_MS = 86_400_000
+"""A tick confirmed with a time further from this process's clock was not stamped by a clock (the embedded broker confirms
+each record with 1234 ms since the epoch): its time is when it was sent."""
 REPORTS_HOLD_S = 0.1
 LOG_NAMES = {PREDICTIONS: "predictions", REPORTS: "reports"}
 
@@ -268,8 +271,8 @@ class DetectRole:
             self._metrics.ticks_lost.inc()
             return
         confirmed = sent.result()
-        # a broker that tells no time leaves that of this process
-        owned.ticked_at(confirmed.offset, confirmed.timestamp if confirmed.timestamp > 0 else at_ms)
+        told = abs(confirmed.timestamp - at_ms) < CLOCKS_APART_MS
+        owned.ticked_at(confirmed.offset, confirmed.timestamp if told else at_ms)
 
     async def _send(self, owned: _Owned, outgoing: list[Outgoing], pause: Pause) -> list[asyncio.Future[Confirmed]]:
         outbox = self._outbox()

@@ -14,6 +14,7 @@ from schemas.events import MAX_BEHIND_MS, Tick
 from schemas.signals import Signal
 from schemas.topics import PREDICTIONS, REPORTS
 from schemas.wire import KIND_HEADER
+from streams import detect
 from streams.records import RawHeaders, Records
 from streams.transport.ledger import Ledger
 from streams.transport.outbox import Confirmed
@@ -131,6 +132,12 @@ def test_nothing_is_done_about_it() -> None:
         assert responder.take(signal) == []
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's clock stands at 1,005,000 ms."""
+    monkeypatch.setattr(detect.time, "time", lambda: 1_005.0)
+
+
 class TwoLogs(Bench):
     """A role that owns partition 0 of reports, and of predictions if it should."""
 
@@ -161,6 +168,7 @@ class TwoLogs(Bench):
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("clock")
 async def test_a_worker_tells_how_far_it_is_behind_until_it_reads_its_own_tick() -> None:
     bench = TwoLogs()
     await bench.own()
@@ -179,6 +187,7 @@ async def test_a_worker_tells_how_far_it_is_behind_until_it_reads_its_own_tick()
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("clock")
 async def test_a_run_that_takes_long_is_seen_while_it_lasts() -> None:
     bench = TwoLogs()
     await bench.own()
@@ -193,6 +202,7 @@ async def test_a_run_that_takes_long_is_seen_while_it_lasts() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("clock")
 async def test_a_replay_of_what_was_handled_before_is_no_lag() -> None:
     bench = TwoLogs()
     await bench.own(committed=100)
@@ -205,6 +215,7 @@ async def test_a_replay_of_what_was_handled_before_is_no_lag() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("clock")
 async def test_a_worker_without_the_partition_of_predictions_tells_nothing() -> None:
     bench = TwoLogs()
     await bench.own(predictions=False)
@@ -215,6 +226,7 @@ async def test_a_worker_without_the_partition_of_predictions_tells_nothing() -> 
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("clock")
 async def test_times_that_no_clock_gives_stop_no_tick() -> None:
     bench = TwoLogs()
     await bench.own()
@@ -222,3 +234,14 @@ async def test_times_that_no_clock_gives_stop_no_tick() -> None:
     await bench.tick(PREDICTIONS, offset=1, ms=-1)
 
     assert await bench.tick(REPORTS, offset=1, ms=1_000_000) == MAX_BEHIND_MS
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("clock")
+async def test_a_broker_that_confirms_without_a_clock_leaves_the_time_at_which_the_tick_was_sent() -> None:
+    bench = TwoLogs()
+    await bench.own()
+    await bench.handle(first=0, last=0, last_ms=1_001_000)
+    await bench.tick(PREDICTIONS, offset=9, ms=1_005_000 - 86_400_000)
+
+    assert await bench.tick(REPORTS, offset=1, ms=1_005_000) == 4_000
