@@ -42,6 +42,8 @@ MAX_UNFITTED = 256
 """Versions without a profile that are said to be unknown one by one; further ones of the partition are not judged."""
 BLOCKS_AT_ONCE = 32
 """Blocks that the bank takes between two pauses, fewer while they take long: drift steps as many together."""
+BLOCKS_AT_LEAST = 8
+"""Fewer at once cost several times as much a block, for most of a call's cost is then the call itself."""
 READINGS_AT_ONCE = 512
 """Readings in one record of verdicts."""
 Fit = Callable[[str, str, Profile, bool], None]
@@ -116,7 +118,7 @@ class PredictionLog:
         self._decoder = Decoder(PREDICTIONS, partition, partitions, self._schema_of, registered)
         self._builder: BlockBuilder | None = None
         self._next = 0
-        self._at_once = BLOCKS_AT_ONCE // 4
+        self._at_once = BLOCKS_AT_LEAST
 
     @property
     def pending(self) -> bool:
@@ -322,8 +324,10 @@ class PredictionLog:
             piece = blocks[first : first + self._at_once]
             self._update(piece, batch)
             first += len(piece)
-            held_s = await pause()
-            self._at_once = min(BLOCKS_AT_ONCE, max(1, int(self._at_once * HOLD_S / max(held_s, HOLD_S / 2))))
+            piece_s = await pause()
+            if len(piece) == self._at_once or piece_s > HOLD_S:
+                pace = int(len(piece) * HOLD_S / max(piece_s, HOLD_S / 2))
+                self._at_once = min(BLOCKS_AT_ONCE, max(BLOCKS_AT_LEAST, pace))
 
     def _update(self, blocks: list[Block], batch: _Batch) -> None:
         concluded = self._bank.update(blocks)

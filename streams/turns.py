@@ -15,14 +15,16 @@ PAUSE_S = 0.1
 """A pause is at most so long: who has much to do himself comes on in the end."""
 
 Pause = Callable[[], Awaitable[float]]
-"""Called between pieces of work: lets the loop turn if the work has held it for long. Says for how many seconds it has."""
+"""Called between pieces of work: lets the loop turn if the work has held it for long. Returns the seconds of processor time
+that the thread has spent since the call before: what a piece costs, however many others share the machine."""
 
 
 class Turns:
-    """A `Pause` that counts from its making. Costs a look at the clock where no pause is due.
+    """A `Pause` that counts from its making. Costs a look at two clocks where no pause is due.
 
     `news` counts what others have done: while they do something the pause goes on, so that all that waits for its turn
-    gets it, not one record a pause.
+    gets it, not one record a pause. `clock` says when a pause is due, for the others wait by the clock on the wall;
+    `spent` is the thread's own time.
     """
 
     def __init__(
@@ -30,18 +32,23 @@ class Turns:
         news: Callable[[], int] = lambda: 0,
         hold_s: float = HOLD_S,
         clock: Callable[[], float] = time.perf_counter,
+        spent: Callable[[], float] = time.thread_time,
     ) -> None:
         self._news = news
         self._hold_s = hold_s
         self._clock = clock
+        self._spent = spent
         self._since = clock()
+        self._spent_before = spent()
 
     async def __call__(self) -> float:
-        held = self._clock() - self._since
-        if held >= self._hold_s:
-            await self._turn(self._clock() + PAUSE_S)
+        piece_s = self._spent() - self._spent_before
+        now = self._clock()
+        if now - self._since >= self._hold_s:
+            await self._turn(now + PAUSE_S)
             self._since = self._clock()
-        return held
+        self._spent_before = self._spent()
+        return piece_s
 
     async def _turn(self, until: float) -> None:
         seen, left = self._news(), TURNS
