@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -38,48 +36,69 @@ from tests.support.apache_kafka import ApacheKafka
 
 MEGABYTES = 60
 """Two to three seconds of work on a core to itself; the sender needs less than one."""
-ROUNDS = 4
+ROUNDS = 6
+PLANTED_MEGABYTES = 2
+"""Some twenty updates of the bank: four seconds, where each takes 200 ms more."""
 EVERY_S = 0.02
 DEADLINE_S = 120.0
-OWN_CORE = 0.75
-"""A worker that got so much of a core counts as having had one to itself."""
-_TICKS = os.sysconf("SC_CLK_TCK")
+PROMISED_S = 0.1
+PALISADE, PLANTED = "palisade.cli.main", "tests.integration.planted"
 
 
 @dataclass(frozen=True)
 class Delays:
-    """Runs of reports in a stretch of time: how many were handled within each bound (seconds), and the share of a core
-    that the flooded worker got."""
+    """Runs of reports in a stretch of time: how many were handled within each bound (seconds). `slowdown`: how many times
+    as long as on a core of its own the worker's work took, for others had the cores while it was ready to run."""
 
     runs: float
     within: dict[float, float]
-    core: float
+    slowdown: float
 
     def share(self, seconds: float) -> float:
-        """Of those handled within the smallest bound of the histogram that is not below `seconds`."""
-        return self.within[min(bound for bound in self.within if bound >= seconds)] / self.runs
+        """Of those handled within `seconds`; between two bounds of the histogram they are taken to lie evenly."""
+        bounds = sorted(bound for bound in self.within if bound < float("inf"))
+        return float(np.interp(seconds, bounds, [self.within[bound] for bound in bounds])) / self.runs
 
     @property
     def in_time(self) -> float:
-        """As the promise says."""
-        return self.share(0.1)
+        """As the promise says: what is stolen from the worker is no time of its own."""
+        return self.share(PROMISED_S * self.slowdown)
 
-    @property
-    def in_own_time(self) -> float:
-        """On a core of its own: where others take most of the machine, 100 ms of work take longer."""
-        return self.share(0.1 if self.core >= OWN_CORE else 0.1 / self.core)
+
+@dataclass(frozen=True)
+class Scheduled:
+    """Nanoseconds that a thread ran, and that it was ready to run and waited for a core."""
+
+    ran: int
+    waited: int
+
+    @classmethod
+    def main_thread(cls, pid: int) -> Scheduled | None:
+        """None where the kernel does not say."""
+        path = Path(f"/proc/{pid}/task/{pid}/schedstat")
+        if not path.exists():
+            return None
+        ran, waited, _ = map(int, path.read_text().split())
+        return cls(ran, waited)
+
+    @staticmethod
+    def slowdown(before: Scheduled | None, after: Scheduled | None) -> float:
+        """1 where the kernel does not say: all time counts as the thread's own."""
+        if before is None or after is None or after.ran == before.ran:
+            return 1.0
+        return 1 + (after.waited - before.waited) / (after.ran - before.ran)
 
 
 class Worker:
     """One detect worker on Apache Kafka, a profile in force; one serving process reports to it."""
 
-    def __init__(self, kafka: ApacheKafka, folder: Path, supervisor: Supervisor) -> None:
+    def __init__(self, kafka: ApacheKafka, folder: Path, supervisor: Supervisor, program: str = PALISADE) -> None:
         self.connection = KafkaConnection(bootstrap=kafka.bootstrap)
         create_topics(self.connection, 1, 1)
         config = PalisadeConfig(kafka=KafkaConfig(partitions=1), endpoints=(EndpointConfig(name=ENDPOINT),))
         stack = prepare(folder, config, None, kafka.bootstrap, embedded=False)
         self._port = free_port()
-        command = python_module("palisade.cli.main", "worker", "detect", "--config", str(stack.config_path),
+        command = python_module(program, "worker", "detect", "--config", str(stack.config_path),
                                 "--metrics-port", str(self._port))  # fmt: skip
         self._supervisor = supervisor
         supervisor.start(ChildSpec("detect", command, ready='"ready"', restart=False), timeout_s=DEADLINE_S)
@@ -111,10 +130,8 @@ class Worker:
             if sample == "palisade_delay_seconds_bucket" and topic == REPORTS
         }
 
-    def cpu_s(self) -> float:
-        """Seconds of processor that the worker has used."""
-        fields = Path(f"/proc/{self._supervisor.pid('detect')}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+    def scheduled(self) -> Scheduled | None:
+        return Scheduled.main_thread(self._supervisor.pid("detect"))
 
     def report(self) -> None:
         """One report of a serving process that works as usual."""
@@ -128,21 +145,17 @@ class Worker:
         self._producer.produce(REPORTS, report.to_bytes(), ENDPOINT, partition=0, headers=headers)
         self._producer.poll(0)
 
-    def flooded(self) -> tuple[Delays, float]:
+    def warm_up(self) -> None:
+        for _ in range(100):
+            self.report()
+            time.sleep(EVERY_S)
+
+    def flooded(self, megabytes: int = MEGABYTES) -> tuple[Delays, float]:
         """Reports while a flood of predictions is sent and read; and the share that was still unread when all was sent."""
         before, already, behind = self.within(), self.read(), 0.0
-        began, used = time.monotonic(), self.cpu_s()
-        sender = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.integration.flooding",
-                self.connection.bootstrap,
-                PREDICTIONS,
-                str(MEGABYTES),
-            ],
-            stdout=subprocess.PIPE,
-        )
+        began = self.scheduled()
+        flood = python_module("tests.integration.flooding", self.connection.bootstrap, PREDICTIONS, str(megabytes))
+        sender = subprocess.Popen(flood, stdout=subprocess.PIPE)
         sent = 0
         deadline = time.monotonic() + DEADLINE_S
         for moment in _every(EVERY_S):
@@ -157,11 +170,11 @@ class Worker:
                 behind = 1 - (self.read() - already) / sent
             if sent and self.read() - already >= sent:
                 break
-        core = (self.cpu_s() - used) / (time.monotonic() - began)
+        slowdown = Scheduled.slowdown(began, self.scheduled())
         self._producer.flush(10)
         after = self.within()
         counts = {bound: after[bound] - before[bound] for bound in after}
-        return Delays(counts[float("inf")], counts, core), behind
+        return Delays(counts[float("inf")], counts, slowdown), behind
 
     def signals(self) -> list[Signal]:
         return [
@@ -187,23 +200,39 @@ def _every(seconds: float) -> Iterator[float]:
         time.sleep(max(0.0, due - time.monotonic()))
 
 
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[ApacheKafka]:
+    with ApacheKafka() as broker:
+        yield broker
+
+
 @pytest.mark.kafka
 @pytest.mark.slow
-def test_reports_are_handled_within_100_ms_while_predictions_flood_the_worker(tmp_path: Path) -> None:
-    """p99, by the best of some rounds: other work on the machine may spoil one, a long piece of our own spoils all. Where
-    the worker never had a core to itself, its 100 ms are counted as its share of one lets them pass."""
-    with ApacheKafka() as kafka, Supervisor(tmp_path / "logs") as supervisor:
+def test_reports_are_handled_within_100_ms_while_predictions_flood_the_worker(
+    kafka: ApacheKafka, tmp_path: Path
+) -> None:
+    """p99, by the first round that has it: other work on the machine may spoil one, a long piece of our own spoils all."""
+    with Supervisor(tmp_path / "logs") as supervisor:
         worker = Worker(kafka, tmp_path / "palisade", supervisor)
-        for _ in range(100):
-            worker.report()
-            time.sleep(EVERY_S)
+        worker.warm_up()
         rounds: list[Delays] = []
         while len(rounds) < ROUNDS and not any(each.in_time >= 0.99 for each in rounds):
             delays, behind = worker.flooded()
             assert delays.runs > 100, "the flood was over too soon to prove anything"
             assert behind > 0.2, "the worker kept up with the flood"
             rounds.append(delays)
-        best = max(each.in_own_time for each in rounds)
+        best = max(each.in_time for each in rounds)
         assert best >= 0.99, f"{rounds}\n{supervisor.tail('detect')}"
         kinds = {signal.kind for signal in worker.signals()}
         assert {"feature_drift", "odd_input"} <= kinds, "the detectors were not at work"
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_work_of_200_ms_planted_in_each_update_of_the_bank_is_found(kafka: ApacheKafka, tmp_path: Path) -> None:
+    """The same check finds it in any round, however little of the machine the worker gets."""
+    with Supervisor(tmp_path / "logs") as supervisor:
+        worker = Worker(kafka, tmp_path / "palisade", supervisor, PLANTED)
+        worker.warm_up()
+        delays, _ = worker.flooded(PLANTED_MEGABYTES)
+        assert delays.in_time < 0.9, f"{delays}\n{supervisor.tail('detect')}"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detectors.bank import Bank, Concluded
+from schemas.blocks import Block
 from schemas.deadletter import DeadLetter
 from schemas.events import ProfileActivated
 from schemas.signals import Signal
@@ -48,12 +51,21 @@ def signals(out: list[Outgoing]) -> list[Signal]:
     return [Signal.from_bytes(record.value) for record in out if record.topic == SIGNALS]
 
 
+def said_by_part(out: list[Outgoing]) -> list[Signal]:
+    return sorted(signals(out), key=lambda signal: (signal.endpoint, signal.version or ""))
+
+
 def table_of(out: list[Outgoing], kind: bytes) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for record in out:
         if record.topic == VERDICTS and header_of(record.headers, KIND_HEADER) == kind:
             rows += pa.ipc.open_stream(io.BytesIO(record.value)).read_all().to_pylist()
     return rows
+
+
+def by_part(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Part after part, each in its own order: which of two parts comes first is up to what the bank took together."""
+    return sorted(rows, key=lambda row: (str(row["endpoint"]), str(row["version"])))
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +97,31 @@ def test_a_unit_change_on_one_feature_is_a_critical_signal_of_that_endpoint_alon
 def test_any_cut_of_the_log_into_runs_gives_the_same_signals_and_readings(cuts: list[int]) -> None:
     once, cut = feed(open_log(), records(), []), feed(open_log(), records(), cuts)
 
-    assert signals(cut) == signals(once)
-    assert table_of(cut, b"verdict_blocks") == table_of(once, b"verdict_blocks")
+    assert said_by_part(cut) == said_by_part(once)
+    assert by_part(table_of(cut, b"verdict_blocks")) == by_part(table_of(once, b"verdict_blocks"))
+
+
+@pytest.mark.parametrize(("piece_s", "least", "most"), [(0.0, 8, 32), (10.0, 8, 8)])
+def test_the_bank_takes_eight_blocks_at_least_and_more_where_they_cost_little(
+    monkeypatch: pytest.MonkeyPatch, whole: list[Outgoing], piece_s: float, least: int, most: int
+) -> None:
+    sizes: list[int] = []
+    update = Bank.update
+
+    def counted(bank: Bank[Block], blocks: Sequence[Block]) -> Concluded:
+        sizes.append(len(blocks))
+        return update(bank, blocks)
+
+    async def pause() -> float:
+        return piece_s
+
+    monkeypatch.setattr(Bank, "update", counted)
+    out = asyncio.run(open_log().take(records(), 0, pause))
+    full = sizes[:-1]
+
+    assert said_by_part(out) == said_by_part(whole)
+    assert by_part(table_of(out, b"verdict_blocks")) == by_part(table_of(whole, b"verdict_blocks"))
+    assert (min(full), max(full)) == (least, most)
 
 
 def test_one_record_a_run_gives_the_same_state_as_all_at_once() -> None:

@@ -15,7 +15,6 @@ async def test_nobody_has_a_turn_before_the_hold_is_over_and_everybody_has_after
     clock = [0.0]
     turns = Turns(hold_s=0.01, clock=lambda: clock[0])
     seen: list[float] = []
-    held: list[float] = []
 
     async def other() -> None:
         while True:
@@ -25,11 +24,30 @@ async def test_nobody_has_a_turn_before_the_hold_is_over_and_everybody_has_after
     task = asyncio.ensure_future(other())
     for now in (0.004, 0.008, 0.012, 0.016, 0.023):
         clock[0] = now
-        held.append(await turns())
+        await turns()
     task.cancel()
 
-    assert held == pytest.approx([0.004, 0.008, 0.012, 0.004, 0.011])
     assert seen == [0.012] * TURNS + [0.023] * TURNS
+
+
+async def test_what_a_piece_costs_is_the_threads_own_time_without_what_others_took_in_a_pause() -> None:
+    clock, spent = [0.0], [0.0]
+    turns = Turns(hold_s=0.01, clock=lambda: clock[0], spent=lambda: spent[0])
+    costs: list[float] = []
+
+    async def other() -> None:
+        while True:
+            spent[0] += 5.0
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(other())
+    for wall, own in ((0.004, 0.001), (0.5, 0.002), (0.004, 0.003)):
+        clock[0] += wall
+        spent[0] += own
+        costs.append(await turns())
+    task.cancel()
+
+    assert costs == pytest.approx([0.001, 0.002, 0.003])
 
 
 @pytest.mark.parametrize(("each_s", "expected"), [(0.001, 30), (PAUSE_S / 3, 3)])
