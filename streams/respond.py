@@ -286,7 +286,10 @@ class RespondRole:
             return RespondState(), 0
         headers = dict(headers_of(message))
         try:
-            return from_bytes(message.value() or b""), int(headers[_OFFSET_HEADER] or b"0")
+            state, offset = from_bytes(message.value() or b""), int(headers[_OFFSET_HEADER] or b"0")
+            if not 0 <= offset < 2**63:
+                raise StateRefused("no journal has the offset that it names")
+            return state, offset
         except (StateRefused, KeyError, ValueError) as error:
             log.warning("the saved state cannot be used (%s): the journal is read from its start", error)
             return RespondState(), 0

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import KafkaException
 
 from responders import journal
-from responders.state import RespondState, as_dict
+from responders.state import RespondState, as_dict, to_bytes
 from schemas.deadletter import DeadLetter
 from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE, SIGNALS
 from streams import respond
@@ -155,6 +155,22 @@ def test_a_journal_with_foreign_records_can_still_be_taken_over(embedded: KafkaC
             await role.join(OURS)
             assert role._active is not None
             assert role._active.state.epoch == 1
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("offset", [b"-1", b"9" * 30, b"9" * 5_000, b"x", b"", b"\xff"])
+def test_a_saved_state_that_names_no_offset_of_the_journal_is_not_used(
+    embedded: KafkaConnection, offset: bytes
+) -> None:
+    saved = to_bytes(RespondState(epoch=7, entry=7))
+    produce(embedded, RESPOND_STATE, (b"state", saved, [("journal-offset", offset)]))
+
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as role:
+            await role.join(OURS)
+            assert role._active is not None
+            assert role._active.state.epoch == (8 if offset == b"" else 1)  # an empty one is the start of the journal
 
     asyncio.run(story())
 
