@@ -87,7 +87,7 @@ def decision(kind: str, caller: str | None = None, rate: float | None = None) ->
         mode="enforce",
         epoch=1,
         issued_ms=NOW,
-        expires_ms=NOW + 600_000,
+        expires_ms=NOW + 3_600_000,  # beyond any suite
         outcome="published",
     )
 
@@ -133,7 +133,7 @@ def test_garbage_on_the_topics_hides_nothing_and_stops_nobody(topics: Topics, na
     assert (status, errors) == (0, "")
     said = readable(out)
     assert "credit 3 150.4 works fallback since " in said
-    assert re.search(r"limit bob to 2.5/s since \d\d:\d\d:\d\d UTC, for 5\d\d s: caller_out_of_pattern", said)
+    assert re.search(r"limit bob to 2.5/s since \d\d:\d\d:\d\d UTC, for \d+ s: caller_out_of_pattern", said)
     assert "limit eve to the floor" in said
     assert "kill switch" not in said
 
@@ -225,7 +225,7 @@ def test_what_holds_is_shown_since_it_began_even_if_much_was_said_since(
     said = readable(narrow("status", "--config", topics.config)[1])
 
     since = datetime.fromtimestamp(NOW / 1000 - 1_200, UTC).strftime("%H:%M:%S")
-    assert f"fallback since {since} UTC, for 5" in said
+    assert f"fallback since {since} UTC, for " in said
     assert "caller_out_of_pattern" in said
     assert "evidence_renewed" not in said
 
