@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from palisade.settings import Settings
+from palisade.settings import Site
 from schemas.errors import PalisadeError
 from streams.audit.engine import ClickHouse, Parameter, ServerClickHouse, Unavailable
 
@@ -74,19 +74,19 @@ FROM palisade.decisions WHERE caller = {caller:String} AND reason != 'evidence_r
 )
 
 
-def reader(settings: Settings) -> ClickHouse:
+def reader(site: Site) -> ClickHouse:
     """The audit as its reader: the server of the configuration, or the embedded port. Raises PalisadeError."""
     logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # what it says there, its exceptions say too
-    config = settings.config.clickhouse
+    config = site.config.clickhouse
     if config.url is not None:
-        return ServerClickHouse(config.url, config.user, _password(settings))
-    address = settings.data_dir / "clickhouse.json"
+        return ServerClickHouse(config.url, config.user, _password(site))
+    address = site.data_dir / "clickhouse.json"
     if not address.exists():
         raise PalisadeError(
             f"no audit is running here ({address} is missing): start `palisade dev` or `palisade worker audit`"
         )
     found = json.loads(address.read_text())
-    return ServerClickHouse(found["url"], found["user"], settings.data_dir / found["token_file"])
+    return ServerClickHouse(found["url"], found["user"], site.data_dir / found["token_file"])
 
 
 def ask(engine: ClickHouse, query: Query, parameters: dict[str, Parameter]) -> pa.Table:
@@ -98,6 +98,6 @@ def ask(engine: ClickHouse, query: Query, parameters: dict[str, Parameter]) -> p
         raise PalisadeError(f"{who}: start `palisade dev` or `palisade worker audit`, or the server") from error
 
 
-def _password(settings: Settings) -> Path | None:
-    file = settings.config.clickhouse.password_file
-    return settings.home / file if file is not None else None
+def _password(site: Site) -> Path | None:
+    file = site.config.clickhouse.password_file
+    return site.home / file if file is not None else None

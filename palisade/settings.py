@@ -25,11 +25,10 @@ ADVICE_ON_FILES = "; name an existing file, relative to this one"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """A checked configuration: its file, its policy, and the folder that its paths are relative to."""
+class Site:
+    """A configuration and the folder that its paths are relative to: enough to look, and to give orders."""
 
     config: PalisadeConfig
-    policy: PolicyConfig
     home: Path
 
     @property
@@ -41,11 +40,23 @@ class Settings:
         return connection_of(self.config.kafka, self.home)
 
 
+@dataclass(frozen=True, slots=True)
+class Settings(Site):
+    """A configuration that was checked whole, with its policy: what the roles run by."""
+
+    policy: PolicyConfig
+
+
 def load(path: Path) -> Settings:
     """The configuration of `path` and the policy that it names (the shipped one if none). Raises ConfigError."""
     config = read_yaml(path, PalisadeConfig)
     _check_across(config, path)
-    return Settings(config, policy_of(config, path), path.parent.resolve())
+    return Settings(config, path.parent.resolve(), policy_of(config, path))
+
+
+def load_site(path: Path) -> Site:
+    """The configuration of `path` without its policy, which may be broken while people look and act. Raises ConfigError."""
+    return Site(read_yaml(path, PalisadeConfig), path.parent.resolve())
 
 
 def policy_of(config: PalisadeConfig, path: Path) -> PolicyConfig:

@@ -11,7 +11,7 @@ import typer
 from rich.panel import Panel
 from rich.text import Text
 
-from palisade.cli.options import ConfigOption, console, reached, settings_of, table_of
+from palisade.cli.options import ConfigOption, console, reached, site_of, table_of
 from schemas.errors import PalisadeError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def list_(
     config: ConfigOption = None,
 ) -> None:
     """Lists the newest dead letters: the newest of each kind, how many there are, why, from whom."""
-    letters = _newest(reached(settings_of(config).connection), most)
+    letters = _newest(reached(site_of(config).connection), most)
     kinds: dict[tuple[object, ...], list[DeadLetter]] = {}
     for letter in letters:
         if reason is None or letter.reason == reason:
@@ -68,7 +68,7 @@ def show(
     config: ConfigOption = None,
 ) -> None:
     """Explains one dead letter: what was wrong, what to change, what it began with."""
-    for letter in _newest(reached(settings_of(config).connection), 100_000):
+    for letter in _newest(reached(site_of(config).connection), 100_000):
         if where in (_where(letter), _where(letter).removesuffix("/0")):
             _explain(letter)
             return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from palisade.cli.options import ConfigOption, console, settings_of, table_of
+from palisade.cli.options import ConfigOption, console, site_of, table_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,7 +28,7 @@ def timeline(
     """Signals, decisions, commands and kill switches in the order in which they happened."""
     from palisade.queries import TIMELINE, ask, reader
 
-    engine = reader(settings_of(config))
+    engine = reader(site_of(config))
     show_timeline(ask(engine, TIMELINE, {"endpoint": endpoint}), "nothing happened yet")
     engine.close()
 
@@ -40,7 +40,7 @@ def caller(
     """What a caller asked, what it was answered, which detectors fired about it, when it was limited."""
     from palisade.queries import CALLER_EVENTS, CALLER_SUMMARY, ask, reader
 
-    engine = reader(settings_of(config))
+    engine = reader(site_of(config))
     show_answers(ask(engine, CALLER_SUMMARY, {"caller": identity}), f"no predictions of {identity}")
     show_timeline(ask(engine, CALLER_EVENTS, {"caller": identity}), f"nothing was said or done about {identity}")
     engine.close()

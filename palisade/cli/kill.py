@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from palisade.cli.options import ConfigOption, console, quiet, reached, settings_of
+from palisade.cli.options import ConfigOption, console, quiet, reached, site_of
 from palisade.running import find_config
 from schemas.errors import ConfigError, PalisadeError
 
@@ -78,17 +78,17 @@ def _ordering(kind: ActionKind) -> Callable[..., None]:
     ) -> None:
         from palisade.operate import Wanted, answer_to, order
 
-        settings = settings_of(config)
-        if settings.config.endpoint(endpoint) is None:
-            known = ", ".join(each.name for each in settings.config.endpoints)
+        site = site_of(config)
+        if site.config.endpoint(endpoint) is None:
+            known = ", ".join(each.name for each in site.config.endpoints)
             raise ConfigError(f"there is no endpoint {endpoint!r} in the configuration; there are {known}")
         if of_caller != (caller is not None):
             raise ConfigError(
                 f"{kind} needs --caller ID" if of_caller else f"{kind} is about an endpoint, not a caller"
             )
-        operator = operator_of(settings.home, key)
+        operator = operator_of(site.home, key)
         wanted = Wanted(kind, endpoint, caller, rate)
-        connection = reached(settings.connection)
+        connection = reached(site.connection)
         given = order(connection, operator, wanted, reason=reason, for_s=for_s)
         _say_answer(answer_to(connection, given))
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from palisade.running import find_config
 
 if TYPE_CHECKING:
-    from palisade.settings import Settings
+    from palisade.settings import Settings, Site
     from streams.transport.settings import KafkaConnection
 
 console = Console(highlight=False)
@@ -37,10 +37,17 @@ ConfigOption = Annotated[
 
 
 def settings_of(config: Path | None) -> Settings:
-    """The configuration to use. Raises ConfigError."""
+    """The configuration to use, checked whole. Raises ConfigError."""
     from palisade.settings import load
 
     return load(find_config(config))
+
+
+def site_of(config: Path | None) -> Site:
+    """The configuration to use, whatever its policy says. Raises ConfigError."""
+    from palisade.settings import load_site
+
+    return load_site(find_config(config))
 
 
 def reached(connection: KafkaConnection) -> KafkaConnection:

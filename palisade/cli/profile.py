@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from palisade.cli.kill import KeyOption, operator_of
-from palisade.cli.options import ConfigOption, console, listed_names, reached, settings_of, shown, table_of
+from palisade.cli.options import ConfigOption, console, listed_names, reached, shown, site_of, table_of
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,12 +107,12 @@ def activate(
     """Publishes a profile and switches it on, from here in the log, for a version of an endpoint. Signed."""
     from palisade.operate import activate_profile
 
-    settings = settings_of(config)
-    if settings.config.endpoint(endpoint) is None:
+    site = site_of(config)
+    if site.config.endpoint(endpoint) is None:
         raise ConfigError(f"there is no endpoint {endpoint!r} in the configuration")
     profile = read_profile(path)
-    operator = operator_of(settings.home, key)
-    name = activate_profile(reached(settings.connection), operator, profile.to_bytes(), endpoint, version)
+    operator = operator_of(site.home, key)
+    name = activate_profile(reached(site.connection), operator, profile.to_bytes(), endpoint, version)
     console.print(f"[green]active[/] for {endpoint}@{version}: {name}")
     console.print(Text(f"each prediction of {endpoint} should have {shown(profile.order)}"), soft_wrap=True)
 

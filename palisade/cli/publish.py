@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 from rich.text import Text
 
-from palisade.cli.options import ConfigOption, console, listed_names, reached, say_error, settings_of, shown
+from palisade.cli.options import ConfigOption, console, listed_names, reached, say_error, shown, site_of
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,17 +49,17 @@ def publish_file(
     from palisade.recorded import Mapping, read_predictions
     from responders.signing import SigningKey
 
-    settings = settings_of(config)
-    known = {each.name for each in settings.config.endpoints}
+    site = site_of(config)
+    known = {each.name for each in site.config.endpoints}
     mapping = Mapping(endpoint, caller_column, time_column, listed_names(drop), _fields(field or []))
     recorded = read_predictions(file, mapping)
     strangers = sorted({str(name) for name in recorded.table["endpoint"].unique().to_pylist()} - known)
     if strangers:
         raise ConfigError(f"{strangers[0]!r} is no endpoint of the configuration; there are {', '.join(sorted(known))}")
     check_pace(recorded.table, recorded_pace=not flat_out)
-    producer_key = settings.home / "keys" / "producer.pem"
+    producer_key = site.home / "keys" / "producer.pem"
     signer = SigningKey.load(producer_key) if producer_key.exists() else None
-    connection = reached(settings.connection)
+    connection = reached(site.connection)
     _describe(file, recorded, None if flat_out else speed)
     _warn_of_misfits(recorded, connection)
     columns = (SpinnerColumn(), "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.text import Text
 
-from palisade.cli.options import ConfigOption, console, reached, settings_of, table_of
+from palisade.cli.options import ConfigOption, console, reached, site_of, table_of
 
 if TYPE_CHECKING:
     from palisade.overview import Held, Overview
@@ -29,11 +29,11 @@ def status(config: ConfigOption = None) -> None:
     from palisade.overview import read_overview
     from responders.signing import Keyring
 
-    settings = settings_of(config)
-    overview = read_overview(reached(settings.connection), Keyring(settings.config.operator_keys))
+    site = site_of(config)
+    overview = read_overview(reached(site.connection), Keyring(site.config.operator_keys))
     if overview.kill is not None:
         console.print(_killed(overview.kill))
-    show(settings.config, overview, time.time() * 1000)
+    show(site.config, overview, time.time() * 1000)
 
 
 def show(config: PalisadeConfig, overview: Overview, now_ms: float) -> None:

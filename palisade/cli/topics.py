@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from palisade.cli.options import ConfigOption, console, reached, settings_of, table_of
+from palisade.cli.options import ConfigOption, console, reached, site_of, table_of
 
 app = typer.Typer(help="The topics of Palisade.", no_args_is_help=True)
 
@@ -21,11 +21,11 @@ def create(config: ConfigOption = None) -> None:
     from schemas.topics import TOPICS
     from streams.admin import create_topics
 
-    settings = settings_of(config)
-    if settings.config.kafka.embedded:
+    site = site_of(config)
+    if site.config.kafka.embedded:
         raise ConfigError("the embedded broker of `palisade dev` makes its topics itself; name your own with --config")
-    kafka = settings.config.kafka
-    outcomes = create_topics(reached(settings.connection), kafka.partitions, kafka.replication)
+    kafka = site.config.kafka
+    outcomes = create_topics(reached(site.connection), kafka.partitions, kafka.replication)
     table = table_of("topic", "partitions", "outcome", "detail", right=("partitions",))
     by_name = {spec.name: spec for spec in TOPICS}
     for outcome in sorted(outcomes, key=lambda outcome: outcome.name):

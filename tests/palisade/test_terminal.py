@@ -212,6 +212,17 @@ def test_dead_letters_of_a_kind_are_one_line_and_too_many_kinds_are_counted(topi
     assert "and 6 more kinds (not_json 6); see those of one reason with --reason" in said
 
 
+def test_people_can_look_while_the_policy_is_broken(topics: Topics, narrow: Run) -> None:
+    topics.config.with_name("policy.yaml").write_text("rules: [")
+    topics.config.write_text(topics.config.read_text() + "\npolicy: policy.yaml\n")
+    topics.write(ACTIONS, journal(1, decision("fallback")))
+
+    assert narrow("check", "--config", topics.config)[0] == 2
+    status, out, errors = narrow("status", "--config", topics.config)
+    assert (status, errors) == (0, "")
+    assert "fallback since " in readable(out)
+
+
 def test_what_holds_is_shown_since_it_began_even_if_much_was_said_since(
     topics: Topics, narrow: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
