@@ -175,15 +175,26 @@ def main() -> int:
     given = parser.parse_args()
     profile = Profile.from_bytes(given.profile.read_bytes())
     bank = open_bank(profile, given.endpoints.split(","), Budget(1.0, given.events_per_day))
-    return _run(given.bootstrap, given.topic, bank, lambda partition: Cutter(given.topic, partition, profile))
+    app = _app(given.bootstrap, given.profile.parent)  # Faust makes a folder, which is to go with the profile's
+    return _run(app, given.topic, bank, lambda partition: Cutter(given.topic, partition, profile))
 
 
-def _run(bootstrap: str, topic: str, bank: Bank[Block], open_cutter: Callable[[int], Cutter]) -> int:
+def _app(bootstrap: str, datadir: Path) -> Any:
     import faust
 
-    app = faust.App(
-        GROUP, broker=f"kafka://{bootstrap}", autodiscover=False, web_enabled=False, topic_disable_leader=True
+    return faust.App(
+        GROUP,
+        broker=f"kafka://{bootstrap}",
+        datadir=str(datadir),
+        autodiscover=False,
+        web_enabled=False,
+        topic_disable_leader=True,
     )
+
+
+def _run(app: Any, topic: str, bank: Bank[Block], open_cutter: Callable[[int], Cutter]) -> int:
+    import faust
+
     events, verdicts, signals = (app.topic(name, value_serializer="json") for name in (topic, VERDICTS, SIGNALS))
     cutters: dict[int, Cutter] = {}
 

@@ -25,13 +25,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def gunicorn(bootstrap: str, *, called_before_fork: bool) -> Iterator[str]:
-    """The service with two workers, forked from a parent that has imported it; yields its address."""
+def gunicorn(bootstrap: str, home: Path, *, called_before_fork: bool) -> Iterator[str]:
+    """The service with two workers, forked from a parent that has imported it; yields its address.
+
+    home: where gunicorn puts its control socket.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2", "--bind", address]
     environment = os.environ | {
+        "HOME": str(home),
+        "XDG_RUNTIME_DIR": str(home),
         "TEST_BOOTSTRAP": bootstrap,
         "TEST_CALL_BEFORE_FORK": "1" if called_before_fork else "",
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}",
@@ -79,10 +84,10 @@ def reports(bootstrap: str, partition: int, guards: int) -> list[Report]:
 
 @pytest.mark.parametrize("called_before_fork", [False, True])
 def test_each_prefork_worker_reports_for_itself(
-    embedded_broker: Callable[..., EmbeddedBroker], called_before_fork: bool
+    embedded_broker: Callable[..., EmbeddedBroker], called_before_fork: bool, tmp_path: Path
 ) -> None:
     broker = embedded_broker({PREDICTIONS: 2, REPORTS: 2, DIRECTIVES: 2})
-    with gunicorn(broker.bootstrap, called_before_fork=called_before_fork) as address:
+    with gunicorn(broker.bootstrap, tmp_path, called_before_fork=called_before_fork) as address:
         pids = workers_of(address, 2)
         found = reports(broker.bootstrap, _wire.partition_of("prefork", 2), 2)
 

@@ -61,17 +61,19 @@ class ApacheKafka:
 
     def start(self) -> Self:
         """Start, or start again with the same data. Returns when the broker answers. Raises KafkaUnavailable."""
-        java, classpath = find_java(), f"{fetch_libraries()}/*"
+        # what the JVM unpacks and measures goes with the folder, also after a kill -9
+        own = ["-XX:-UsePerfData", f"-Djava.io.tmpdir={self._folder}"]
+        java = [find_java(), *own, "-cp", f"{fetch_libraries()}/*"]
         properties = self._folder / "server.properties"
         if not properties.exists():
             properties.write_text(self._properties())
             identity = (
                 "P" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
             )  # "-" in front: an option
-            form = [java, "-cp", classpath, "kafka.tools.StorageTool", "format", "-t", identity, "-c", str(properties)]
+            form = [*java, "kafka.tools.StorageTool", "format", "-t", identity, "-c", str(properties)]
             subprocess.run(form, check=True, capture_output=True, timeout=READY_S)
         with (self._folder / "broker.log").open("ab") as log:
-            command = [java, self._heap, "-cp", classpath, "kafka.Kafka", str(properties)]
+            command = [*java, self._heap, "kafka.Kafka", str(properties)]
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         self._wait_until_ready()
         return self
