@@ -37,7 +37,7 @@ def create_topics(connection: KafkaConnection, partitions: int, replication: int
     them the order of their log.
     """
     admin = AdminClient(kafka_settings(connection, "admin"))
-    existing = cluster_of(connection).partitions
+    existing = _cluster(admin, connection, TIMEOUT_S).partitions
     missing = [spec for spec in TOPICS if spec.name not in existing]
     made = (
         admin.create_topics([_new(spec, partitions, replication) for spec in missing], request_timeout=TIMEOUT_S)
@@ -46,7 +46,7 @@ def create_topics(connection: KafkaConnection, partitions: int, replication: int
     )
     created = {name for name, future in made.items() if _created(future)}
     there = [spec for spec in TOPICS if spec.name not in created]
-    known = _known(connection, {spec.name for spec in TOPICS})
+    known = _known(admin, connection, {spec.name for spec in TOPICS})
     return [TopicOutcome(name, "created") for name in created] + _differences(admin, there, known, partitions)
 
 
@@ -60,9 +60,13 @@ class Cluster:
 
 def cluster_of(connection: KafkaConnection, timeout_s: float | None = None) -> Cluster:
     """The cluster that answers. Raises BrokerAway after `timeout_s` (TIMEOUT_S if None)."""
-    wait_s = TIMEOUT_S if timeout_s is None else timeout_s
+    admin = AdminClient(kafka_settings(connection, "admin"))
+    return _cluster(admin, connection, TIMEOUT_S if timeout_s is None else timeout_s)
+
+
+def _cluster(admin: AdminClient, connection: KafkaConnection, wait_s: float) -> Cluster:
     try:
-        found = AdminClient(kafka_settings(connection, "admin")).list_topics(timeout=wait_s)
+        found = admin.list_topics(timeout=wait_s)
     except KafkaException as error:
         raise BrokerAway(
             f"no broker answered at {connection.bootstrap} in {wait_s:.0f} s ({error.args[0].str()}): "
@@ -80,10 +84,10 @@ def input_partitions(connection: KafkaConnection, topic: str) -> int:
     return found
 
 
-def _known(connection: KafkaConnection, names: set[str]) -> dict[str, int]:
+def _known(admin: AdminClient, connection: KafkaConnection, names: set[str]) -> dict[str, int]:
     """Name -> number of partitions, once all of `names` are there: a broker knows a topic a moment after it was made."""
     deadline = time.monotonic() + TIMEOUT_S
-    while lacking := names - (known := cluster_of(connection).partitions).keys():
+    while lacking := names - (known := _cluster(admin, connection, TIMEOUT_S).partitions).keys():
         if time.monotonic() > deadline:
             raise BrokerAway(
                 f"the broker did not show in {TIMEOUT_S:.0f} s what was made: {', '.join(sorted(lacking))}"
