@@ -211,9 +211,8 @@ class PredictionLog:
                 await pause()
         except Exception as error:
             if len(records) > 1:
-                half = len(records) // 2
-                first = await self._segments(records.part(0, half), batch, pause)
-                return first + await self._segments(records.part(half, len(records)), batch, pause)
+                first, second = records.halves()
+                return await self._segments(first, batch, pause) + await self._segments(second, batch, pause)
             log.exception("decoding failed at %s[%d] %d", PREDICTIONS, self._partition, records.offsets[0])
             place = Place(PREDICTIONS, self._partition, records.offsets[0], records.timestamps[0])
             detail = f"{type(error).__name__}: {error}"

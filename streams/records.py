@@ -30,6 +30,11 @@ class Records:
         cut = slice(start, stop)
         return Records(self.values[cut], self.keys[cut], self.headers[cut], self.offsets[cut], self.timestamps[cut])
 
+    def halves(self) -> tuple[Records, Records]:
+        """Two parts of at least one record each, of two records or more: what bisection looks at next."""
+        half = len(self) // 2
+        return self.part(0, half), self.part(half, len(self))
+
 
 class Outgoing(NamedTuple):
     """A record to send; partition None: by the key."""

@@ -50,9 +50,8 @@ def scored_rows(partition: int, partitions: int | None, records: Records) -> dic
         if len(records) == 1:
             log.exception("decoding failed at offset %d, which gives no rows", records.offsets[0])
             return {}
-        half = len(records) // 2
-        parts = (records.part(0, half), records.part(half, len(records)))
-        return {offset: rows for part in parts for offset, rows in scored_rows(partition, partitions, part).items()}
+        first, second = (scored_rows(partition, partitions, half) for half in records.halves())
+        return first | second
     return found
 
 

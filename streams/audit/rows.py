@@ -172,15 +172,8 @@ def kept_rows(
     except Exception as error:  # noqa: BLE001  no record may stop the audit of all others
         if len(records) == 1:
             return {}, [(records.offsets[0], error)]
-    half = len(records) // 2
-    whole: Tables = {}
-    lost: list[tuple[int, Exception]] = []
-    for part in (records.part(0, half), records.part(half, len(records))):
-        tables, raised = kept_rows(topic, partition, part, partitions)
-        lost += raised
-        for name, found in tables.items():
-            whole.setdefault(name, []).extend(found)
-    return whole, lost
+    first, second = (kept_rows(topic, partition, half, partitions) for half in records.halves())
+    return _together((first[0], second[0])), first[1] + second[1]
 
 
 def row_count(tables: Tables) -> int:
@@ -189,11 +182,17 @@ def row_count(tables: Tables) -> int:
 
 def merged(many: Iterable[Tables]) -> dict[str, pa.Table]:
     """One table of each name."""
-    parts: dict[str, list[pa.Table]] = {}
+    return {
+        name: pa.concat_tables(found).unify_dictionaries().combine_chunks() for name, found in _together(many).items()
+    }
+
+
+def _together(many: Iterable[Tables]) -> Tables:
+    whole: Tables = {}
     for tables in many:
         for name, found in tables.items():
-            parts.setdefault(name, []).extend(found)
-    return {name: pa.concat_tables(found).unify_dictionaries().combine_chunks() for name, found in parts.items()}
+            whole.setdefault(name, []).extend(found)
+    return whole
 
 
 def _rows(gathered: dict[str, _Rows], name: str) -> _Rows:
