@@ -42,8 +42,8 @@ class Place(NamedTuple):
 
 def place_of_block(block: Block) -> Place:
     """A block stands at the row that closed it."""
-    at = LogPoint(block.topic, block.partition, block.closed_at.offset, block.closed_at.row, block.closed_ms)
-    return Place(part_of(block.endpoint, block.version), block.endpoint, block.version, at)
+    part = part_of(block.endpoint, block.version)
+    return Place(part, block.endpoint, block.version, LogPoint.closing(block))
 
 
 def place_of_report(event: ReportEvent) -> Place | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
+from schemas.blocks import Block
 from schemas.config import EndpointConfig
 from schemas.events import CallerAuth, Report
 from schemas.signals import Evidence, Severity, SignalKind, SubjectKind
@@ -25,6 +26,12 @@ class LogPoint(NamedTuple):
     offset: int
     row: int
     ms: int
+
+    @classmethod
+    def closing(cls, block: Block) -> LogPoint:
+        """Where a block stands: at the row that closed it."""
+        at = block.closed_at
+        return cls(block.topic, block.partition, at.offset, at.row, block.closed_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -341,7 +341,7 @@ class FeatureDrift:
             endpoint=block.endpoint,
             subject_kind="endpoint",
             subject=block.endpoint,
-            at=_log_point(block),
+            at=LogPoint.closing(block),
             version=block.version,
             **{**unsaid, "first_ms": int(block.broker_ts[0]), **said},
         )
@@ -354,11 +354,6 @@ def _fits(part: Part, block: Block) -> bool:
         and block.numeric.shape[1] == len(part.profile.numeric)
         and block.categorical.shape[1] == len(part.profile.categorical)
     )
-
-
-def _log_point(block: Block) -> LogPoint:
-    at = block.closed_at
-    return LogPoint(block.topic, block.partition, at.offset, at.row, block.closed_ms)
 
 
 def _turns(slots: Longs, rows: Floats, capped: npt.NDArray[np.bool_]) -> list[Longs]:

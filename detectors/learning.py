@@ -333,7 +333,7 @@ class Learning:
         evidence: dict[str, int | float | str] = {
             "reason": "one_caller", "heaviest_share": heaviest, "rows": part.rows, "rows_left": left,
         }  # fmt: skip
-        return self._reading(block, part, score=heaviest, firing=True, severity="warning", evidence=evidence)
+        return self._reading(block, part, score=heaviest, severity="warning", evidence=evidence)
 
     def _learned(self, block: Block, part: _Part) -> Reading | None:
         """Said once, at the first block that the profile judges; calm from then on."""
@@ -345,7 +345,7 @@ class Learning:
         part.said_ms = max(block.closed_ms, 0)
         if not first:
             return self._reading(block, part, calm=True, evidence={})
-        return self._reading(block, part, score=1.0, firing=True, evidence=part.learned)
+        return self._reading(block, part, score=1.0, evidence=part.learned)
 
     def _reading(
         self,
@@ -354,12 +354,10 @@ class Learning:
         *,
         evidence: Mapping[str, int | float | str],
         score: float = 0.0,
-        firing: bool = False,
         calm: bool = False,
         known: bool = True,
         severity: Literal["info", "warning"] = "info",
     ) -> Reading:
-        at = LogPoint(block.topic, block.partition, block.closed_at.offset, block.closed_at.row, block.closed_ms)
         return Reading(
             detector=self.name,
             detector_hash=self.hash,
@@ -370,10 +368,10 @@ class Learning:
             subject=block.endpoint,
             score=score,
             threshold=0.5,
-            firing=firing,
+            firing=score > 0.0,
             calm=calm,
             severity=severity,
-            at=at,
+            at=LogPoint.closing(block),
             first_ms=part.first_ms or int(block.broker_ts[0]),
             known=known,
             evidence=dict(evidence),

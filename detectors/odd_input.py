@@ -95,7 +95,7 @@ class OddInput:
         self._parts.pop(part, None)
 
     def _block(self, block: Block) -> list[Reading]:
-        at = LogPoint(block.topic, block.partition, block.closed_at.offset, block.closed_at.row, block.closed_ms)
+        at = LogPoint.closing(block)
         part = self._part(part_of(block.endpoint, block.version))
         readings = self._of_endpoint(block, part, at)
         odd = (block.flags & np.uint32(ODD)) != 0
