@@ -34,6 +34,7 @@ from detectors.profile import (
     Profile,
     cell_probabilities,
 )
+from schemas.arrow import is_text
 from schemas.blocks import MISSING, UNSEEN, Codes, Floats, Longs
 from schemas.errors import ConfigError
 
@@ -133,12 +134,7 @@ def _is_numeric(kind: pa.DataType) -> bool:
 def _is_categorical(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_boolean(kind)
-    )
+    return is_text(kind) or bool(pa.types.is_boolean(kind))
 
 
 def _numbers(column: pa.ChunkedArray) -> Floats:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from detectors.profile import Profile
-from palisade.recorded import is_text
+from schemas.arrow import is_text, values_of
 from schemas.errors import ConfigError
 from schemas.events import ProfileActivated
 from schemas.topics import PROFILES
+from streams.profiles import ACTIVE_KEY, PROFILE_KEY, name_of
 from streams.reading import read_newest
 from streams.transport.settings import KafkaConnection
 
@@ -25,15 +24,15 @@ def active_profiles(connection: KafkaConnection) -> dict[tuple[str, str], Profil
     newest = read_newest(connection, PROFILES, 0)
     found = {}
     for key, message in newest.items():
-        if not key.startswith("active|"):
+        if not key.startswith(ACTIVE_KEY):
             continue
         try:
             active: ProfileActivated = ProfileActivated.from_bytes(message.value() or b"")
         except ValidationError:
             continue  # what strangers wrote there is no activation
-        content = newest.get(f"profile|{active.profile_hash}")
+        content = newest.get(f"{PROFILE_KEY}{active.profile_hash}")
         value = (content.value() if content is not None else None) or b""
-        if hashlib.sha256(value).hexdigest() != active.profile_hash:
+        if name_of(value) != active.profile_hash:
             continue
         try:
             found[active.endpoint, active.version] = Profile.from_bytes(value)
@@ -71,10 +70,7 @@ def hardly_features(table: pa.Table, names: tuple[str, ...]) -> list[tuple[str, 
     data, so that they would be drift at once."""
     found = []
     for name in names:
-        column = table[name].combine_chunks()
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        present = column.drop_null()
+        present = values_of(table[name].combine_chunks()).drop_null()
         if len(present) < CLOCK_VALUES:
             continue
         distinct = pc.count_distinct(present).as_py()

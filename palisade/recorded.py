@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from palisade.tables import UnusableFile, read_table
+from schemas.arrow import is_text, values_of
 from schemas.events import MAX_FEATURES, CallerAuth, Prediction, Status
 
 FIELDS = tuple(name for name in Prediction.model_fields if name not in ("features", "schema_version"))
@@ -161,8 +162,7 @@ def _feature(whole: pa.Array) -> pa.Array | None:
 
     The same as building a profile makes of a training table.
     """
-    if pa.types.is_dictionary(whole.type):
-        whole = whole.dictionary_decode()
+    whole = values_of(whole)
     kind = whole.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         numbers = whole.cast(pa.float64(), safe=False)
@@ -174,9 +174,7 @@ def _feature(whole: pa.Array) -> pa.Array | None:
 
 def _field(field: str, column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
     """A column as the type of its field. Raises UnusableFile."""
-    whole = column.combine_chunks()
-    if pa.types.is_dictionary(whole.type):
-        whole = whole.dictionary_decode()
+    whole = values_of(column.combine_chunks())
     try:
         if field == "ts":
             return _milliseconds(whole, name, path)
@@ -266,7 +264,3 @@ def _counted(numbers: pa.Array) -> pa.Array:
     largest = pc.max(pc.abs(finite)).as_py() or 0.0
     factor = next(factor for bound, factor in EPOCH_UNITS if largest < bound)
     return pc.multiply(finite, factor).cast(pa.int64(), safe=False)
-
-
-def is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -29,7 +29,8 @@ MAX_BYTES = 512 << 20
 MAX_ACTIVE = 100_000
 """Activations remembered, one an endpoint's version."""
 WAIT_S = 10.0
-_PROFILE, _ACTIVE = "profile|", "active|"
+PROFILE_KEY, ACTIVE_KEY = "profile|", "active|"
+"""How keys begin: the profile's name follows, or endpoint and version."""
 _SIGNED = frozenset({SIGNATURE_HEADER, KEY_ID_HEADER})
 
 
@@ -51,15 +52,20 @@ class Active:
     headers: RawHeaders
 
 
+def name_of(content: bytes) -> str:
+    """What a profile is called: the hash of its bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def profile_record(content: bytes) -> tuple[str, Outgoing]:
     """The hash of a profile's bytes, and the record that publishes it."""
-    name = hashlib.sha256(content).hexdigest()
-    return name, Outgoing(PROFILES, f"{_PROFILE}{name}".encode(), content, ((KIND_HEADER, b"profile"),))
+    name = name_of(content)
+    return name, Outgoing(PROFILES, f"{PROFILE_KEY}{name}".encode(), content, ((KIND_HEADER, b"profile"),))
 
 
 def active_record(active: Active) -> Outgoing:
     """The record that remembers an activation beyond the retention of the predictions log."""
-    key = f"{_ACTIVE}{active.activation.endpoint}|{active.activation.version}".encode()
+    key = f"{ACTIVE_KEY}{active.activation.endpoint}|{active.activation.version}".encode()
     signature = tuple((name, value) for name, value in active.headers or () if name in _SIGNED and value is not None)
     place = (("partition", str(active.partition).encode()), ("offset", str(active.offset).encode()))
     return Outgoing(PROFILES, key, active.value, ((KIND_HEADER, b"profile_active"), *place, *signature), 0)
@@ -152,9 +158,9 @@ class ProfileTopic:
         if value is None:
             return
         with self._changed:
-            if name.startswith(_PROFILE) and hashlib.sha256(value).hexdigest() == name.removeprefix(_PROFILE):
-                self._keep(name.removeprefix(_PROFILE), value)
-            elif name.startswith(_ACTIVE):
+            if name.startswith(PROFILE_KEY) and name_of(value) == name.removeprefix(PROFILE_KEY):
+                self._keep(name.removeprefix(PROFILE_KEY), value)
+            elif name.startswith(ACTIVE_KEY):
                 self._take_active(value, headers)
             self._changed.notify_all()
 

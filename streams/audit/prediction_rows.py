@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
+from schemas.arrow import values_of
 from schemas.events import MAX_EVENT_BYTES, MAX_RECORD_BYTES, MAX_ROWS_PER_RECORD, Prediction
 from schemas.ids import clean_id
 from schemas.topics import PREDICTIONS
@@ -143,7 +144,7 @@ def _column(columns: dict[str, pa.Array], field: pa.Field, rows: int) -> pa.Arra
         return pa.array([json_text(default) if name == "prediction" else default] * rows, kind)
     if name == "prediction":
         return pa.array([json_text(_bare(value)) for value in column.to_pylist()], pa.string())
-    column = _decoded(column)
+    column = values_of(column)
     if name == "seq":
         column = _whole(column)
     if pa.types.is_string(column.type) and not pa.types.is_string(kind):
@@ -172,10 +173,6 @@ def _whole(column: pa.Array) -> pa.Array:
         for value in column.to_pylist()
     ]
     return pa.array(numbers, pa.int64())
-
-
-def _decoded(column: pa.Array) -> pa.Array:
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
 def _bare(value: Any) -> Any:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ValidationError
 
 from schemas.actions import Command, Directive, JournalEntry, KillSwitch
+from schemas.arrow import values_of
 from schemas.deadletter import DeadLetter
 from schemas.events import ProfileActivated, Report
 from schemas.signals import EndpointState, Signal
@@ -271,8 +272,7 @@ def _verdicts(kind: str, value: bytes, identity: Identity) -> tuple[str, pa.Tabl
     arrays = []
     for field in schema:
         if field.name in batch.column_names:
-            column = batch[field.name].combine_chunks()
-            column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+            column = values_of(batch[field.name].combine_chunks())
             arrays.append(column.cast(field.type))
         else:
             arrays.append(pa.array(constant[field.name](), field.type))

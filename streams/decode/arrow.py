@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.arrow import is_text
 from schemas.blocks import STATUS_CODES, Floats, Longs
 from schemas.events import MAX_NUMBER, Prediction
 from schemas.flags import RowFlag
@@ -201,10 +202,6 @@ def is_number(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
     )
-
-
-def is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def floats(column: pa.Array, null: float) -> Floats:
