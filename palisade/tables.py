@@ -18,6 +18,8 @@ class UnusableFile(PalisadeError):
 
 def read_table(path: Path) -> pa.Table:
     """A Parquet, CSV (first line names the columns), JSON lines or Arrow file, told apart by its name. Raises UnusableFile."""
+    if not path.exists():
+        raise UnusableFile(f"{path} cannot be read: there is no such file")
     try:
         match path.suffix:
             case ".parquet" | ".pq":
