@@ -18,8 +18,6 @@ class UnusableFile(PalisadeError):
 
 def read_table(path: Path) -> pa.Table:
     """A Parquet, CSV (first line names the columns), JSON lines or Arrow file, told apart by its name. Raises UnusableFile."""
-    if not path.exists():
-        raise UnusableFile(f"{path} cannot be read: there is no such file")
     try:
         match path.suffix:
             case ".parquet" | ".pq":
@@ -30,6 +28,8 @@ def read_table(path: Path) -> pa.Table:
                 return paj.read_json(path)
             case ".arrow" | ".feather" | ".ipc":
                 return _read_arrow(path)
+    except FileNotFoundError as error:
+        raise UnusableFile(f"{path} cannot be read: there is no such file") from error
     except (pa.ArrowException, OSError) as error:
         raise UnusableFile(f"{path} cannot be read: {error}") from error
     raise UnusableFile(f"{path}: the name must end in .parquet, .csv, .jsonl or .arrow to say what it is")
