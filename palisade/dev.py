@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from palisade.running import announce
-from palisade.settings import PROBE
+from palisade.settings import FILES, PROBE
 from palisade.supervisor import ChildSpec, Supervisor, python_module
 from responders.signing import SigningKey
 from schemas.config import PalisadeConfig
@@ -160,15 +160,9 @@ def _forget_last_broker(folder: Path) -> None:
         audit.rename(before)
 
 
-_FILES = {
-    "kafka": ("sasl_password_file", "ssl_ca_location", "ssl_certificate_location", "ssl_key_location"),
-    "clickhouse": ("password_file",),
-}
-
-
 def _absolute(effective: dict[str, Any], home: Path) -> None:
     """Files that the user's configuration names are found from the folder of the effective one too."""
-    for section, names in _FILES.items():
+    for section, names in FILES.items():
         for name in names:
             if effective.get(section, {}).get(name) not in (None, PROBE):
                 effective[section][name] = str((home / effective[section][name]).resolve())

@@ -22,6 +22,9 @@ Model = TypeVar("Model", bound=BaseModel)
 PROBE = "probe"
 """What librdkafka takes for `ssl_ca_location` to look for the system's certificates itself."""
 ADVICE_ON_FILES = "; name an existing file, relative to this one"
+TLS_FILES = ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location")
+FILES = {"clickhouse": ("password_file",), "kafka": ("sasl_password_file", *TLS_FILES)}
+"""Settings of a configuration's sections that name files, which are found from its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +189,10 @@ def _check_across(config: PalisadeConfig, path: Path) -> None:
     def where(*steps: int | str) -> str:
         return f"{path}:{line_of(root, steps)}"
 
-    files: tuple[tuple[str | None, tuple[str, ...]], ...] = (
-        (config.signing_key_file, ("signing_key_file",)),
-        (config.clickhouse.password_file, ("clickhouse", "password_file")),
-        (config.kafka.sasl_password_file, ("kafka", "sasl_password_file")),
-        (config.kafka.ssl_ca_location, ("kafka", "ssl_ca_location")),
-        (config.kafka.ssl_certificate_location, ("kafka", "ssl_certificate_location")),
-        (config.kafka.ssl_key_location, ("kafka", "ssl_key_location")),
-    )
+    files: list[tuple[str | None, tuple[str, ...]]] = [(config.signing_key_file, ("signing_key_file",))]
+    files += [
+        (getattr(getattr(config, section), name), (section, name)) for section, names in FILES.items() for name in names
+    ]
     for file, steps in files:
         if file is not None and file != PROBE and not (path.parent / file).exists():
             advice = "; make it with `palisade keys create`" if steps == ("signing_key_file",) else ADVICE_ON_FILES
@@ -247,7 +246,7 @@ def connection_of(kafka: KafkaConfig, home: Path, where: str = "") -> KafkaConne
             fields["sasl_password"] = SecretStr((home / kafka.sasl_password_file).read_text().strip())
         except OSError as error:
             raise ConfigError(f"kafka.sasl_password_file: {error.strerror}", where) from error
-    for name in ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location"):
+    for name in TLS_FILES:
         if fields[name] not in (None, PROBE):
             fields[name] = str(home / fields[name])
     try:
