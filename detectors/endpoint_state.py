@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from detectors.guards import (
     window_count,
 )
 from detectors.report_state import pack, unpack
+from detectors.vouched import part_after
 from schemas.config import EndpointConfig
 from schemas.errors import StateRefused
 from schemas.events import CallerAuth
@@ -29,7 +31,6 @@ from schemas.ids import stable_id
 from schemas.signals import MAX_GUARD_SHARES, EndpointState, KnockingCaller
 
 VERSION = 3
-MAX_PARTS = 4_096
 ACTIVE_MS = 60_000
 MAX_ACTIVE = 1_024
 """Callers counted as active; beyond, the guards' own estimate of distinct callers counts (21 bytes each)."""
@@ -205,12 +206,8 @@ class EndpointStates:
                 states += self._tick(event.at)
                 continue
             endpoint = event.report.endpoint
-            part = self._parts.get(endpoint)
-            if part is None and len(self._parts) >= MAX_PARTS:
-                continue
-            if part is None or (event.trusted and not part.signed):
-                part = self._parts[endpoint] = _Part(event.at.partition, event.trusted)
-            if event.trusted is not part.signed:
+            part = part_after(self._parts, event, partial(_Part, event.at.partition, event.trusted))
+            if part is None or event.trusted is not part.signed:
                 continue
             part.clock_ms = max(part.clock_ms, event.at.ms)
             at = event.at._replace(ms=part.clock_ms)

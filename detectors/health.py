@@ -12,19 +12,20 @@ with full traffic, a share that is the usual one again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 from detectors.base import Budget, LogPoint, Reading, ReportAt, ReportEvent, TickAt
 from detectors.guards import GUARD_COLUMNS, MAX_GUARDS, MAX_UNSIGNED_GUARDS, LiveGuards
 from detectors.report_state import pack, unpack
 from detectors.version_health import VersionHealth
+from detectors.vouched import part_after
 from schemas.config import EndpointConfig
 from schemas.errors import StateRefused
 from schemas.ids import stable_id
 from schemas.signals import Severity, SignalKind
 
 VERSION = 2
-MAX_PARTS = 4_096
 MAX_VERSIONS = 8
 EVENTS_PER_DAY = 86_400.0
 KINDS: tuple[SignalKind, ...] = ("errors", "timeouts", "latency")
@@ -119,12 +120,8 @@ class Health:
 
     def _report(self, event: ReportAt) -> list[Reading]:
         report = event.report
-        part = self._parts.get(report.endpoint)
-        if part is None and len(self._parts) >= MAX_PARTS:
-            return []
-        if part is None or (event.trusted and not part.signed):
-            part = self._parts[report.endpoint] = _Part(event.at.partition, event.trusted)
-        if event.trusted is not part.signed:
+        part = part_after(self._parts, event, partial(_Part, event.at.partition, event.trusted))
+        if part is None or event.trusted is not part.signed:
             return []
         part.clock_ms = max(part.clock_ms, event.at.ms)
         part.guards.expire(part.clock_ms)

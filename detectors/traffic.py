@@ -33,13 +33,12 @@ from detectors.guards import (
 )
 from detectors.rate_pattern import PatternFactors
 from detectors.report_state import pack, unpack
+from detectors.vouched import part_after
 from schemas.config import EndpointConfig
 from schemas.errors import StateRefused
 from schemas.ids import stable_id
 
 VERSION = 3
-MAX_PARTS = 4_096
-"""Endpoints of one worker; reports of further ones are not judged."""
 MAX_CALLERS_TOTAL = 1 << 20
 SMALLEST_TABLE = 64
 UNREGISTERED_CALLERS = 256
@@ -205,11 +204,9 @@ class Traffic:
 
     def _report(self, event: ReportAt) -> list[Reading]:
         endpoint = event.report.endpoint
-        part = self._parts.get(endpoint)
-        if part is None and len(self._parts) >= MAX_PARTS:
+        part = part_after(self._parts, event, partial(self._new, endpoint, event.at.partition, event.trusted))
+        if part is None:
             return []
-        if part is None or (event.trusted and not part.signed):
-            part = self._parts[endpoint] = self._new(endpoint, event.at.partition, event.trusted)
         if event.trusted is part.signed:
             return part.report(event)
         if part.beside is None:
