@@ -37,7 +37,8 @@ class Mandate:
 
     def rule_for(self, signal: Signal) -> Rule | None:
         """The first rule that matches decides."""
-        return next((rule for rule in self.policy.rules if rule.when.matches(signal.kind, signal.severity)), None)
+        said = (signal.kind, signal.subject_kind, signal.severity)
+        return next((rule for rule in self.policy.rules if rule.when.matches(*said)), None)
 
     @property
     def action_ms(self) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from schemas.actions import MAX_TTL_MS, Mode
 from schemas.ids import clean_id, is_plain_id
-from schemas.signals import SEVERITY_ORDER, Severity, SignalKind
+from schemas.signals import SEVERITY_ORDER, Severity, SignalKind, SubjectKind
 
 CallerId = Annotated[str, Field(min_length=1), AfterValidator(clean_id)]
 """A caller as the log names it: an odd id stands there as its hash."""
@@ -62,13 +62,15 @@ class EndpointConfig(Config):
 
 
 class When(Config):
-    """Which signals a rule answers."""
+    """Which signals a rule answers: of these kinds, about one of these kinds of subject, and at least so severe."""
 
     kinds: tuple[SignalKind, ...] = Field(min_length=1)
+    subjects: tuple[SubjectKind, ...] = Field(get_args(SubjectKind), min_length=1)
     severity: Severity = "warning"
 
-    def matches(self, kind: str, severity: str) -> bool:
-        return kind in self.kinds and SEVERITY_ORDER[severity] >= SEVERITY_ORDER[self.severity]
+    def matches(self, kind: str, subject_kind: str, severity: str) -> bool:
+        severe = SEVERITY_ORDER[severity] >= SEVERITY_ORDER[self.severity]
+        return severe and kind in self.kinds and subject_kind in self.subjects
 
 
 class Rule(Config):

@@ -20,6 +20,9 @@ SEVERITY_ORDER: dict[str, int] = {"info": 0, "warning": 1, "critical": 2}
 SignalKind = Literal[
     "feature_drift",
     "adaptive_drift",
+    "prediction_drift",
+    "concept_drift",
+    "outliers",
     "caller_rate",
     "endpoint_rate",
     "silence",
