@@ -35,12 +35,14 @@ from benchmarks.stationary_rows import (
 )
 from benchmarks.stationary_service import Answers, ReportingGuard, flights, hours_of
 from detectors.base import Budget, Detector, Reading, ReportEvent, part_of
+from detectors.budget import SHARES
 from detectors.feature_drift import FeatureDrift
 from detectors.profile import Profile
 from detectors.registry import DETECTORS_OF_REPORTS, block_detectors, fit, report_detectors
 from palisade.settings import default_policy
 from schemas.blocks import BLOCK_ROWS, Block
 from schemas.config import EndpointConfig
+from schemas.signals import SignalKind
 
 STREAMS = 64
 """Endpoints side by side, each with data of its own."""
@@ -50,8 +52,15 @@ HOURLY = 30 * 24.0
 """1 alarm an hour, as `false_alarms_per_30_days`."""
 SERVICES = 4
 """Services of an airport, each a log of its own: the second hour of a caller is judged otherwise than its first."""
-STATED = {"feature_drift": 0.9, "odd_input": 0.0, "learning": 0.0, "traffic": 0.4, "health": 0.3}
-"""Shares of the budget that detectors state, all their kinds of signals together (docs/detectors.md)."""
+KINDS: dict[str, tuple[SignalKind, ...]] = {
+    "feature_drift": ("feature_drift", "adaptive_drift"),
+    "odd_input": (),
+    "learning": (),
+    "traffic": ("caller_rate", "endpoint_rate", "silence"),
+    "health": ("errors", "timeouts", "latency"),
+}
+STATED = {detector: sum(SHARES[kind] for kind in kinds) for detector, kinds in KINDS.items()}
+"""Shares of the budget that detectors state, all their kinds of signals together."""
 RESAMPLED, IN_ORDER, WITHOUT_ORDER = "resampled", "real order", "resampled, profile without order"
 
 BUDGETS = {"predictions": "1 alarm in 100,000 rows", "reports": "1 alarm an hour"}

@@ -11,6 +11,7 @@ import numpy as np
 
 from detectors.adwin import JumpWatch
 from detectors.base import Budget
+from detectors.budget import SHARES
 from detectors.cells import CELLS, EDGES, alien_cells, missing_cells, padded_edges
 from detectors.drift_thresholds import ADAPTIVE_FEATURES
 from detectors.drift_windows import WINDOW_ROWS, Spreads
@@ -18,9 +19,6 @@ from detectors.profile import LOOK_ROWS, SPAN_ROWS, Profile
 from schemas.blocks import Floats, Longs
 from schemas.errors import StateRefused
 
-ANCHORED_SHARE, ADAPTIVE_SHARE = 0.8, 0.1
-"""Parts of the budget given to the anchored test and to ADWIN. The rest is kept back: the calibration itself rests on
-some tens of alarms, and is out by a quarter either way."""
 STATE_MAGIC = b"pfd2"
 MEASURE_MS, DAY_MS = 3_600_000, 86_400_000
 LEAST_PER_DAY = 24.0
@@ -52,7 +50,7 @@ class Part:
             budget = replace(budget, events_per_day=self.per_day)
         self.budget = budget
         tails = self.profile.calibration.adaptive
-        rate = budget.alarms_per_row * ADAPTIVE_SHARE / max(len(tails), 1)
+        rate = budget.alarms_per_row * SHARES["adaptive_drift"] / max(len(tails), 1)
         self.jump_thresholds = [tail.jump + tail.scale * max(math.log(tail.rate / rate), 0.0) for tail in tails]
 
     def measured(self, rows: int, first_ms: int, ms: int) -> bool:
@@ -155,7 +153,7 @@ class Shelf:
 
     def set_budget(self, slot: int, profile: Profile, budget: Budget) -> None:
         """Thresholds of the anchored test for `budget`."""
-        rate = budget.alarms_per_row * ANCHORED_SHARE
+        rate = budget.alarms_per_row * SHARES["feature_drift"]
         self.threshold[slot], self.calm[slot] = profile.calibration.thresholds(rate)
 
     def give_back(self, slot: int) -> None:

@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from detectors.adwin import DELTA, FEED_ROWS, JumpWatch
 from detectors.base import Budget, LogPoint, Reading, part_of
+from detectors.budget import SHARES
 from detectors.caller_weights import MIN_CAP
 from detectors.cells import CELLS
 from detectors.drift_blocks import Sums, feed_ready, sums
 from detectors.drift_evidence import breadth_of, evidence_of, jump_evidence, moved_by_caller, shares_of
-from detectors.drift_shelf import ADAPTIVE_SHARE, Part, Shelf, pack, unpack
+from detectors.drift_shelf import Part, Shelf, pack, unpack
 from detectors.drift_windows import WINDOW_ROWS, divergence, faded, relative, scores
 from detectors.profile import LOOK_ROWS, Profile
 from schemas.blocks import Block, Floats, Longs
@@ -72,7 +73,8 @@ class FeatureDrift:
     def __init__(self, critical_factor: float = 5.0) -> None:
         self.critical_factor = critical_factor
         words = (self.name, VERSION, critical_factor, WINDOW_ROWS, CALM_BLOCKS, MIN_CAP, CELLS, DELTA, FEED_ROWS)
-        self._digest = hashlib.sha256(repr((*words, ADAPTIVE_SHARE)).encode()).digest()
+        shares = (SHARES["feature_drift"], SHARES["adaptive_drift"])
+        self._digest = hashlib.sha256(repr((*words, *shares)).encode()).digest()
         self.hash = self._digest.hex()
         self._shelves: dict[tuple[int, int], Shelf] = {}
         self._parts: dict[str, Part] = {}

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Literal
 
 from detectors.base import Budget, LogPoint, Reading, ReportAt, ReportEvent, TickAt
+from detectors.budget import SHARES
 from detectors.guards import GUARD_COLUMNS, MAX_GUARDS, MAX_UNSIGNED_GUARDS, LiveGuards
 from detectors.report_state import pack, unpack
 from detectors.version_health import VersionHealth
@@ -71,7 +72,7 @@ class Health:
     log: Literal["predictions", "reports"] = "reports"
 
     def __init__(
-        self, endpoints: Mapping[str, EndpointConfig], *, kind_share: float = 0.1, linger_ms: int = 900_000
+        self, endpoints: Mapping[str, EndpointConfig], *, kind_share: float = SHARES["errors"], linger_ms: int = 900_000
     ) -> None:
         self._endpoints = endpoints
         self._kind_share = kind_share

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from detectors.base import Budget, LogPoint, Reading, ReportAt, ReportEvent, TickAt
+from detectors.budget import SHARES
 from detectors.caller_rates import CallerRates
 from detectors.caller_table import DTYPES, MAX_CALLERS, PARTS_OF_DAY
 from detectors.caller_windows import WINDOW_COLUMNS
@@ -145,9 +146,9 @@ class Traffic:
         self,
         endpoints: Mapping[str, EndpointConfig],
         *,
-        caller_share: float = 0.25,
-        endpoint_share: float = 0.1,
-        silence_share: float = 0.05,
+        caller_share: float = SHARES["caller_rate"],
+        endpoint_share: float = SHARES["endpoint_rate"],
+        silence_share: float = SHARES["silence"],
         max_callers: int = MAX_CALLERS,
         linger_ms: int = 900_000,
         factors: PatternFactors | None = None,

@@ -151,7 +151,7 @@ def test_a_flood_spread_over_guards_is_judged_as_a_sum() -> None:
     for _ in range(40):
         events = [log.report(second(), after_ms=250, interval_ms=1_000, guard=f"g{n}") for n in range(4)]
         traffic.update(events)
-    floods = [log.report({"stranger": 90}, after_ms=250, interval_ms=1_000, guard=f"g{n}") for n in range(4)]
+    floods = [log.report({"stranger": 120}, after_ms=250, interval_ms=1_000, guard=f"g{n}") for n in range(4)]
 
     fired = [bool(firing(traffic.update([event]), "caller_rate")) for event in floods]
 
