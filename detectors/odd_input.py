@@ -20,7 +20,7 @@ from schemas.events import CallerAuth
 from schemas.flags import RowFlag
 from schemas.ids import stable_id
 
-VERSION = 1
+VERSION = 2
 ODD = int(
     RowFlag.ODD_ID
     | RowFlag.NOT_FINITE
@@ -30,6 +30,7 @@ ODD = int(
     | RowFlag.FUTURE
     | RowFlag.CONTROL_CHARACTERS
     | RowFlag.OUT_OF_RANGE
+    | RowFlag.REUSED_ID
 )
 """Missing features and unseen categories are not among them: those are drift's."""
 HALF_LIFE_ROWS = 2_048.0

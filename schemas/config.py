@@ -35,12 +35,16 @@ def _names_differ(kind: Literal["rules", "endpoints"], names: list[str], why: st
 class EndpointConfig(Config):
     """One endpoint. Hard bounds (`*_max`) are the owner's word and need no learning.
 
+    `guard: false`: no serving process embeds Guard, so ingest writes the reports from what it pairs. `trust_requests`: who
+    writes to `palisade.requests` authenticated its callers; otherwise the `caller_auth` that stands there is `claimed`.
     `producer_keys` are base64 Ed25519 public keys whose reports are believed; reports signed by none of them count as
     `claimed`, and nobody is acted on by their word. `events_per_day` turns the false-alarm budget into alarms a row.
     """
 
     name: str
     mode: Mode | None = None
+    guard: bool = True
+    trust_requests: bool = False
     producer_keys: tuple[str, ...] = ()
     trust_unsigned: bool = False
     events_per_day: float | None = Field(None, gt=0)
@@ -156,6 +160,12 @@ class ClickHouseConfig(Config):
     port: int = Field(0, ge=0, le=65535)
 
 
+class IngestConfig(Config):
+    """`producer_key_file`: signs what ingest writes; list its public key in `producer_keys` of endpoints without Guard."""
+
+    producer_key_file: str | None = None
+
+
 class PalisadeConfig(Config):
     """`palisade.yaml`. Paths are relative to the file."""
 
@@ -165,6 +175,7 @@ class PalisadeConfig(Config):
     policy: str | None = None
     operator_keys: tuple[str, ...] = ()
     signing_key_file: str | None = None
+    ingest: IngestConfig = IngestConfig()
     endpoints: tuple[EndpointConfig, ...] = ()
 
     @model_validator(mode="after")

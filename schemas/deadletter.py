@@ -20,6 +20,7 @@ DeadReason = Literal[
     "wrong_partition",
     "unsigned_control",
     "bad_signature",
+    "no_request",
     "handler_failed",
 ]
 DEAD_REASONS: tuple[str, ...] = get_args(DeadReason)
@@ -42,6 +43,8 @@ EXPLAINED: dict[str, str] = {
     "and partitioner=murmur2_random (librdkafka) or the default partitioner (Java).",
     "unsigned_control": "A control record carries no signature. Send it with the palisade command and an operator key.",
     "bad_signature": "The record's signature does not verify with any key listed for it. Check the key and the config.",
+    "no_request": "No request of this id came within 60 s, or it had its answer. Give request and response the same "
+    "request_id, producer and record key, so that they lie on the same partition number of both topics.",
     "handler_failed": "Handling the record raised an error three times. This is a fault of Palisade: report the detail.",
 }
 

@@ -41,8 +41,11 @@ class Prediction(Wire):
     """One answer of an endpoint: the unit of every rate that Palisade states.
 
     `features` is an object, or a list in the order of the endpoint's profile. `served_by` says who answered: `primary`,
-    `probe`, `fallback`, a version, or `refused`. `weight` is 1 / sampling rate. `origin` names the record that an ingest
-    made this one from. `ts` is event time; without it the broker's time stands in.
+    `probe`, `fallback`, a version, or `refused`. `weight` is 1 / sampling rate. `ts` is event time; without it the broker's time stands in.
+
+    Of what ingest wrote, `origin` names the row of the request and `answer` that of the response, as
+    `topic/partition/offset/row`: a request is one prediction, so of two with one origin (a worker was cut off while it
+    wrote) one counts. `reused_id`: another request of this id was still open, which is an oddity of its caller.
     """
 
     KIND: ClassVar[str] = "prediction"
@@ -63,6 +66,8 @@ class Prediction(Wire):
     prediction: Annotated[Outcome | None, Column("String")] = None
     weight: float = 1.0
     origin: str | None = None
+    answer: str | None = None
+    reused_id: bool = False
 
 
 class RouteCounts(Wire):

@@ -20,6 +20,7 @@ class RowFlag(IntFlag):
     NO_PROFILE = 512
     UNREGISTERED_ENDPOINT = 1024
     OUT_OF_RANGE = 2048
+    REUSED_ID = 4096
 
 
 MAX_EVENT_AGE_MS = 3_600_000
@@ -40,4 +41,5 @@ EXPLAINED: dict[RowFlag, str] = {
     RowFlag.NO_PROFILE: "no profile is active for this endpoint and version; content detectors say unknown",
     RowFlag.UNREGISTERED_ENDPOINT: "the endpoint is not in the configuration",
     RowFlag.OUT_OF_RANGE: "a latency was negative (taken as unknown) or a weight not within 0 to 1e6 (taken as 1)",
+    RowFlag.REUSED_ID: "the request's id was that of another request that still waited for its answer",
 }

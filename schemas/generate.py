@@ -7,13 +7,15 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from schemas import actions, config, deadletter, events, signals, tables, topics
+from schemas import actions, config, deadletter, events, ingest, signals, tables, topics
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
 MODELS: dict[str, type[BaseModel]] = {
     "prediction": events.Prediction,
+    "request": ingest.Request,
+    "response": ingest.Response,
     "report": events.Report,
     "tick": events.Tick,
     "profile_activated": events.ProfileActivated,
@@ -45,6 +47,10 @@ _SENDERS = (
     "(`partitioner=murmur2_random` in librdkafka); a row on another partition is dead-lettered as `wrong_partition`. The",
     'smallest event is `{"endpoint": "credit", "features": {"amount": 12}}`; no header is needed. Many events travel '
     "best as one Arrow IPC stream with the columns of `prediction` and a struct column `features`.",
+    "",
+    "Who writes request and response apart sends them to `palisade.requests` and `palisade.responses`, JSON, JSON array, "
+    "Arrow IPC stream or CloudEvent, with the request id (or anything else that both share) as the key of both records: "
+    "they meet on the same partition number. Role ingest makes predictions of them.",
 )
 
 

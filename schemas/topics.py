@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+REQUESTS = "palisade.requests"
+RESPONSES = "palisade.responses"
 PREDICTIONS = "palisade.predictions"
 REPORTS = "palisade.reports"
 VERDICTS = "palisade.verdicts"
@@ -52,17 +54,28 @@ class TopicSpec:
 
 TOPICS: tuple[TopicSpec, ...] = (
     TopicSpec(
+        REQUESTS,
+        "request id",
+        "what services were asked, in any language; ingest pairs it with the answer",
+        "services",
+        True,
+        retention_ms=DAY_MS,
+    ),
+    TopicSpec(
+        RESPONSES, "request id", "what services answered; keyed as the request", "services", True, retention_ms=DAY_MS
+    ),
+    TopicSpec(
         PREDICTIONS,
         "endpoint",
         "one event a prediction; ticks and profile activations between them",
-        "serving processes; detect; operators",
+        "serving processes; ingest; detect; operators",
         True,
     ),
     TopicSpec(
         REPORTS,
         "endpoint",
         "what each serving process did in the last interval; ticks between them",
-        "serving processes; detect",
+        "serving processes; ingest; detect",
         True,
     ),
     TopicSpec(VERDICTS, "endpoint", "the outcome of each row, the readings of each block", "detect", True),
@@ -83,7 +96,7 @@ TOPICS: tuple[TopicSpec, ...] = (
         DEAD_LETTERS,
         "log topic",
         "what could not be decoded, and why",
-        "detect; respond",
+        "ingest; detect; respond",
         True,
         retention_ms=30 * DAY_MS,
     ),

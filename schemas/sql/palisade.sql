@@ -25,7 +25,9 @@ CREATE TABLE IF NOT EXISTS palisade_raw.predictions
     `served_by` LowCardinality(String),
     `prediction` String,
     `weight` Float64,
-    `origin` Nullable(String)
+    `origin` Nullable(String),
+    `answer` Nullable(String),
+    `reused_id` Bool
 )
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `caller`, `topic`, `partition`, `offset`, `row`)
@@ -33,7 +35,7 @@ TTL toDateTime(broker_time) + INTERVAL 90 DAY
 SETTINGS non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.predictions AS
-SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `features`, `producer`, `seq`, `request_id`, `model_version`, `artifact_digest`, `caller`, `caller_auth`, `ts`, `latency_ms`, `status`, `served_by`, `prediction`, `weight`, `origin`
+SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `features`, `producer`, `seq`, `request_id`, `model_version`, `artifact_digest`, `caller`, `caller_auth`, `ts`, `latency_ms`, `status`, `served_by`, `prediction`, `weight`, `origin`, `answer`, `reused_id`
 FROM palisade_raw.predictions FINAL;
 
 CREATE TABLE IF NOT EXISTS palisade_raw.reports

@@ -104,6 +104,12 @@ class Batch:
         env.flag_odd_ids([str(name) for name in names], odd)
         flags |= odd[codes]
 
+    def flag_reused_ids(self, flags: npt.NDArray[np.uint32]) -> None:
+        """Flags rows whose `reused_id` is true; a column that is not boolean says nothing."""
+        column = self._columns.get("reused_id")
+        if column is not None and pa.types.is_boolean(column.type) and pc.any(column).as_py():
+            flags[column.fill_null(False).to_numpy(zero_copy_only=False)] |= np.uint32(RowFlag.REUSED_ID)
+
     def doubles(self, name: str, default: float) -> Floats:
         """float64 [n] of a number column, null as `default`."""
         column = self._columns.get(name)

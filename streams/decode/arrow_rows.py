@@ -58,6 +58,7 @@ def arrow_rows(
     flags = np.zeros(batch.rows, dtype=np.uint32)
     for name in ("producer", "request_id", "served_by"):
         batch.flag_odd_ids(name, flags)
+    batch.flag_reused_ids(flags)
     latency_ms, value, weight = batch.doubles("latency_ms", np.nan), batch.outcomes(), batch.doubles("weight", 1.0)
     env.check_numbers(latency_ms, value, weight, flags)
     caller_of, callers = batch.words("caller")

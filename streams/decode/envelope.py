@@ -87,6 +87,12 @@ def flag_odd_ids(sent: Sequence[str], flags: Flags) -> None:
     flags[odd] |= np.uint32(RowFlag.ODD_ID)
 
 
+def flag_reused_ids(reused: Sequence[bool], flags: Flags) -> None:
+    """Flags rows whose request id was in use."""
+    if True in reused:
+        flags[np.array(reused, dtype=np.bool_)] |= np.uint32(RowFlag.REUSED_ID)
+
+
 def numbers(column: Sequence[Any]) -> Floats:
     """float64 [n] of numbers, booleans and None (NaN); integers beyond float64 become infinity."""
     try:

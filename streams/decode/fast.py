@@ -39,6 +39,8 @@ ENVELOPE: tuple[tuple[Any, ...], ...] = (
     ("prediction", _Outcome, None),
     ("weight", float, 1.0),
     ("origin", str | None, None),
+    ("answer", str | None, None),
+    ("reused_id", bool, False),
 )
 """Fields of a prediction beside its features, as the contract has them."""
 NAMES: tuple[str, ...] = tuple(field[0] for field in ENVELOPE)

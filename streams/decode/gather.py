@@ -244,6 +244,7 @@ def _envelopes(flat: list[Any], names: SegmentNames) -> _Envelopes:
     flags = np.zeros(len(columns["ts"]), dtype=np.uint32)
     for name in ("producer", "request_id", "served_by"):
         env.flag_odd_ids(columns[name], flags)
+    env.flag_reused_ids(columns["reused_id"], flags)
     latency_ms = env.numbers(columns["latency_ms"])
     value = env.outcomes(columns["prediction"])
     weight = env.numbers(columns["weight"])
@@ -262,6 +263,7 @@ def _envelopes(flat: list[Any], names: SegmentNames) -> _Envelopes:
 
 _USED = (
     "producer", "request_id", "caller", "caller_auth", "ts", "latency_ms", "status", "served_by", "prediction", "weight",
+    "reused_id",
 )  # fmt: skip
 _AUTH = {"claimed": 0, "verified": 1}
 _COLUMNS = (

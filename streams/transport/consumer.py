@@ -37,12 +37,15 @@ class Hooks:
     oldest open block); what it leaves out starts at the committed offset, and nothing starts above it. `committed` lacks
     partitions without a commit, and those whose commit lies above the log's end (it was made anew, or cut). Called at every rewind, so more than once for one assignment: whatever was handed over
     before is stale then and comes again.
+    kept(): the oldest offset, per partition, that is still needed although its run is done (an event that waits for
+    another one): nothing from there on is committed. Called in any thread, so it answers with a mapping that nobody changes.
     """
 
     on_assigned: Callable[[frozenset[TP]], Awaitable[None]] | None = None
     on_revoked: Callable[[frozenset[TP]], Awaitable[None]] | None = None
     start_at: Callable[[Mapping[TP, int]], Awaitable[Mapping[TP, int]]] | None = None
     on_lost: Callable[[frozenset[TP]], Awaitable[None]] | None = None
+    kept: Callable[[], Mapping[TP, int]] = dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +269,7 @@ class Consumer(base.Consumer):
             self.options.limits,
             on_idle=lambda: self._soon(self._idle.set),
             on_failure=lambda _run, error: self.failed(error),
+            kept=self.options.hooks.kept,
         )
 
     def fed(self) -> None:

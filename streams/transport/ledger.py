@@ -64,6 +64,9 @@ class Ledger:
     A rebalance or a rewind never edits a ledger: it closes it and puts a new one in its place. What finishes late lands
     in the dead one and changes nothing, for it will be read again.
 
+    `kept` says what a handler still needs although its runs are done: of each partition the oldest such offset, which is
+    never committed over. It is asked in any thread.
+
     Thread-safe: the polling thread adds, the loop takes and commits, any thread finishes. `on_idle` and `on_failure` are
     called outside the lock, in the thread that finished.
     """
@@ -75,6 +78,7 @@ class Ledger:
         *,
         on_idle: Callable[[], None] = lambda: None,
         on_failure: Callable[[Run, BaseException], None] = lambda _run, _error: None,
+        kept: Callable[[], Mapping[TP, int]] = dict,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.generation = generation
@@ -83,6 +87,7 @@ class Ledger:
         self._default = TopicLimits()
         self._on_idle = on_idle
         self._on_failure = on_failure
+        self._kept = kept
         self._clock = clock
         self._withheld = False
         self._advanced_at: dict[TP, float] = {}  # when the oldest run of the partition was done
@@ -181,10 +186,15 @@ class Ledger:
 
     def due(self) -> dict[TP, int]:
         """Next offset to commit, of each partition where it is above the last one committed."""
+        kept = self._kept()
         with self._lock:
             if self.closed:
                 return {}
-            return {tp: offset for tp, offset in self._safe.items() if offset > self._committed.get(tp, -1)}
+            safe = {tp: min(offset, kept.get(tp, offset)) for tp, offset in self._safe.items()}
+            # what is kept from the first record on leaves nothing to commit
+            return {
+                tp: offset for tp, offset in safe.items() if offset > max(self._committed.get(tp, -1), self._first[tp])
+            }
 
     def committed(self, offsets: Mapping[TP, int]) -> None:
         """The broker has confirmed these offsets."""

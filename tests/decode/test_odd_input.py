@@ -48,6 +48,7 @@ CASES: list[tuple[bytes, RowFlag, list[float], int]] = [
     (as_json(caller="a b"), RowFlag.ODD_ID, [12.5, 3], 1),
     (as_json(request_id="x" * 129), RowFlag.ODD_ID, [12.5, 3], 1),
     (as_json(producer=""), RowFlag.ODD_ID, [12.5, 3], 1),
+    (as_json(reused_id=True), RowFlag.REUSED_ID, [12.5, 3], 1),
     (as_json(served_by="v\x00"), RowFlag.ODD_ID, [12.5, 3], 1),
     (as_json(ts=NOW - HOUR - 1), RowFlag.LATE, [12.5, 3], 1),
     (as_json(ts=10**30), RowFlag.FUTURE, [12.5, 3], 1),

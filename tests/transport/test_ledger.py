@@ -34,6 +34,26 @@ def test_no_committed_offset_ever_passes_an_unfinished_run(sizes: list[int], ran
     assert ledger.due() == {}
 
 
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.data())
+def test_no_committed_offset_ever_passes_what_a_handler_still_needs(sizes: list[int], data: st.DataObject) -> None:
+    end = sum(sizes)
+    kept: dict[TP, int] = {}
+    ledger = Ledger(kept=lambda: kept)
+    ledger.add(A, records(0, end), 0.0)
+    for run in taken(ledger):
+        run.open().done()
+
+    committed = 0
+    for oldest in sorted(data.draw(st.lists(st.integers(0, end), min_size=1, max_size=5))):
+        kept = {A: oldest, B: 0}
+        due = ledger.due()
+        assert due == ({A: oldest} if oldest > committed else {})
+        ledger.committed(due)
+        committed = max(committed, oldest)
+    kept = {}
+    assert ledger.due() == ({A: end} if end > committed else {})
+
+
 def test_a_run_is_cut_at_the_topics_bound() -> None:
     ledger = Ledger(limits={"t": TopicLimits(run_max=4)})
     ledger.add(A, records(0, 10), 0.0)
