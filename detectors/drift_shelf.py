@@ -66,7 +66,8 @@ class Part:
 
 
 class Shelf:
-    """Arrays over the slots of parts with `numeric` and `categorical` features; the first axis is the slot.
+    """Arrays over the slots of parts with `numeric` and `categorical` features; the first axis is the slot. `share`: of the
+    budget, for the anchored test.
 
     Of the profile: edges [numeric, EDGES]; expected, alien, missing [features, CELLS] (the latter two 0 or 1); table
     and profile_rows as in `Spreads`; alien_most, missing_most [features]; watched [ADAPTIVE_FEATURES] numeric features
@@ -101,8 +102,8 @@ class Shelf:
     calm_blocks: Longs
     first_ms: Longs
 
-    def __init__(self, numeric: int, categorical: int) -> None:
-        self.numeric, self.categorical = numeric, categorical
+    def __init__(self, numeric: int, categorical: int, share: float) -> None:
+        self.numeric, self.categorical, self._share = numeric, categorical, share
         f, a = numeric + categorical, ADAPTIVE_FEATURES
         floats: dict[str, tuple[int, ...]] = {
             "edges": (numeric, EDGES),
@@ -153,7 +154,7 @@ class Shelf:
 
     def set_budget(self, slot: int, profile: Profile, budget: Budget) -> None:
         """Thresholds of the anchored test for `budget`."""
-        rate = budget.alarms_per_row * SHARES["feature_drift"]
+        rate = budget.alarms_per_row * self._share
         self.threshold[slot], self.calm[slot] = profile.calibration.thresholds(rate)
 
     def give_back(self, slot: int) -> None:

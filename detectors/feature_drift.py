@@ -30,6 +30,7 @@ from schemas.blocks import Block, Floats, Longs
 from schemas.errors import StateRefused
 
 VERSION = 4
+DriftKind = Literal["feature_drift", "prediction_drift"]
 CALM_BLOCKS = 2
 """Blocks within the profile's range after which what came before them leaves the long window."""
 TOGETHER = 32
@@ -58,7 +59,8 @@ class _Verdicts:
 
 
 class FeatureDrift:
-    """Feature drift of many endpoints; `Detector[Block]`, state a part (`endpoint@version`).
+    """Feature drift of many endpoints; `Detector[Block]`, state a part (`endpoint@version`). As `prediction_drift` it says
+    the same of blocks and profiles whose columns are a model's outputs (`PredictionDrift`), and spends that kind's share.
 
     A block fires when its score, -ln of the chance of so far a stretch in the training table's own order, passes the
     threshold of the part's budget, or its statistic is above half of `critical_factor` times the largest in the
@@ -67,13 +69,14 @@ class FeatureDrift:
     20 features take about 27 kB a part, up to 45 kB while callers are over the weight cap.
     """
 
-    name = "feature_drift"
+    name: str = "feature_drift"
     log: Literal["predictions", "reports"] = "predictions"
 
-    def __init__(self, critical_factor: float = 5.0) -> None:
+    def __init__(self, critical_factor: float = 5.0, kind: DriftKind = "feature_drift") -> None:
         self.critical_factor = critical_factor
+        self.name, self.kind = kind, kind
         words = (self.name, VERSION, critical_factor, WINDOW_ROWS, CALM_BLOCKS, MIN_CAP, CELLS, DELTA, FEED_ROWS)
-        shares = (SHARES["feature_drift"], SHARES["adaptive_drift"])
+        shares = (SHARES[kind], SHARES["adaptive_drift"])
         self._digest = hashlib.sha256(repr((*words, *shares)).encode()).digest()
         self.hash = self._digest.hex()
         self._shelves: dict[tuple[int, int], Shelf] = {}
@@ -92,14 +95,14 @@ class FeatureDrift:
             return
         self.forget(part)
         shape = (len(profile.numeric), len(profile.categorical))
-        shelf = self._shelves.setdefault(shape, Shelf(*shape))
+        shelf = self._shelves.setdefault(shape, Shelf(*shape, SHARES[self.kind]))
         fitted = Part(shelf.take(profile, budget), profile, profile_hash, budget, learned)
         fitted.watches = [JumpWatch() for tail in shelf.watched[fitted.slot] if tail >= 0]
         fitted.set_budget(budget)
         self._parts[part] = fitted
 
     def update(self, batch: Sequence[Block]) -> list[Reading]:
-        """Readings of `batch`, blocks in log order: one `feature_drift` a block, one `adaptive_drift` whenever ADWIN
+        """Readings of `batch`, blocks in log order: one of its kind a block, one `adaptive_drift` whenever ADWIN
         was fed (about each 256 rows); for a part without its profile one that is not `known` a second."""
         found: list[list[Reading]] = [[] for _ in batch]
         shelved: dict[tuple[int, int], list[int]] = {}
@@ -306,7 +309,7 @@ class FeatureDrift:
         return [
             self._endpoint_reading(
                 block,
-                "adaptive_drift",
+                kind="adaptive_drift",
                 score=score,
                 threshold=1.0,
                 firing=firing,
@@ -332,14 +335,14 @@ class FeatureDrift:
         return [self._endpoint_reading(block, known=False, evidence={"reason": reason})]
 
     def _endpoint_reading(
-        self, block: Block, kind: Literal["feature_drift", "adaptive_drift"] = "feature_drift", **said: Any
+        self, block: Block, kind: DriftKind | Literal["adaptive_drift"] | None = None, **said: Any
     ) -> Reading:
         """A reading of the block's endpoint; what is not said is that of an unknown one."""
         unsaid = {"score": 0.0, "threshold": 0.0, "firing": False, "calm": False, "severity": "info"}
         return Reading(
             detector=self.name,
             detector_hash=self.hash,
-            kind=kind,
+            kind=kind or self.kind,
             endpoint=block.endpoint,
             subject_kind="endpoint",
             subject=block.endpoint,
