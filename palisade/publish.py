@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from confluent_kafka import KafkaError, Message, Producer
 
+from palisade.redacting import redact_predictions
 from palisade.tables import UnusableFile
 from responders.signing import SigningKey
 from schemas.events import MAX_REPORT_CALLERS, CallerAuth, CallerCounts, Report, RouteCounts
 from schemas.ids import clean_id
 from schemas.topics import PREDICTIONS, REPORTS
 from schemas.wire import ARROW_TYPE, CONTENT_TYPE_HEADER, KIND_HEADER
+from streams.redaction import Redactor
 from streams.transport.settings import KafkaConnection, kafka_settings
 
 BATCH_ROWS = 500
@@ -57,13 +59,15 @@ def publish(
     speed: float = 1.0,
     signer: SigningKey | None = None,
     fallback_works: bool = False,
+    redactors: Mapping[str, Redactor] | None = None,
     progress: Progress | None = None,
 ) -> Published:
     """Sends all rows, and a report a second for each endpoint, so that traffic is judged too.
 
     At recorded pace `ts` is moved to now and gaps are divided by `speed`; flat out, rows have no event time.
-    fallback_works: what the reports say of the endpoint's fallback; without one, no fallback is decided. Raises
-    UnusableFile when the pace is wanted and there is no `ts`.
+    fallback_works: what the reports say of the endpoint's fallback; without one, no fallback is decided. redactors: of
+    endpoints with sensitive features, applied before anything is sent. Raises UnusableFile when the pace is wanted and
+    there is no `ts`.
     """
     check_pace(table, recorded_pace=recorded_pace)
     table = _vouched(table, signer)
@@ -73,7 +77,7 @@ def publish(
     started = time.monotonic()
     sent = 0
     for rows in _due(table, speed, started) if recorded_pace else _batches(table):
-        for endpoint, record, part in _records(rows):
+        for endpoint, record, part in _records(rows, redactors or {}):
             headers: list[tuple[str, str | bytes | None]] = [
                 (KIND_HEADER, b"prediction"),
                 (CONTENT_TYPE_HEADER, ARROW_TYPE.encode()),
@@ -130,10 +134,12 @@ def _due(table: pa.Table, speed: float, started: float) -> Iterator[pa.Table]:
         time.sleep(PACE_S)
 
 
-def _records(rows: pa.Table) -> Iterator[tuple[str, bytes, pa.Table]]:
+def _records(rows: pa.Table, redactors: Mapping[str, Redactor]) -> Iterator[tuple[str, bytes, pa.Table]]:
     """One Arrow record an endpoint, more where it would be too large for one. Raises UnusableFile if a row alone is."""
     for endpoint in pc.unique(rows["endpoint"]).to_pylist():
-        parts = [rows.filter(pc.equal(rows["endpoint"], endpoint)).combine_chunks()]
+        those = rows.filter(pc.equal(rows["endpoint"], endpoint)).combine_chunks()
+        redactor = redactors.get(endpoint)
+        parts = [those if redactor is None else redact_predictions(those, redactor)]
         while parts:
             part = parts.pop()
             record = _encoded(part)

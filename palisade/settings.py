@@ -14,14 +14,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from responders.signing import Keyring
-from schemas.config import KafkaConfig, PalisadeConfig, PolicyConfig
+from schemas.config import EndpointConfig, KafkaConfig, PalisadeConfig, PolicyConfig
 from schemas.errors import ConfigError
+from streams.redaction import HOW_TO_MAKE_KEY, Redactor, redaction_key, redactor_of
 from streams.transport.settings import KafkaConnection, Setting, kafka_settings
 
 Model = TypeVar("Model", bound=BaseModel)
 PROBE = "probe"
 """What librdkafka takes for `ssl_ca_location` to look for the system's certificates itself."""
 ADVICE_ON_FILES = "; name an existing file, relative to this one"
+ADVICE_ON_MAKING: dict[tuple[str, ...], str] = {
+    ("signing_key_file",): "; make it with `palisade keys create`",
+    ("redaction_key_file",): "; " + HOW_TO_MAKE_KEY,
+}
 TLS_FILES = ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location")
 FILES = {"clickhouse": ("password_file",), "kafka": ("sasl_password_file", *TLS_FILES)}
 """Settings of a configuration's sections that name files, which are found from its folder."""
@@ -41,6 +46,15 @@ class Site:
     @property
     def connection(self) -> KafkaConnection:
         return connection_of(self.config.kafka, self.home)
+
+    def redactor(self, endpoint: EndpointConfig) -> Redactor | None:
+        """What makes sensitive features of the endpoint unreadable; None without rules. Raises ConfigError."""
+        return redactor_of(endpoint, self.redaction_key() if "hash" in endpoint.sensitive.values() else None)
+
+    def redaction_key(self) -> bytes | None:
+        """The secret of `hash`; None if there is none. Raises ConfigError."""
+        file = self.config.redaction_key_file
+        return redaction_key(self.home / file if file else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +203,16 @@ def _check_across(config: PalisadeConfig, path: Path) -> None:
     def where(*steps: int | str) -> str:
         return f"{path}:{line_of(root, steps)}"
 
-    files: list[tuple[str | None, tuple[str, ...]]] = [(config.signing_key_file, ("signing_key_file",))]
+    files: list[tuple[str | None, tuple[str, ...]]] = [
+        (config.signing_key_file, ("signing_key_file",)),
+        (config.redaction_key_file, ("redaction_key_file",)),
+    ]
     files += [
         (getattr(getattr(config, section), name), (section, name)) for section, names in FILES.items() for name in names
     ]
     for file, steps in files:
         if file is not None and file != PROBE and not (path.parent / file).exists():
-            advice = "; make it with `palisade keys create`" if steps == ("signing_key_file",) else ADVICE_ON_FILES
+            advice = ADVICE_ON_MAKING.get(steps, ADVICE_ON_FILES)
             raise ConfigError(f"{'.'.join(steps)}: {file} does not exist{advice}", where(*steps))
     listed: list[tuple[tuple[str, ...], tuple[int | str, ...]]] = [(config.operator_keys, ("operator_keys",))]
     listed += [

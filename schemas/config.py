@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from schemas.actions import MAX_TTL_MS, Mode
@@ -32,13 +41,34 @@ def _names_differ(kind: Literal["rules", "endpoints"], names: list[str], why: st
             )
 
 
+class Bucket(Config):
+    """A number becomes the lower edge of its bucket, `floor(x / bucket) * bucket`; what is no number, missing."""
+
+    bucket: float = Field(gt=0, allow_inf_nan=False)
+
+
+def _said_whole(value: Any, of_rule: ValidatorFunctionWrapHandler) -> Any:
+    """One sentence instead of one for each form that a rule could have had."""
+    try:
+        return of_rule(value)
+    except ValidationError as error:
+        raise ValueError("a rule is drop, hash, or {bucket: width}, with a width above 0") from error
+
+
+SensitiveRule = Annotated[Literal["drop", "hash"] | Bucket, WrapValidator(_said_whole)]
+SENSITIVE_CALLER = "@caller"
+"""Stands in `sensitive` for the caller's id."""
+
+
 class EndpointConfig(Config):
     """One endpoint. Hard bounds (`*_max`) are the owner's word and need no learning.
 
     `guard: false`: no serving process embeds Guard, so ingest writes the reports from what it pairs. `trust_requests`: who
     writes to `palisade.requests` authenticated its callers; otherwise the `caller_auth` that stands there is `claimed`.
     `producer_keys` are base64 Ed25519 public keys whose reports are believed; reports signed by none of them count as
-    `claimed`, and nobody is acted on by their word. `events_per_day` turns the false-alarm budget into alarms a row.
+    `claimed`, and nobody is acted on by their word. `sensitive`: what becomes of features that must not reach Kafka as they
+    are, by name, or by place (`"0"` is the first) where features are a list; `@caller: hash` hides who asks. `events_per_day`
+    turns the false-alarm budget into alarms a row.
     """
 
     name: str
@@ -53,6 +83,13 @@ class EndpointConfig(Config):
     latency_max_ms: float | None = Field(None, gt=0)
     error_share_max: float | None = Field(None, gt=0, le=1)
     allowlist: tuple[CallerId, ...] = ()
+    sensitive: dict[Annotated[str, Field(min_length=1)], SensitiveRule] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _callers_are_hashed_at_most(self) -> EndpointConfig:
+        if self.sensitive.get(SENSITIVE_CALLER, "hash") != "hash":
+            raise ValueError("sensitive: @caller can be hashed, nothing else: limits need to know who asks")
+        return self
 
     @model_validator(mode="after")
     def _plain_name(self) -> EndpointConfig:
@@ -175,6 +212,8 @@ class PalisadeConfig(Config):
     policy: str | None = None
     operator_keys: tuple[str, ...] = ()
     signing_key_file: str | None = None
+    redaction_key_file: str | None = None
+    """The secret of `sensitive: hash`, 64 hex digits; else PALISADE_REDACTION_KEY holds them, or names a file of them."""
     ingest: IngestConfig = IngestConfig()
     endpoints: tuple[EndpointConfig, ...] = ()
 

@@ -10,7 +10,6 @@ from palisade_client._caller import CallerAuth
 from palisade_client._counts import CallerKey, Failure, Route
 from palisade_client._fallback import NO_ANSWER
 from palisade_client._live import Live
-from palisade_client._wire import clean_id
 
 
 class Call:
@@ -20,7 +19,7 @@ class Call:
 
     def __init__(self, live: Live, features: Any, caller: str, auth: CallerAuth) -> None:
         self.live, self.features = live, features
-        self.key: CallerKey = (clean_id(caller), auth)
+        self.key: CallerKey = (live.known_as(caller), auth)
         self._ts = live.clock.wall_ms()
         self.route: Route = live.admit(self.key, features)
         self._taken = live.take(features)  # now: the model may change them

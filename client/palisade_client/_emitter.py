@@ -15,6 +15,7 @@ from palisade_client._caller import CallerAuth
 from palisade_client._encode import Event, encode, plain_features, plain_outcome, weight_of
 from palisade_client._forking import on_fork
 from palisade_client._log import log_fault, logger
+from palisade_client._redact import Redactor, Rules, UnreadableFeatures, redaction_key
 from palisade_client._transport import Delivery, KafkaTransport, NullTransport, Transport
 from palisade_client._wire import CONTENT_TYPE_HEADER, KIND_HEADER, PREDICTIONS, clean_id
 
@@ -91,6 +92,10 @@ class Emitter:
     Its thread and its producer are made on the first prediction in each process. At most `max_queued` predictions and
     `max_queued_bytes` bytes wait; beyond it they are dropped and counted, never waited for. No method raises on
     account of Kafka or of odd values.
+
+    `sensitive`: the rules of each endpoint for features that must not leave the process as they are, see `Redactor`;
+    `sensitive_key_file`: the key of `hash` (env `PALISADE_REDACTION_KEY`). The thread applies them, before it encodes;
+    what they cannot be applied to is dropped. ValueError or OSError at construction for wrong rules or keys.
     """
 
     def __init__(
@@ -101,8 +106,13 @@ class Emitter:
         max_queued: int = MAX_QUEUED,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
         linger_s: float = LINGER_S,
+        sensitive: Mapping[str, Rules] | None = None,
+        sensitive_key_file: str | os.PathLike[str] | None = None,
         transport: Transport | None = None,
     ) -> None:
+        self._redactors: dict[str, Redactor] = {}
+        for name, rules in (sensitive or {}).items():
+            self.redact(clean_id(name), Redactor(rules, redaction_key(sensitive_key_file)))
         self._connect: Callable[[], Transport] = (
             partial(connect, bootstrap, kafka_settings, predictions=True) if transport is None else lambda: transport
         )
@@ -126,6 +136,14 @@ class Emitter:
         if isinstance(old, KafkaTransport):
             old.abandon()
         self._transport: Transport | None = None
+
+    def redact(self, endpoint: str, redactor: Redactor) -> None:
+        """From now on predictions of `endpoint` are redacted. ValueError if other rules hold for it already."""
+        known = self._redactors.setdefault(endpoint, redactor)
+        if known.rules != redactor.rules:
+            raise ValueError(
+                f"sensitive: two Guards or Emitters of {endpoint} have different rules: give both the same"
+            )
 
     def start(self) -> None:
         """Connects and starts the thread, if this process has not yet; otherwise the first prediction does."""
@@ -152,16 +170,19 @@ class Emitter:
             "weight": 1.0,
         }
         known.update(details)
-        known["caller"] = clean_id(known["caller"])
-        taken = self.take(clean_id(endpoint), features)
-        return taken is not None and self.put(Waiting(clean_id(endpoint), **known), taken, prediction)
+        endpoint = clean_id(endpoint)
+        redactor = self._redactors.get(endpoint)
+        known["caller"] = clean_id(known["caller"]) if redactor is None else redactor.caller(known["caller"])
+        taken = self.take(endpoint, features)
+        return taken is not None and self.put(Waiting(endpoint, **known), taken, prediction)
 
     def take(self, endpoint: str, features: Any) -> Taken | None:
         """A copy of `features` in plain values, that nobody can change any more; None, and a drop, if unreadable."""
         try:
             return Taken(*plain_features(features))
         except Exception:  # noqa: BLE001 - odd values of a service must not fail its call
-            log_fault("the features of a prediction could not be read")
+            # an exception may hold the value that it stumbled on
+            log_fault("the features of a prediction could not be read", trace=endpoint not in self._redactors)
             self._drop(endpoint, 1)
             return None
 
@@ -244,6 +265,8 @@ class Emitter:
             by_endpoint: dict[str, list[Event]] = {}
             for waiting, features, prediction, _ in taken:
                 self._seq += 1
+                if not self._redacted(waiting.endpoint, features):
+                    continue
                 event = _event(waiting, features, prediction, self.producer_id, self._seq)
                 by_endpoint.setdefault(event.endpoint, []).append(event)
             for endpoint, events in by_endpoint.items():
@@ -253,6 +276,22 @@ class Emitter:
                     log_fault("predictions could not be sent")
                     self._drop(endpoint, len(events))
             return bool(taken)
+
+    def _redacted(self, endpoint: str, features: Any) -> bool:
+        """Redacts our copy of a prediction's features; False, and a drop, if that cannot be done."""
+        redactor = self._redactors.get(endpoint)
+        if redactor is None:
+            return True
+        try:
+            redactor.row(features)
+        except UnreadableFeatures as why:
+            log_fault(f"{endpoint}: predictions are NOT SENT:", why, trace=False)
+        except Exception:  # noqa: BLE001 - what could not be redacted is not sent, and not shown
+            log_fault(f"{endpoint}: predictions are NOT SENT: they could not be redacted", trace=False)
+        else:
+            return True
+        self._drop(endpoint, 1)
+        return False
 
     def _send(self, endpoint: str, events: list[Event]) -> None:
         transport = self._transport

@@ -23,10 +23,12 @@ class Fallback:
 
     `ok`: a value always is. A function or model is ok while its last call answered; it is tried with the features of
     the last call, at the first call and then every 10 s (every second after a failure), in a thread of its own, so it
-    must be free of side effects and is called without `timeout_s`.
+    must be free of side effects and is called without `timeout_s`. `trace`: log its exceptions with their text, which may
+    hold features.
     """
 
-    def __init__(self, source: Any, clock: Clock) -> None:
+    def __init__(self, source: Any, clock: Clock, *, trace: bool = True) -> None:
+        self._trace = trace
         self._function = _function(source)
         self._value = source
         self._clock = clock
@@ -49,7 +51,7 @@ class Fallback:
         try:
             value = self._function(features)
         except Exception:  # noqa: BLE001 - a failing fallback is a state that is reported, not a fault of the call
-            log_fault("the fallback failed")
+            log_fault("the fallback failed", trace=self._trace)
             value = NO_ANSWER
         self._note(value is not NO_ANSWER)
         return value

@@ -24,6 +24,7 @@ from palisade_client._keys import KeySpec, producer_key, public_keys
 from palisade_client._live import Identity, Live
 from palisade_client._log import log_fault, logger
 from palisade_client._pool import Expired, Pool, PoolFull, Task
+from palisade_client._redact import Redactor, Rules, redaction_key
 from palisade_client._transport import KafkaTransport, Transport
 from palisade_client._wire import clean_id
 
@@ -36,7 +37,9 @@ class GuardOptions(TypedDict, total=False):
 
     `bootstrap`: Kafka's address (env `PALISADE_BOOTSTRAP`). `directive_keys`: the public keys whose directives are
     followed, base64 separated by commas or a file of them (env `PALISADE_DIRECTIVE_KEYS`); without any the Guard only
-    observes. `producer_key`: PEM file of the Ed25519 key that signs reports (env `PALISADE_PRODUCER_KEY`).
+    observes. `sensitive`: features that must not leave the process as they are, `{"ssn": "drop", "email": "hash",
+    "age": {"bucket": 10}}`; `sensitive_key_file`: the secret of `hash`, without which such a rule is refused here (env
+    `PALISADE_REDACTION_KEY`: the file, or its 64 hex digits). `producer_key`: PEM file of the Ed25519 key that signs reports (env `PALISADE_PRODUCER_KEY`).
     `kafka_settings`: librdkafka settings such as SASL. `kill_file`: while this file exists nothing is enforced (env
     `PALISADE_KILL_FILE`). `artifact_digest`: of the model loaded. `sample`: share of predictions emitted, in (0, 1].
     `client_errors`: exceptions of the model that are the caller's fault: raised as they are, no failure, no fallback.
@@ -51,6 +54,8 @@ class GuardOptions(TypedDict, total=False):
     kill_file: str | os.PathLike[str] | None
     artifact_digest: str | None
     sample: float
+    sensitive: Rules | None
+    sensitive_key_file: str | os.PathLike[str] | None
     client_errors: tuple[type[Exception], ...]
     emitter: Emitter | None
     clock: Clock
@@ -102,6 +107,7 @@ class Guard:
             signer=producer_key(options.get("producer_key") or os.environ.get("PALISADE_PRODUCER_KEY")),
             kill_file=os.fspath(kill_file) if kill_file else None,
             sample=sample,
+            redactor=_redactor(options),
         )
         if not self._identity.keys:
             logger.warning("%s: NO DIRECTIVE KEYS: this Guard only observes, it will follow nothing", endpoint)
@@ -111,6 +117,8 @@ class Guard:
             kafka_settings=options.get("kafka_settings"),
             transport=options.get("transport"),
         )
+        if self._identity.redactor is not None:
+            self._emitter.redact(self._identity.endpoint, self._identity.redactor)
         self._live: Live | None = None
         self._begin_process()
         on_fork(self, Guard._begin_process)
@@ -148,7 +156,7 @@ class Guard:
                 transport = options.get("transport") or connect(
                     options.get("bootstrap"), options.get("kafka_settings"), predictions=False
                 )
-                fallback = Fallback(self._fallback_source, self._clock)
+                fallback = Fallback(self._fallback_source, self._clock, trace=self._identity.redactor is None)
                 live = Live(self._identity, fallback, self._emitter, transport, self._clock)
                 try:
                     live.start()
@@ -339,6 +347,12 @@ class Guard:
         self._places.release()
         if not future.cancelled():
             future.exception()  # taken, so that asyncio does not complain about one that came too late
+
+
+def _redactor(options: GuardOptions) -> Redactor | None:
+    """The rules of `sensitive`; None where there are none. Raises ValueError or OSError."""
+    rules = options.get("sensitive")
+    return Redactor(rules, redaction_key(options.get("sensitive_key_file"))) if rules else None
 
 
 def _who(caller: str | None, auth: CallerAuth | None) -> tuple[str, CallerAuth]:

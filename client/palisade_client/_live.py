@@ -22,6 +22,7 @@ from palisade_client._fallback import Fallback
 from palisade_client._keys import PublicKeys
 from palisade_client._limits import Limiter
 from palisade_client._log import log_fault, logger
+from palisade_client._redact import Redactor
 from palisade_client._transport import Delivery, Record, Transport
 from palisade_client._wire import (
     CONTENT_TYPE_HEADER,
@@ -29,6 +30,7 @@ from palisade_client._wire import (
     KIND_HEADER,
     REPORTS,
     SCHEMA_VERSION,
+    clean_id,
     sign,
     to_json,
 )
@@ -57,6 +59,7 @@ class Identity:
     signer: Ed25519PrivateKey | None
     kill_file: str | None
     sample: float
+    redactor: Redactor | None = None
 
 
 class Live:
@@ -70,6 +73,8 @@ class Live:
         self.counts = Counts(identity.version)
         self.orders: Orders = NOTHING
         self.killed = self._killed_here = False
+        self.known_as = clean_id if identity.redactor is None else identity.redactor.caller
+        """The id by which a caller is counted, reported and limited."""
         self.guard_id = f"guard-{uuid.uuid4().hex[:16]}"
         self.state = DirectiveState(identity.endpoint, identity.keys, self.guard_id)
         self._boot_id = uuid.uuid4().hex

@@ -13,12 +13,12 @@ _MAX_MESSAGES = 256
 _last: dict[str, float] = {}
 
 
-def log_fault(message: str, detail: object = "") -> None:
-    """A warning with the current exception, if any; the same `message` again only after 5 s."""
+def log_fault(message: str, detail: object = "", *, trace: bool = True) -> None:
+    """A warning with the current exception, if any and `trace`; the same `message` again only after 5 s."""
     now = time.monotonic()
     if now - _last.get(message, -QUIET_S) < QUIET_S:
         return
     if len(_last) >= _MAX_MESSAGES:
         _last.clear()
     _last[message] = now
-    logger.warning("%s %s", message, detail, exc_info=sys.exc_info()[0] is not None)
+    logger.warning("%s %s", message, detail, exc_info=trace and sys.exc_info()[0] is not None)

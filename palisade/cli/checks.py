@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from palisade.cli.options import ConfigOption, console, settings_of
 
@@ -38,8 +39,11 @@ def check(
         f"[green]ok[/] policy {settings.policy.name}, mode {settings.policy.mode}, {policy_hash(settings.policy)[:12]}"
     )
     for endpoint in settings.config.endpoints:
+        redactor = settings.redactor(endpoint)
         mode = endpoint.mode or settings.policy.mode
         believed = (
             "signed reports" if endpoint.producer_keys else "nobody's word: callers count as claimed, none is limited"
         )
         console.print(f"   {endpoint.name}: {mode}; believes {believed}")
+        if redactor is not None:
+            console.print(f"   {endpoint.name}: redacted before Kafka: {escape(redactor.described())}", soft_wrap=True)

@@ -15,9 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from palisade.running import find_config
+from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from palisade.settings import Settings, Site
+    from schemas.config import EndpointConfig
     from streams.transport.settings import KafkaConnection
 
 console = Console(highlight=False)
@@ -48,6 +50,14 @@ def site_of(config: Path | None) -> Site:
     from palisade.settings import load_site
 
     return load_site(find_config(config))
+
+
+def endpoint_of(site: Site, name: str) -> EndpointConfig:
+    """The endpoint of this name. Raises ConfigError."""
+    found = site.config.endpoint(name)
+    if found is None:
+        raise ConfigError(f"there is no endpoint {name!r} in the configuration")
+    return found
 
 
 def reached(connection: KafkaConnection) -> KafkaConnection:

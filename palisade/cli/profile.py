@@ -10,13 +10,14 @@ from rich.markup import escape
 from rich.text import Text
 
 from palisade.cli.kill import KeyOption, operator_of
-from palisade.cli.options import ConfigOption, console, listed_names, reached, shown, site_of, table_of
+from palisade.cli.options import ConfigOption, console, endpoint_of, listed_names, reached, shown, site_of, table_of
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from detectors.profile import Profile
+    from streams.redaction import Redactor
 
 MOST_FREQUENT = 5
 
@@ -40,15 +41,26 @@ def build(
         typer.Option(help="columns that the model does not see: target, caller, time; repeated or a,b,c"),
     ] = None,
     seed: int = 0,
+    endpoint: Annotated[
+        str | None, typer.Option(help="redact the table first by the `sensitive` rules of this endpoint")
+    ] = None,
+    config: ConfigOption = None,
 ) -> None:
-    """Builds a profile: quantiles, categories, missing rates, and how much they vary in the order of the table."""
+    """Builds a profile: quantiles, categories, missing rates, and how much they vary in the order of the table.
+
+    Where an endpoint has `sensitive` rules, its events come redacted: name it, so that the profile is built of the same.
+    """
     from detectors.profile_build import build_profile
     from palisade.fitting import hardly_features
+    from palisade.redacting import redact_training
     from palisade.tables import read_table
 
+    redactor = redactor_of(config, endpoint)
     with console.status("building"):
-        rows = read_table(table)
-        profile = build_profile(rows, order_by=order_by, exclude=listed_names(exclude), seed=seed)
+        rows, left_out = read_table(table), listed_names(exclude)
+        if redactor is not None:
+            rows = redact_training(rows, redactor, aside={*left_out, order_by})
+        profile = build_profile(rows, order_by=order_by, exclude=left_out, seed=seed)
         doubts = hardly_features(rows.sort_by(order_by) if order_by else rows, profile.order)
     path = out or table.with_suffix(".profile.json")
     path.write_bytes(profile.to_bytes())
@@ -58,6 +70,8 @@ def build(
         soft_wrap=True,
     )
     console.print(Text(f"features: {shown(profile.order)}"), soft_wrap=True)
+    if redactor is not None:
+        console.print(Text(f"redacted: {redactor.described()}"), soft_wrap=True)
     for name, why in doubts:
         warning = Text("warning: ", "yellow").append(f"{name} {why}; if the model does not see it, ", "default")
         console.print(warning.append(f"build again with --exclude {name}", "default"), soft_wrap=True)
@@ -108,13 +122,20 @@ def activate(
     from palisade.operate import activate_profile
 
     site = site_of(config)
-    if site.config.endpoint(endpoint) is None:
-        raise ConfigError(f"there is no endpoint {endpoint!r} in the configuration")
+    endpoint_of(site, endpoint)
     profile = read_profile(path)
     operator = operator_of(site.home, key)
     name = activate_profile(reached(site.connection), operator, profile.to_bytes(), endpoint, version)
     console.print(f"[green]active[/] for {endpoint}@{version}: {name}")
     console.print(Text(f"each prediction of {endpoint} should have {shown(profile.order)}"), soft_wrap=True)
+
+
+def redactor_of(config: Path | None, endpoint: str | None) -> Redactor | None:
+    """What redacts the events of the endpoint; None where none is named, or it has no rules. Raises ConfigError."""
+    if endpoint is None:
+        return None
+    site = site_of(config)
+    return site.redactor(endpoint_of(site, endpoint))
 
 
 def read_profile(path: Path) -> Profile:

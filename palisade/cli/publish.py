@@ -9,12 +9,14 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 from rich.text import Text
 
-from palisade.cli.options import ConfigOption, console, listed_names, reached, say_error, shown, site_of
+from palisade.cli.options import ConfigOption, console, endpoint_of, listed_names, reached, say_error, shown, site_of
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from palisade.publish import Published
     from palisade.recorded import Recorded
+    from palisade.settings import Site
+    from streams.redaction import Redactor
     from streams.transport.settings import KafkaConnection
 
 
@@ -59,9 +61,12 @@ def publish_file(
     check_pace(recorded.table, recorded_pace=not flat_out)
     producer_key = site.home / "keys" / "producer.pem"
     signer = SigningKey.load(producer_key) if producer_key.exists() else None
+    redactors = _redactors(site, recorded)
     connection = reached(site.connection)
     _describe(file, recorded, None if flat_out else speed)
-    _warn_of_misfits(recorded, connection)
+    for name, redactor in redactors.items():
+        console.print(Text(f"  {'redacted':<10} ", "dim").append(f"{name}: {redactor.described()}", "default"))
+    _warn_of_misfits(recorded, connection, redactors)
     columns = (SpinnerColumn(), "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("publishing", total=recorded.table.num_rows)
@@ -72,6 +77,7 @@ def publish_file(
             speed=speed,
             signer=signer,
             fallback_works=fallback_works,
+            redactors=redactors,
             progress=lambda rows: progress.advance(task, rows),
         )
     if signer is None:
@@ -117,7 +123,21 @@ def _time(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def _warn_of_misfits(recorded: Recorded, connection: KafkaConnection) -> None:
+def _redactors(site: Site, recorded: Recorded) -> dict[str, Redactor]:
+    """What redacts the rows of each endpoint that has sensitive features. Raises ConfigError, UnusableFile."""
+    from palisade.redacting import check_rules
+
+    kinds = {field.name: field.type for field in recorded.table.schema.field("features").type}
+    found = {}
+    for name in recorded.table["endpoint"].unique().to_pylist():
+        redactor = site.redactor(endpoint_of(site, name))
+        if redactor is not None:
+            check_rules(redactor, kinds, recorded.left_out)
+            found[name] = redactor
+    return found
+
+
+def _warn_of_misfits(recorded: Recorded, connection: KafkaConnection, redactors: dict[str, Redactor]) -> None:
     """Says where the rows and the active profile of their endpoint cannot agree."""
     from confluent_kafka import KafkaException
 
@@ -136,7 +156,8 @@ def _warn_of_misfits(recorded: Recorded, connection: KafkaConnection) -> None:
         return
     for (endpoint, version), profile in active.items():
         if endpoint in endpoints and version in versions:
-            for sentence in misfits(profile, features):
+            sent = redactors[endpoint].struct(features) if endpoint in redactors else features
+            for sentence in misfits(profile, sent):
                 _warn(f"{endpoint}@{version}: {sentence}")
 
 

@@ -62,6 +62,13 @@ BAD_CONFIGS: dict[str, tuple[str, int, str]] = {
     "two documents": ("kafka: {}\n---\nkafka: {}\n", 2, "not YAML"),
     "a list at the top": ("- kafka\n", 1, "the file"),
     "a missing signing key": ("\nsigning_key_file: keys/none.pem\n", 2, "palisade keys create"),
+    "a missing redaction key": ("\nredaction_key_file: none.key\n", 2, "openssl rand -hex 32"),
+    "a rule that is none": (
+        "endpoints:\n  - name: a\n    sensitive:\n      ssn: hide\n",
+        4,
+        "sensitive.ssn: Value error, a rule is drop, hash, or {bucket: width}",
+    ),
+    "a bucket of no width": ("endpoints:\n  - name: a\n    sensitive:\n      age: {bucket: 0}\n", 4, "width above 0"),
     "a missing password": ("clickhouse:\n  url: http://x\n  password_file: none\n", 3, "does not exist"),
     "a missing broker password": ("kafka:\n  sasl_password_file: none\n", 2, "does not exist"),
     "a key that is none": ("operator_keys:\n  - bm8=\n", 2, "operator_keys"),
