@@ -166,6 +166,10 @@ def _absolute(effective: dict[str, Any], home: Path) -> None:
         for name in names:
             if effective.get(section, {}).get(name) not in (None, PROBE):
                 effective[section][name] = str((home / effective[section][name]).resolve())
+    for webhook in (endpoint["webhook"] for endpoint in effective["endpoints"] if "webhook" in endpoint):
+        webhook["secret_files"] = [str((home / file).resolve()) for file in webhook["secret_files"]]
+        if "ca_file" in webhook:
+            webhook["ca_file"] = str((home / webhook["ca_file"]).resolve())
 
 
 def _key(path: Path) -> Path:

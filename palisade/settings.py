@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
+from responders.http import tls_context
 from responders.signing import Keyring
-from schemas.config import EndpointConfig, KafkaConfig, PalisadeConfig, PolicyConfig
+from responders.webhooks import load_secrets
+from schemas.config import EndpointConfig, KafkaConfig, PalisadeConfig, PolicyConfig, WebhookConfig
 from schemas.errors import ConfigError
 from streams.redaction import HOW_TO_MAKE_KEY, Redactor, redaction_key, redactor_of
 from streams.transport.settings import KafkaConnection, Setting, kafka_settings
@@ -224,7 +226,24 @@ def _check_across(config: PalisadeConfig, path: Path) -> None:
                 Keyring([key])
             except ConfigError as error:
                 raise ConfigError(f"{places[-1]}: {error}", where(*places, number)) from error
+    for number, endpoint in enumerate(config.endpoints):
+        if endpoint.webhook is not None:
+            _check_webhook(endpoint.webhook, path.parent, where, ("endpoints", number, "webhook"))
     _check_librdkafka(connection_of(config.kafka, path.parent, where("kafka")), where)
+
+
+def _check_webhook(webhook: WebhookConfig, home: Path, where: Callable[..., str], steps: tuple[int | str, ...]) -> None:
+    """Files of secrets that hold secrets, a file of certificates that holds some. Raises ConfigError."""
+    for number, file in enumerate(webhook.secret_files):
+        try:
+            load_secrets([home / file])
+        except ConfigError as error:
+            raise ConfigError(f"webhook.secret_files: {error}", where(*steps, "secret_files", number)) from None
+    if webhook.ca_file is not None:
+        try:
+            tls_context(home / webhook.ca_file)
+        except ConfigError as error:
+            raise ConfigError(f"webhook.ca_file: {error}", where(*steps, "ca_file")) from error
 
 
 def _check_librdkafka(connection: KafkaConnection, where: Callable[..., str]) -> None:

@@ -45,10 +45,24 @@ WHY: Final[dict[Reason, str]] = {
     "command_refused": "the command cannot be carried out",
     "too_little_evidence": "the evidence is too weak",
     "few_callers": "too few callers bring the evidence",
+    "webhook_delivered": "its webhook receiver has taken what is wanted of it",
+    "webhook_failing": "its webhook receiver does not take what is wanted of it",
+    "webhook_disabled": "its webhook receiver says that it is gone (410); nothing more is sent until respond starts again",
     "mass_trip": "so many endpoints trip at once that the monitor itself is in doubt",
 }
 
-_CRITICAL: Final = frozenset({"mass_trip", "caller_cap", "endpoint_cap", "fallback_not_healthy", "held_for_person"})
+_CRITICAL: Final = frozenset(
+    {
+        "mass_trip",
+        "caller_cap",
+        "endpoint_cap",
+        "fallback_not_healthy",
+        "held_for_person",
+        "webhook_failing",
+        "webhook_disabled",
+    }
+)
+_INFO: Final = frozenset({"signal_recovered", "webhook_delivered"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +104,7 @@ def alert_for(decision: Decision) -> Alert | None:
     if decision.kind not in ("notify", "kill", "unkill"):
         return None
     severity: Severity = "warning"
-    if decision.reason == "signal_recovered":
+    if decision.reason in _INFO:
         severity = "info"
     elif decision.reason in _CRITICAL or decision.kind == "kill":
         severity = "critical"

@@ -27,6 +27,7 @@ Reason = Literal[
     "configuration_changed",
     "person_commanded",
     "told_people",
+    "webhook_delivered",
     # why something is not done: the rail that refused it
     "endpoint_cap",
     "endpoint_pace",
@@ -45,6 +46,9 @@ Reason = Literal[
     "too_little_evidence",
     "few_callers",
     "mass_trip",
+    # why something that was decided is not carried out
+    "webhook_failing",
+    "webhook_disabled",
 ]
 
 MAX_LIMITS = 1_000

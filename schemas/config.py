@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -19,10 +20,25 @@ from pydantic_core import PydanticCustomError
 from schemas.actions import MAX_TTL_MS, Mode
 from schemas.ids import clean_id, is_plain_id
 from schemas.signals import SEVERITY_ORDER, Severity, SignalKind, SubjectKind
+from schemas.weburl import WebUrl
 
 CallerId = Annotated[str, Field(min_length=1), AfterValidator(clean_id)]
 """A caller as the log names it: an odd id stands there as its hash."""
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def _url(text: str) -> str:
+    WebUrl.parse(text)
+    return text
+
+
+def _network(text: str) -> str:
+    ipaddress.ip_network(text)
+    return text
+
+
+Url = Annotated[str, AfterValidator(_url)]
+"""A URL that Palisade asks: http or https, no password in it."""
 
 
 class Config(BaseModel):
@@ -60,6 +76,26 @@ SENSITIVE_CALLER = "@caller"
 """Stands in `sensitive` for the caller's id."""
 
 
+class WebhookConfig(Config):
+    """Who carries out what is wanted of an endpoint that has no Guard.
+
+    `secret_files`: one secret each (`whsec_...`, or `whsk_...` for Ed25519); all of them sign, so that a receiver can change
+    from one to the next. `fallback_health_url`: asked each 2 s; without an answer 2xx in time there is no fallback (R9).
+    `allow_private`: addresses of private networks and of this machine; `allow_networks`: these too, link-local ones
+    included. `allow_plaintext`: http off this machine. `ca_file`: certificates to trust in place of the system's.
+    `alert_after_s`: people are told when something is undelivered for so long.
+    """
+
+    url: Url
+    secret_files: tuple[str, ...] = Field(min_length=1, max_length=4)
+    fallback_health_url: Url | None = None
+    allow_private: bool = False
+    allow_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = Field((), max_length=32)
+    allow_plaintext: bool = False
+    ca_file: str | None = None
+    alert_after_s: Seconds = 10
+
+
 class EndpointConfig(Config):
     """One endpoint. Hard bounds (`*_max`) are the owner's word and need no learning.
 
@@ -83,6 +119,7 @@ class EndpointConfig(Config):
     latency_max_ms: float | None = Field(None, gt=0)
     error_share_max: float | None = Field(None, gt=0, le=1)
     allowlist: tuple[CallerId, ...] = ()
+    webhook: WebhookConfig | None = None
     sensitive: dict[Annotated[str, Field(min_length=1)], SensitiveRule] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from schemas import actions, config, deadletter, events, ingest, signals, tables, topics
+from schemas import actions, config, deadletter, events, ingest, signals, tables, topics, webhooks
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -25,6 +25,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "directive": actions.Directive,
     "kill": actions.KillSwitch,
     "command": actions.Command,
+    "webhook": webhooks.WebhookBody,
+    "webhook_data": webhooks.WantedState,
     "dead_letter": deadletter.DeadLetter,
     "palisade_config": config.PalisadeConfig,
     "policy_config": config.PolicyConfig,

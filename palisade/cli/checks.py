@@ -44,6 +44,7 @@ def check(
         believed = (
             "signed reports" if endpoint.producer_keys else "nobody's word: callers count as claimed, none is limited"
         )
-        console.print(f"   {endpoint.name}: {mode}; believes {believed}")
+        told = "" if endpoint.webhook is None else f"; acts through the webhook {endpoint.webhook.url}"
+        console.print(f"   {endpoint.name}: {mode}; believes {believed}{told}")
         if redactor is not None:
             console.print(f"   {endpoint.name}: redacted before Kafka: {escape(redactor.described())}", soft_wrap=True)

@@ -9,7 +9,7 @@ import pytest
 from palisade.dev import DevStack, prepare, require_topics
 from palisade.running import DEFAULT_FOLDER, RUNNING, announce, find_config, refuse_second
 from palisade.settings import load
-from schemas.config import ClickHouseConfig, EndpointConfig, KafkaConfig, PalisadeConfig
+from schemas.config import ClickHouseConfig, EndpointConfig, KafkaConfig, PalisadeConfig, WebhookConfig
 from schemas.errors import ConfigError
 from schemas.topics import TOPICS
 from streams.admin import Cluster
@@ -117,3 +117,15 @@ def test_the_word_of_a_dev_that_is_gone_or_was_never_written_whole_counts_for_no
     refuse_second(DEFAULT_FOLDER)
 
     assert find_config(None) == Path("palisade.yaml")
+
+
+def test_the_files_of_a_webhook_are_found_from_the_folder_of_the_effective_configuration(tmp_path: Path) -> None:
+    (tmp_path / "hook.secret").write_text("whsec_" + "a" * 44)
+    webhook = WebhookConfig(url="http://127.0.0.1:9000/", secret_files=("hook.secret",))
+    config = PalisadeConfig(endpoints=(EndpointConfig(name="credit", webhook=webhook), EndpointConfig(name="other")))
+
+    stack = prepare(tmp_path / "dev", config, None, "127.0.0.1:1", embedded=True, config_home=tmp_path)
+
+    effective = load(stack.config_path).config.endpoints[0].webhook
+    assert effective is not None
+    assert effective.secret_files == (str(tmp_path / "hook.secret"),)

@@ -73,6 +73,33 @@ BAD_CONFIGS: dict[str, tuple[str, int, str]] = {
     "a missing broker password": ("kafka:\n  sasl_password_file: none\n", 2, "does not exist"),
     "a key that is none": ("operator_keys:\n  - bm8=\n", 2, "operator_keys"),
     "a producer key that is none": ("endpoints:\n  - name: a\n    producer_keys:\n      - '!!'\n", 4, "producer_keys"),
+    "a webhook with a password in it": (
+        "endpoints:\n  - name: a\n    webhook:\n      url: https://u:hunter2@x.example/\n      secret_files: [s]\n",
+        4,
+        "holds a user or password; remove it",
+    ),
+    "a webhook without a secret": (
+        "endpoints:\n  - name: a\n    webhook:\n      url: https://x.example/\n      secret_files: []\n",
+        5,
+        "at least 1",
+    ),
+    "a webhook whose secret is missing": (
+        "endpoints:\n  - name: a\n    webhook:\n      url: https://x.example/\n      secret_files:\n        - none\n",
+        6,
+        "name an existing file",
+    ),
+    "a webhook with a network that is none": (
+        "endpoints:\n  - name: a\n    webhook:\n      url: https://x.example/\n      secret_files: [s]\n"
+        "      allow_networks:\n        - 10.0.0.1/8\n",
+        7,
+        "has host bits set",
+    ),
+    "a webhook with certificates that are missing": (
+        "endpoints:\n  - name: a\n    webhook:\n      url: https://x.example/\n      secret_files: [hook.secret]\n"
+        "      ca_file: none.pem\n",
+        6,
+        "name the file of the authority",
+    ),
     "plaintext off this machine": ("data_dir: x\nkafka:\n  bootstrap: kafka.example:9092\n", 2, "not encrypted"),
 }
 BAD_POLICIES: dict[str, tuple[str, int, str]] = {
@@ -109,12 +136,14 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", BAD_CONFIGS)
 def test_a_bad_configuration_is_named_by_file_and_line(case: str, tmp_path: Path) -> None:
     text, line, words = BAD_CONFIGS[case]
+    write(tmp_path, "whsec_" + "a" * 44, "hook.secret")
     path = write(tmp_path, text)
 
     with pytest.raises(ConfigError) as caught:
         load(path)
     assert caught.value.where == f"{path}:{line}"
     assert words in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("case", BAD_POLICIES)
@@ -164,6 +193,21 @@ def test_secrets_are_read_from_files_and_never_shown(tmp_path: Path) -> None:
     assert settings.connection.sasl_password is not None
     assert settings.connection.sasl_password.get_secret_value() == "hunter2"
     assert "hunter2" not in repr(settings)
+
+
+def test_a_webhook_is_taken_and_its_secret_is_nowhere_to_be_read(tmp_path: Path) -> None:
+    write(tmp_path, "whsec_" + "canary" * 7, "hook.secret")
+    text = "endpoints: [{name: a, webhook: {url: 'https://x.example/', secret_files: [hook.secret]}}]\n"
+
+    settings = load(write(tmp_path, text))
+    assert settings.config.endpoints[0].webhook is not None
+    assert "canary" not in repr(settings)
+    write(tmp_path, "canary-without-a-prefix", "hook.secret")
+    with pytest.raises(
+        ConfigError, match=r"webhook\.secret_files: .*hook\.secret: .* must begin with whsec_"
+    ) as caught:
+        load(write(tmp_path, text))
+    assert "canary" not in str(caught.value)
 
 
 def test_a_good_key_is_taken(tmp_path: Path) -> None:
