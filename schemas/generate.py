@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from schemas import actions, config, deadletter, events, ingest, signals, tables, topics, webhooks
+from schemas import actions, config, deadletter, events, feedback, ingest, signals, tables, topics, webhooks
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -17,6 +17,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "request": ingest.Request,
     "response": ingest.Response,
     "report": events.Report,
+    "feedback": feedback.Feedback,
+    "labelled": feedback.Labelled,
     "tick": events.Tick,
     "profile_activated": events.ProfileActivated,
     "signal": signals.Signal,

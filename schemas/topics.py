@@ -8,6 +8,8 @@ REQUESTS = "palisade.requests"
 RESPONSES = "palisade.responses"
 PREDICTIONS = "palisade.predictions"
 REPORTS = "palisade.reports"
+FEEDBACK = "palisade.feedback"
+LABELLED = "palisade.labelled"
 VERDICTS = "palisade.verdicts"
 SIGNALS = "palisade.signals"
 ACTIONS = "palisade.actions"
@@ -78,6 +80,22 @@ TOPICS: tuple[TopicSpec, ...] = (
         "serving processes; ingest; detect",
         True,
     ),
+    TopicSpec(
+        FEEDBACK,
+        "endpoint",
+        "what came of predictions, often weeks later",
+        "services",
+        True,
+        retention_ms=30 * DAY_MS,
+    ),
+    TopicSpec(
+        LABELLED,
+        "endpoint",
+        "feedback joined with its prediction",
+        "audit",
+        True,
+        retention_ms=30 * DAY_MS,
+    ),
     TopicSpec(VERDICTS, "endpoint", "the outcome of each row, the readings of each block", "detect", True),
     TopicSpec(
         SIGNALS, "endpoint", "what detectors concluded; endpoint states", "detect", False, retention_ms=30 * DAY_MS
@@ -96,7 +114,7 @@ TOPICS: tuple[TopicSpec, ...] = (
         DEAD_LETTERS,
         "log topic",
         "what could not be decoded, and why",
-        "ingest; detect; respond",
+        "ingest; detect; respond; audit",
         True,
         retention_ms=30 * DAY_MS,
     ),

@@ -38,6 +38,8 @@ class Metrics:
             "audit_records_skipped_total",
             "records that no row can be made of, or rows that ClickHouse refuses for good",
         )
+        self.labels = self._counter("labels_joined_total", "feedback that was looked up, by what was found", "outcome")
+        self.join_failures = self._counter("label_join_failures_total", "rounds of joining that are tried again")
         self.decisions = self._counter("decisions_total", "decisions, by kind and outcome", "kind", "outcome")
         self.active = Gauge("palisade_respond_active", "1 while this process owns the journal", registry=self.registry)
 
@@ -48,6 +50,10 @@ class Metrics:
         """A run was handled."""
         self.records.labels(topic).inc(records)
         self.run_seconds.labels(topic).observe(seconds)
+
+    def joined(self, outcome: str, count: int) -> None:
+        """Feedback was looked up: `joined`, `ambiguous` or `no_prediction`."""
+        self.labels.labels(outcome).inc(count)
 
     def sent(self, record: Outgoing) -> None:
         """A record goes out."""

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from palisade.settings import Settings
 from palisade.workers.common import LARGEST_RECORD, metrics_of, reading, say_ready
-from schemas.topics import PREDICTIONS
+from schemas.topics import FEEDBACK, PREDICTIONS
 from streams.admin import input_partitions
-from streams.app import Hooks, WorkerSettings, make_app, run_topic, run_worker
+from streams.app import Hooks, WorkerSettings, make_app, outbox_of, run_topic, run_worker
 from streams.audit.engine import ClickHouse, EmbeddedClickHouse, ServerClickHouse
 from streams.audit.http_port import HttpPort
+from streams.audit.labels import LabelJoin
 from streams.audit.rows import AUDITED
 from streams.audit.sink import IN_FLIGHT, AuditSink
+from streams.feedback import FeedbackReader
 from streams.transport.run import TP
 
 
@@ -22,16 +24,22 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
     """Role audit until SIGTERM; owns the embedded engine and its HTTP port where there is no server."""
     metrics = metrics_of("audit", metrics_port)
     engine, port = _clickhouse(settings)
-    sink = AuditSink(engine, metrics, input_partitions(settings.connection, PREDICTIONS))
+    partitions = input_partitions(settings.connection, PREDICTIONS)
+    endpoints = {endpoint.name: endpoint for endpoint in settings.config.endpoints}
+    sink = AuditSink(engine, metrics, partitions, FeedbackReader(endpoints, partitions), lambda: outbox_of(app))
+    labels = LabelJoin(engine, lambda: outbox_of(app), metrics, sink.stored_ms)
 
     async def join(tps: frozenset[TP]) -> None:
         await sink.prepare()
+        labels.own(frozenset(tp.partition for tp in tps if tp.topic == FEEDBACK))
         say_ready(
             "audit", name, partitions=len(tps), url=port.url if port is not None else settings.config.clickhouse.url
         )
 
-    async def leave(_: frozenset[TP]) -> None:
+    async def leave(revoked: frozenset[TP]) -> None:
+        labels.own(frozenset())
         await sink.flush()
+        sink.forget(revoked)
 
     app = make_app(
         "palisade.audit",
@@ -39,9 +47,10 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         hooks=Hooks(on_assigned=join, on_revoked=leave),
         settings=WorkerSettings(consumer=reading(settings, **{"fetch.message.max.bytes": LARGEST_RECORD})),
     )
-    for topic in AUDITED:
+    for topic in (*AUDITED, FEEDBACK):
         run_topic(app, topic, sink.handle, in_flight=IN_FLIGHT)
     app.task(sink.inserts)
+    app.task(labels.rounds)
     code = run_worker(app)
     if port is not None:
         port.close()

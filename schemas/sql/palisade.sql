@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.predictions
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `caller`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 90 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.predictions AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `features`, `producer`, `seq`, `request_id`, `model_version`, `artifact_digest`, `caller`, `caller_auth`, `ts`, `latency_ms`, `status`, `served_by`, `prediction`, `weight`, `origin`, `answer`, `reused_id`
@@ -74,11 +74,122 @@ CREATE TABLE IF NOT EXISTS palisade_raw.reports
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 90 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.reports AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `guard_id`, `boot_id`, `seq`, `from_ms`, `to_ms`, `epoch_applied`, `killed`, `live_version`, `versions`, `asked`, `refused`, `routes`, `dropped`, `in_flight`, `breaker`, `fallback_ok`, `directive_refused`, `distinct_callers`, `callers`, `rest_callers`, `rest_asked`, `rest_served`, `rest_refused`
 FROM palisade_raw.reports FINAL;
+
+CREATE TABLE IF NOT EXISTS palisade_raw.answers
+(
+    `topic` LowCardinality(String),
+    `partition` Int32,
+    `offset` Int64,
+    `row` Int32,
+    `broker_time` DateTime64(3, 'UTC'),
+    `endpoint` LowCardinality(String),
+    `request_id` String,
+    `model_version` LowCardinality(String),
+    `caller` String,
+    `caller_auth` LowCardinality(String),
+    `ts` Nullable(DateTime64(3, 'UTC')),
+    `served_by` LowCardinality(String),
+    `prediction` String,
+    `weight` Float64
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (`endpoint`, `request_id`, `topic`, `partition`, `offset`, `row`)
+TTL toDateTime(broker_time) + INTERVAL 400 DAY
+SETTINGS index_granularity = 256, non_replicated_deduplication_window = 10000;
+
+CREATE OR REPLACE VIEW palisade.answers AS
+SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `endpoint`, `request_id`, `model_version`, `caller`, `caller_auth`, `ts`, `served_by`, `prediction`, `weight`
+FROM palisade_raw.answers FINAL;
+
+CREATE TABLE IF NOT EXISTS palisade_raw.feedback
+(
+    `topic` LowCardinality(String),
+    `partition` Int32,
+    `offset` Int64,
+    `row` Int32,
+    `broker_time` DateTime64(3, 'UTC'),
+    `schema_version` Int64,
+    `endpoint` LowCardinality(String),
+    `request_id` String,
+    `label` String,
+    `ts` Nullable(DateTime64(3, 'UTC')),
+    `source` String,
+    `source_auth` LowCardinality(String)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (`topic`, `partition`, `offset`, `row`)
+TTL toDateTime(broker_time) + INTERVAL 400 DAY
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+
+CREATE OR REPLACE VIEW palisade.feedback AS
+SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `request_id`, `label`, `ts`, `source`, `source_auth`
+FROM palisade_raw.feedback FINAL;
+
+CREATE TABLE IF NOT EXISTS palisade_raw.labelled
+(
+    `topic` LowCardinality(String),
+    `partition` Int32,
+    `offset` Int64,
+    `row` Int32,
+    `broker_time` DateTime64(3, 'UTC'),
+    `schema_version` Int64,
+    `endpoint` LowCardinality(String),
+    `request_id` String,
+    `model_version` LowCardinality(String),
+    `caller` String,
+    `caller_auth` LowCardinality(String),
+    `served_by` LowCardinality(String),
+    `prediction` String,
+    `label` String,
+    `ts` DateTime64(3, 'UTC'),
+    `prediction_ts` DateTime64(3, 'UTC'),
+    `delay_ms` Int64,
+    `source` String,
+    `source_auth` LowCardinality(String),
+    `weight` Float64,
+    `prediction_topic` LowCardinality(String),
+    `prediction_partition` Int64,
+    `prediction_offset` Int64,
+    `prediction_row` Int64,
+    `feedback_partition` Int64,
+    `feedback_offset` Int64,
+    `feedback_row` Int64
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (`endpoint`, `model_version`, `topic`, `partition`, `offset`, `row`)
+TTL toDateTime(broker_time) + INTERVAL 400 DAY
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+
+CREATE OR REPLACE VIEW palisade.labelled AS
+SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `request_id`, `model_version`, `caller`, `caller_auth`, `served_by`, `prediction`, `label`, `ts`, `prediction_ts`, `delay_ms`, `source`, `source_auth`, `weight`, `prediction_topic`, `prediction_partition`, `prediction_offset`, `prediction_row`, `feedback_partition`, `feedback_offset`, `feedback_row`
+FROM palisade_raw.labelled
+ORDER BY `topic`, `partition`, `offset`, `row`
+LIMIT 1 BY `feedback_partition`, `feedback_offset`, `feedback_row`;
+
+CREATE TABLE IF NOT EXISTS palisade_raw.label_joins
+(
+    `topic` LowCardinality(String),
+    `partition` Int32,
+    `offset` Int64,
+    `row` Int32,
+    `broker_time` DateTime64(3, 'UTC'),
+    `joined` Int64,
+    `ambiguous` Int64,
+    `no_prediction` Int64
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (`topic`, `partition`, `offset`, `row`)
+TTL toDateTime(broker_time) + INTERVAL 400 DAY
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+
+CREATE OR REPLACE VIEW palisade.label_joins AS
+SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `joined`, `ambiguous`, `no_prediction`
+FROM palisade_raw.label_joins FINAL;
 
 CREATE TABLE IF NOT EXISTS palisade_raw.verdicts
 (
@@ -94,7 +205,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.verdicts
 ENGINE = ReplacingMergeTree
 ORDER BY (`topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 90 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.verdicts AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `outcome`, `flags`, `endpoint`
@@ -126,7 +237,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.block_readings
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `version`, `detector`, `last_offset`, `last_row`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 90 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.block_readings AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `endpoint`, `version`, `profile_hash`, `first_offset`, `first_row`, `last_offset`, `last_row`, `rows`, `closed_by`, `closed_ms`, `detector`, `score`, `threshold`, `state`, `evidence`
@@ -172,7 +283,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.signals
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 400 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.signals AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `signal_id`, `incident_id`, `state`, `seq`, `detector`, `detector_hash`, `kind`, `endpoint`, `version`, `subject_kind`, `subject`, `caller_auth`, `severity`, `score`, `threshold`, `usual_rate`, `rate`, `shares`, `evidence`, `atlas`, `first_ms`, `at_ms`, `log_topic`, `log_partition`, `log_offset`, `log_row`
@@ -207,7 +318,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.endpoint_states
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 30 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.endpoint_states AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `at_ms`, `guards_live`, `epoch_applied`, `fallback_ok`, `killed`, `live_version`, `asked_per_s`, `active_callers`, `median_caller_rate`, `good_probes`, `knocking`, `guard_shares`, `log_partition`, `log_offset`
@@ -230,7 +341,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.journal
 ENGINE = ReplacingMergeTree
 ORDER BY (`topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 3650 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.journal AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `entry`, `epoch`, `now_ms`, `inputs`, `decisions`
@@ -266,7 +377,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.decisions
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 3650 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.decisions AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `action_id`, `kind`, `endpoint`, `caller`, `rate_per_s`, `reason`, `incident_id`, `signal_ids`, `policy`, `policy_hash`, `rule`, `actor`, `mode`, `epoch`, `issued_ms`, `expires_ms`, `outcome`, `detail`
@@ -295,7 +406,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.directives
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 400 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.directives AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `epoch`, `issued_ms`, `ttl_ms`, `mode`, `route`, `route_action_id`, `probe_share`, `limits`, `guard_shares`, `other_share`
@@ -319,7 +430,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.kills
 ENGINE = ReplacingMergeTree
 ORDER BY (`topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 3650 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.kills AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `kill`, `issued_ms`, `actor`, `reason`
@@ -348,7 +459,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.commands
 ENGINE = ReplacingMergeTree
 ORDER BY (`topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 3650 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.commands AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `command_id`, `kind`, `endpoint`, `caller`, `rate_per_s`, `actor`, `reason`, `issued_ms`, `expires_ms`
@@ -381,7 +492,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.dead_letters
 ENGINE = ReplacingMergeTree
 ORDER BY (`topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 90 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.dead_letters AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `log_topic`, `log_partition`, `log_offset`, `log_row`, `reason`, `detail`, `endpoint`, `caller`, `size`, `sha256`, `head`, `headers`, `broker_ms`
@@ -403,7 +514,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.profiles
 ENGINE = ReplacingMergeTree
 ORDER BY (`key`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 3650 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.profiles AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `key`, `kind`, `content`
@@ -428,7 +539,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.activations
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 3650 DAY
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
 
 CREATE OR REPLACE VIEW palisade.activations AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `version`, `profile_hash`, `actor`, `at_ms`

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from schemas.actions import Command, Directive, JournalEntry, KillSwitch
 from schemas.arrow import values_of
 from schemas.deadletter import DeadLetter
-from schemas.events import ProfileActivated, Report
+from schemas.events import Prediction, ProfileActivated, Report
+from schemas.feedback import Labelled
 from schemas.signals import EndpointState, Signal
 from schemas.tables import BY_NAME, IDENTITY, TableSpec
 from schemas.topics import (
@@ -24,6 +25,8 @@ from schemas.topics import (
     COMMANDS,
     DEAD_LETTERS,
     DIRECTIVES,
+    FEEDBACK,
+    LABELLED,
     PREDICTIONS,
     PROFILES,
     REPORTS,
@@ -34,6 +37,7 @@ from schemas.verdicts import VERDICT_BLOCKS_KIND, VERDICT_ROWS_KIND
 from schemas.wire import KIND_HEADER
 from streams.audit.prediction_rows import ARROW_START, arrow_predictions, json_predictions, json_text, scored_rows
 from streams.decode.ipc import ArrowRefused, inspect
+from streams.feedback import FeedbackAt
 from streams.records import Records, header_of
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,7 @@ Kept = tuple[str, type[BaseModel]]
 AUDITED: Mapping[str, Mapping[bytes, Kept | None]] = {
     PREDICTIONS: {b"prediction": None, b"profile_activated": ("activations", ProfileActivated)},
     REPORTS: {b"report": ("reports", Report)},
+    LABELLED: {b"labelled": ("labelled", Labelled)},
     VERDICTS: {VERDICT_ROWS_KIND.encode(): None, VERDICT_BLOCKS_KIND.encode(): None},
     SIGNALS: {b"signal": ("signals", Signal), b"endpoint_state": ("endpoint_states", EndpointState)},
     ACTIONS: {b"action": ("journal", JournalEntry)},
@@ -60,7 +65,7 @@ AUDITED: Mapping[str, Mapping[bytes, Kept | None]] = {
     DEAD_LETTERS: {b"dead_letter": ("dead_letters", DeadLetter)},
     PROFILES: {},
 }
-"""Topics, and the kinds that each holds: who may write to one topic must not write the audit of another. None: rows that are
+"""Topics (feedback apart: `feedback_rows`), and the kinds that each holds: who may write to one topic must not write the audit of another. None: rows that are
 read as columns. Profiles are kept as they are, whatever their kind."""
 _PLAIN: dict[str, pa.DataType] = {
     "String": pa.string(),
@@ -118,7 +123,7 @@ class _Rows:
                 continue
             value = values.get(name)
             if name in self._nested:
-                value = value if isinstance(value, str) else json_text(value)
+                value = value if isinstance(value, str) and name not in _JSON_TEXTS else json_text(value)
             elif isinstance(value, int) and name in self._bounds:
                 low, high = self._bounds[name]
                 value = min(max(value, low), high)
@@ -130,6 +135,8 @@ class _Rows:
 
 
 _IDENTITY_NAMES = frozenset(name for name, _ in IDENTITY)
+_JSON_TEXTS = frozenset({"label"})
+"""Columns of JSON even where the value is text, so that the label "1" and the label 1 can be told apart."""
 
 
 def rows_of(topic: str, partition: int, records: Records, partitions: int | None = None) -> Tables:
@@ -161,7 +168,27 @@ def rows_of(topic: str, partition: int, records: Records, partitions: int | None
             _take_record(gathered, kept, value, identity)
     for name, rows in gathered.items():
         _take(whole, (name, rows.table()))
-    return whole
+    if "predictions" in whole:
+        answered = [_answers(table) for table in whole["predictions"]]
+        whole["answers"] = [table for table in answered if table.num_rows]
+    return {name: tables for name, tables in whole.items() if tables}
+
+
+def feedback_rows(partition: int, records: Records, found: Iterable[FeedbackAt]) -> Tables:
+    """Rows of feedback that was read from `records`, with who vouches for each source."""
+    rows = _Rows(BY_NAME["feedback"])
+    for one in found:
+        ms = min(max(records.timestamps[one.record], 0), LAST_MS)
+        values = one.feedback.model_dump(mode="json") | {"source_auth": one.auth}
+        rows.add((FEEDBACK, partition, records.offsets[one.record], one.row, ms), values)
+    table = rows.table()
+    return {"feedback": [table]} if table.num_rows else {}
+
+
+def _answers(predictions: pa.Table) -> pa.Table:
+    """What a label needs of predictions that have a request id."""
+    named = pc.not_equal(predictions["request_id"], Prediction.model_fields["request_id"].default)
+    return predictions.select(ARROW_SCHEMAS["answers"].names).filter(named)
 
 
 def kept_rows(
@@ -213,7 +240,10 @@ def _take_record(gathered: dict[str, _Rows], kept: Kept, value: bytes, identity:
         record = model.model_validate_json(value)
     except (ValidationError, RecursionError):
         return
-    _rows(gathered, name).add(identity, record.model_dump(mode="json"))
+    fields = record.model_dump(mode="json")
+    if isinstance(record, Labelled):
+        fields["prediction"] = json_text(fields["prediction"])
+    _rows(gathered, name).add(identity, fields)
     if isinstance(record, JournalEntry):
         topic, partition, offset, _, ms = identity
         for row, decision in enumerate(record.decisions):

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
@@ -20,11 +20,14 @@ import pyarrow as pa
 
 from schemas.ids import stable_id
 from schemas.tables import RAW, all_ddl
+from schemas.topics import FEEDBACK, PREDICTIONS
 from streams.audit.engine import ClickHouse, ClickHouseError, RowRefused
-from streams.audit.rows import Tables, kept_rows, merged, row_count
+from streams.audit.rows import Tables, feedback_rows, kept_rows, merged, row_count
+from streams.feedback import FeedbackReader
 from streams.metrics import Metrics
 from streams.records import Records
-from streams.transport.run import Run
+from streams.transport.outbox import Confirmed, Outbox
+from streams.transport.run import TP, Run
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +43,30 @@ IN_FLIGHT = 100_000
 class _Waiting:
     run: Run
     tables: Tables
+    newest_ms: int
+    letters: list[asyncio.Future[Confirmed]] = field(default_factory=list)
 
 
 class AuditSink:
     """Gathers rows of runs and inserts them. Use from one event loop; the engine is called in a thread."""
 
-    def __init__(self, engine: ClickHouse, metrics: Metrics, partitions: int | None = None) -> None:
-        """`partitions` of the predictions topic: rows on a wrong one are dead letters, and no predictions of the audit."""
+    def __init__(
+        self,
+        engine: ClickHouse,
+        metrics: Metrics,
+        partitions: int | None = None,
+        feedback: FeedbackReader | None = None,
+        outbox: Callable[[], Outbox] | None = None,
+    ) -> None:
+        """`partitions` of the predictions topic: rows on a wrong one are dead letters, and no predictions of the audit.
+
+        `feedback` reads `palisade.feedback`; dead letters of it go out by `outbox`.
+        """
         self._partitions = partitions
+        self._feedback = feedback
+        self._outbox = outbox
+        self._stored: dict[int, int] = {}
+        self._flushing = asyncio.Lock()
         self._engine = engine
         self._metrics = metrics
         self._waiting: list[_Waiting] = []
@@ -65,13 +84,18 @@ class AuditSink:
         run.open()
         started = time.perf_counter()
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
-        tables, lost = kept_rows(run.tp.topic, run.tp.partition, records, self._partitions)
+        letters: list[asyncio.Future[Confirmed]] = []
+        if run.tp.topic == FEEDBACK:
+            tables, letters = await self._take_feedback(run.tp, records)
+            lost: list[tuple[int, Exception]] = []
+        else:
+            tables, lost = kept_rows(run.tp.topic, run.tp.partition, records, self._partitions)
         for offset, error in lost:
             self._skip(run.tp.topic, run.tp.partition, offset, error)
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
         if not self._waiting:
             self._oldest = time.monotonic()
-        self._waiting.append(_Waiting(run, tables))
+        self._waiting.append(_Waiting(run, tables, records.timestamps[-1], letters))
         self._rows += row_count(tables)
         if self._rows >= GATHER_ROWS:
             self._full.set()
@@ -86,7 +110,35 @@ class AuditSink:
                 await self.flush()
 
     async def flush(self) -> None:
-        """Inserts all that waits, table by table, then marks the runs done."""
+        """Inserts all that waits, table by table, then marks the runs done; rows of a partition come in its order."""
+        async with self._flushing:
+            await self._flush()
+
+    def stored_ms(self, partition: int) -> int | None:
+        """The broker's time of the newest record of this partition of predictions up to which all is inserted here."""
+        return self._stored.get(partition)
+
+    def forget(self, revoked: Iterable[TP]) -> None:
+        """What is inserted of partitions that are another's now is not known here any more."""
+        for tp in revoked:
+            if tp.topic == PREDICTIONS:
+                self._stored.pop(tp.partition, None)
+
+    async def _take_feedback(self, tp: TP, records: Records) -> tuple[Tables, list[asyncio.Future[Confirmed]]]:
+        """Rows of feedback, and its dead letters on their way."""
+        if self._feedback is None or self._outbox is None:
+            raise RuntimeError("this sink was made without a reader of feedback")
+        found, dead = self._feedback.read(tp.partition, records)
+        letters = []
+        for letter in dead:
+            await self._outbox().room(len(letter.value))
+            self._metrics.sent(letter)
+            letters.append(
+                self._outbox().send(letter.topic, letter.key, letter.value, letter.headers, letter.partition)
+            )
+        return feedback_rows(tp.partition, records, found), letters
+
+    async def _flush(self) -> None:
         batch, self._waiting, self._rows = self._waiting, [], 0
         live = [waiting for waiting in batch if not waiting.run.stale]
         tables = merged(waiting.tables for waiting in live)
@@ -94,7 +146,9 @@ class AuditSink:
         for name, table in tables.items():
             await self._insert(name, table, stable_id(name, *ranges))
         for waiting in live:
-            waiting.run.done()
+            if waiting.run.tp.topic == PREDICTIONS:
+                self._stored[waiting.run.tp.partition] = waiting.newest_ms
+            waiting.run.done_when(waiting.letters)
 
     async def _insert(self, name: str, table: pa.Table, token: str) -> None:
         """All rows but those that ClickHouse can never take, which bisection finds."""

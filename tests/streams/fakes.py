@@ -42,6 +42,9 @@ class FakeOutbox:
             self.confirm()
         return future
 
+    async def room(self, size: int) -> None:
+        """There is always room."""
+
     def confirm(self) -> None:
         """The broker has all that was sent so far."""
         for number, sent in enumerate(self.sent):

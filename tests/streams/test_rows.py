@@ -13,6 +13,7 @@ import pytest
 from schemas.actions import CallerLimit, Command, Decision, Directive, InputRange, JournalEntry, KillSwitch
 from schemas.deadletter import DeadLetter
 from schemas.events import CallerCounts, ProfileActivated, Report, RouteCounts
+from schemas.feedback import Labelled
 from schemas.signals import CallerShare, EndpointState, KnockingCaller, Signal
 from schemas.tables import BY_NAME, TABLES, columns_of
 from schemas.topics import (
@@ -20,6 +21,7 @@ from schemas.topics import (
     COMMANDS,
     DEAD_LETTERS,
     DIRECTIVES,
+    LABELLED,
     PREDICTIONS,
     PROFILES,
     REPORTS,
@@ -55,6 +57,11 @@ CONTRACTS: list[tuple[str, Wire]] = [
         endpoint="credit", at_ms=NOW, guards_live=2, knocking=[KnockingCaller(caller="c", asked_per_s=3.0)],
         guard_shares={"g1": 0.75, "g2": 0.25},
     )),
+    ("labelled", Labelled(
+        endpoint="credit", request_id="r", label=1, prediction={"a": 0.5}, ts=NOW, prediction_ts=NOW - 9, delay_ms=9,
+        prediction_topic=PREDICTIONS, prediction_partition=0, prediction_offset=4, prediction_row=1,
+        feedback_partition=0, feedback_offset=3, feedback_row=2,
+    )),
     ("directives", Directive(
         endpoint="credit", epoch=2, issued_ms=NOW, ttl_ms=5, mode="observe", route="fallback",
         limits=[CallerLimit(caller="c", rate_per_s=0.5, ttl_ms=5, action_id="a")], guard_shares={"g1": 1.0}, other_share=0.5,
@@ -71,7 +78,7 @@ CONTRACTS: list[tuple[str, Wire]] = [
 ]  # fmt: skip
 
 
-TOPIC_OF = {"reports": REPORTS, "directives": DIRECTIVES, "kills": DIRECTIVES, "commands": COMMANDS, "journal": ACTIONS,
+TOPIC_OF = {"labelled": LABELLED, "reports": REPORTS, "directives": DIRECTIVES, "kills": DIRECTIVES, "commands": COMMANDS, "journal": ACTIONS,
             "dead_letters": DEAD_LETTERS, "activations": PREDICTIONS}  # fmt: skip
 
 
@@ -90,6 +97,7 @@ def plain(value: Any) -> Any:
 
 def test_every_kind_of_record_that_has_a_table_is_tried_here() -> None:
     tried = {name for name, _ in CONTRACTS} | {"decisions", "predictions", "verdicts", "block_readings", "profiles"}
+    tried |= {"answers", "feedback", "label_joins"}  # in tests/audit/test_labels
 
     assert tried == {table.name for table in TABLES}
 
