@@ -17,7 +17,7 @@ import pyarrow as pa
 from detectors.profile import Profile
 from detectors.profile_build import build_profile
 from palisade.demo.data import nyc_table
-from schemas.blocks import BLOCK_ROWS, Block, Codes, Flags, Floats, RowId
+from schemas.blocks import BLOCK_ROWS, MISSING, Block, Codes, Flags, Floats, RowId
 from schemas.topics import PREDICTIONS
 from schemas.wire import CONTENT_TYPE_HEADER, JSON_TYPE, KIND_HEADER
 from streams.decode import Decoder
@@ -144,6 +144,8 @@ def block(rows: Rows, profile_hash: str, endpoint: str, first: int) -> Block:
         status=octets,
         served_by=octets,
         value=nothing,
+        label=np.full(n, MISSING, np.int32),
+        confidence=nothing,
         weight=np.ones(n),
         closed_by="rows",
         closed_at=RowId(first + n - 1, 0),

@@ -132,6 +132,8 @@ class Cutter:
             status=np.array(pending.status, np.uint8),
             served_by=np.zeros(n, np.uint8),
             value=np.array(pending.values, np.float64),
+            label=np.full(n, MISSING, np.int32),
+            confidence=np.full(n, np.nan),
             weight=np.array(pending.weights, np.float64),
             closed_by=closed_by,
             closed_at=RowId(offset, 0),

@@ -50,13 +50,15 @@ class FeatureSchema:
     """The features of an endpoint@version in the order of its profile.
 
     `numeric` and `categorical` are names; `categories[j]` are the values of `categorical[j]`, whose code is the index.
-    `order` is the order of all features in the training table: what a feature list on the wire is read by.
+    `order` is the order of all features in the training table: what a feature list on the wire is read by. `labels` are
+    those that the model answers, if the profile knows them.
     """
 
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
     categories: tuple[tuple[str, ...], ...]
     order: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +67,8 @@ class Block:
 
     numeric [n, numeric features] float64, NaN = missing. categorical [n, categorical features] int32 codes, `MISSING`,
     `UNSEEN`. caller [n] indexes `callers`; verified[k] says whether caller k was authenticated. ts and broker_ts [n] in
-    ms; latency_ms [n], NaN = unknown. value [n] the numeric outcome, NaN = none or not a number.
+    ms; latency_ms [n], NaN = unknown. Of what was answered: value [n] the number, NaN = none; label [n] its code among the
+    profile's labels, `MISSING`, `UNSEEN`; confidence [n] the largest probability, NaN = none (`streams.decode.outcomes`).
     closed_ms is the log's time (broker's ms) at the record that closed the block, closed_at that record.
     """
 
@@ -88,6 +91,8 @@ class Block:
     status: Bytes
     served_by: Bytes
     value: Floats
+    label: Codes
+    confidence: Floats
     weight: Floats
     closed_by: ClosedBy
     closed_at: RowId

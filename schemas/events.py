@@ -41,7 +41,9 @@ class Prediction(Wire):
     """One answer of an endpoint: the unit of every rate that Palisade states.
 
     `features` is an object, or a list in the order of the endpoint's profile. `served_by` says who answered: `primary`,
-    `probe`, `fallback`, a version, or `refused`. `weight` is 1 / sampling rate. `ts` is event time; without it the broker's time stands in.
+    `probe`, `fallback`, a version, or `refused`. `prediction` is what was answered: a number, a boolean, a label as text,
+    an object of probabilities by label, or a list of numbers. `weight` is 1 / sampling rate. `ts` is event time; without it
+    the broker's time stands in.
 
     Of what ingest wrote, `origin` names the row of the request and `answer` that of the response, as
     `topic/partition/offset/row`: a request is one prediction, so of two with one origin (a worker was cut off while it

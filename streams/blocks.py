@@ -47,6 +47,8 @@ _ROW = np.dtype(
         ("status", np.uint8),
         ("served_by", np.uint8),
         ("value", np.float64),
+        ("label", np.int32),
+        ("confidence", np.float64),
         ("weight", np.float64),
         ("verified", np.bool_),
     ]
@@ -318,6 +320,8 @@ class BlockBuilder:
             status=_frozen(table["status"]),
             served_by=_frozen(table["served_by"]),
             value=_frozen(table["value"]),
+            label=_frozen(table["label"]),
+            confidence=_frozen(table["confidence"]),
             weight=_frozen(table["weight"]),
             closed_by=closed_by,
             closed_at=at,

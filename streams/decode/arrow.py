@@ -22,6 +22,7 @@ from schemas.ids import MAX_ID_BYTES
 from streams.decode import envelope as env
 from streams.decode.ipc import ArrowRefused, Stream, joined
 from streams.decode.layout import NOTED, Layout
+from streams.decode.outcomes import TRUTH, Outcomes, Words, nothing, of_matrix, of_vectors
 
 _BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, NotImplementedError, IndexError, MemoryError)
 _ONE_THREAD = pa.ipc.IpcReadOptions(use_threads=False)
@@ -135,12 +136,25 @@ class Batch:
         clipped: Longs = np.where(ms == env.NO_TIME, ms, np.clip(ms, -(1 << 62), 1 << 62))
         return clipped
 
-    def outcomes(self) -> Floats:
-        """float64 [n] of `prediction` where it is numbers or booleans, else NaN."""
+    def outcomes(self, words: Words) -> Outcomes:
+        """What was answered: `prediction` as numbers, booleans, text, a struct of numbers by label, or lists of numbers."""
         column = self._columns.get("prediction")
-        if column is None or not is_number(column.type):
-            return np.full(self.rows, np.nan)
-        return floats(column, np.nan).copy()
+        if column is None:
+            return nothing(self.rows)
+        kind = column.type
+        if is_number(kind):
+            found = nothing(self.rows)._replace(value=floats(column, np.nan).copy())
+            if not pa.types.is_boolean(kind):
+                return found
+            truth = np.nan_to_num(found.value, nan=-1).astype(np.intp)
+            return found._replace(label=words.codes(TRUTH)[truth])
+        if (encoded := encode(column)) is not None:
+            return nothing(self.rows)._replace(label=words.codes(encoded[1])[encoded[0]])
+        if pa.types.is_struct(kind) and all(is_number(field.type) for field in kind):
+            return of_matrix(_matrix(column), [field.name for field in kind], words)
+        if _is_list(kind) and is_number(kind.value_type):
+            return of_vectors(*_vectors(column), words)
+        return nothing(self.rows)
 
     def matrix(self, layout: Layout, rows: Picked) -> tuple[Floats, npt.NDArray[np.uint32]]:
         """Raw features [picked rows, layout.width] with marks, and flags of what `layout.settle` cannot see."""
@@ -255,6 +269,24 @@ def encode(column: pa.Array) -> tuple[npt.NDArray[np.int32], list[str]] | None:
         found = (found - (1 if used[0] < 0 else 0)).astype(np.int32)
         words = words.take(pa.array(used[used >= 0]))
     return found, words.to_pylist()
+
+
+def _matrix(column: pa.StructArray) -> Floats:
+    """[n, fields] of a struct of numbers, nulls as NaN."""
+    matrix = np.empty((len(column), column.type.num_fields))
+    for at, field in enumerate(column.flatten()):
+        matrix[:, at] = floats(field, np.nan)
+    return matrix
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _vectors(column: pa.Array) -> tuple[Floats, Longs]:
+    """Numbers of all rows end to end, and how many each row has [n] (a null row none)."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return floats(pc.list_flatten(column), np.nan), lengths
 
 
 def _all_plain(column: pa.StringArray) -> bool:

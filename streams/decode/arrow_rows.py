@@ -59,8 +59,9 @@ def arrow_rows(
     for name in ("producer", "request_id", "served_by"):
         batch.flag_odd_ids(name, flags)
     batch.flag_reused_ids(flags)
-    latency_ms, value, weight = batch.doubles("latency_ms", np.nan), batch.outcomes(), batch.doubles("weight", 1.0)
-    env.check_numbers(latency_ms, value, weight, flags)
+    latency_ms, weight = batch.doubles("latency_ms", np.nan), batch.doubles("weight", 1.0)
+    outcome = batch.outcomes(names.labels)
+    env.check_numbers(latency_ms, outcome.value, weight, flags)
     caller_of, callers = batch.words("caller")
     groups, group_flags = _groups(batch, kept, endpoint_of, endpoints, version_of, versions, target_of)
     flags = flags[kept] | group_flags
@@ -76,7 +77,9 @@ def arrow_rows(
         latency_ms=latency_ms[kept],
         status=status[kept],
         served_by=arrow.routes(batch)[kept],
-        value=value[kept],
+        value=outcome.value[kept],
+        label=outcome.label[kept],
+        confidence=outcome.confidence[kept],
         weight=weight[kept],
         groups=groups,
     )

@@ -51,8 +51,9 @@ class Columns:
 
     endpoint, version, caller [n] int32 index `endpoints`, `versions`, `callers` (codes hold for these columns alone).
     verified [n]: the caller was authenticated. ts [n] event time, clamped to broker_ts [n] (ms). flags: RowFlag bits.
-    latency_ms [n], NaN = unknown. status, served_by [n]: STATUS_CODES, ROUTE_CODES. value [n]: the numeric outcome, NaN =
-    none or not a number. weight [n] > 0. Each row is in exactly one of `groups`.
+    latency_ms [n], NaN = unknown. status, served_by [n]: STATUS_CODES, ROUTE_CODES. Of what was answered (`outcomes`): value
+    [n] the number, NaN = none; label [n] int32 codes by the labels of the row's group, `MISSING`, `UNSEEN`; confidence [n] the
+    largest probability, NaN = none. weight [n] > 0. Each row is in exactly one of `groups`.
     """
 
     offset: Longs
@@ -71,6 +72,8 @@ class Columns:
     status: Bytes
     served_by: Bytes
     value: Floats
+    label: Codes
+    confidence: Floats
     weight: Floats
     groups: tuple[Group, ...]
 

@@ -17,7 +17,6 @@ MAX_WEIGHT = 1e6
 NO_TIME = np.iinfo(np.int64).min
 _LONG = 1 << 62
 ID_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:@-"
-_NUMBERS = {float, int, bool, type(None)}
 
 
 class _Routes(dict[str, int]):
@@ -106,13 +105,6 @@ def _double(value: Any) -> float:
         return np.nan if value is None else float(value)
     except OverflowError:
         return np.inf
-
-
-def outcomes(column: Sequence[Any]) -> Floats:
-    """The numeric outcome of each prediction: numbers and booleans; NaN for labels, vectors, probabilities, none."""
-    if set(map(type, column)) <= _NUMBERS:
-        return numbers(column)
-    return numbers([value if type(value) in _NUMBERS else None for value in column])
 
 
 def times(column: Sequence[int | None]) -> Longs:

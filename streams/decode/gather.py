@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from schemas.blocks import Bytes, Codes, Flags, Floats, Longs
+from schemas.blocks import MISSING, Bytes, Codes, Flags, Floats, Longs
 from schemas.flags import RowFlag
 from streams.decode import envelope as env
 from streams.decode.columns import Columns, Group
 from streams.decode.fast import GENERIC, NAMES, Form, Plan
 from streams.decode.ipc import Stream
 from streams.decode.layout import settle
+from streams.decode.outcomes import Words, outcomes
 from streams.decode.refusals import Refusals
 
 PLAN_ROWS, ENVELOPE_ROWS = 32, 512
@@ -83,7 +84,8 @@ class Target:
 
 @dataclass(slots=True, eq=False)
 class Rows:
-    """Rows of one encoding; `record` [n] indexes the run's records. Endpoint, version and caller are codes of `Names`."""
+    """Rows of one encoding; `record` [n] indexes the run's records. Endpoint, version and caller are codes of `Names`, label
+    of the words of `SegmentNames.labels`, -1 = none."""
 
     record: npt.NDArray[np.int64]
     row: Codes
@@ -97,6 +99,8 @@ class Rows:
     status: Bytes
     served_by: Bytes
     value: Floats
+    label: Codes
+    confidence: Floats
     weight: Floats
     groups: list[Group]
 
@@ -112,6 +116,8 @@ class _Envelopes(NamedTuple):
     status: Bytes
     served_by: Bytes
     value: Floats
+    label: Codes
+    confidence: Floats
     weight: Floats
 
 
@@ -122,6 +128,7 @@ class SegmentNames:
     endpoints: env.Names = field(default_factory=env.Names)
     versions: env.Names = field(default_factory=env.Names)
     callers: env.Names = field(default_factory=env.Names)
+    labels: Words = field(default_factory=Words)
 
 
 @dataclass(slots=True, eq=False)
@@ -246,7 +253,7 @@ def _envelopes(flat: list[Any], names: SegmentNames) -> _Envelopes:
         env.flag_odd_ids(columns[name], flags)
     env.flag_reused_ids(columns["reused_id"], flags)
     latency_ms = env.numbers(columns["latency_ms"])
-    value = env.outcomes(columns["prediction"])
+    outcome = outcomes(columns["prediction"], names.labels)
     weight = env.numbers(columns["weight"])
     return _Envelopes(
         caller=names.callers.column(columns["caller"], flags),
@@ -256,7 +263,9 @@ def _envelopes(flat: list[Any], names: SegmentNames) -> _Envelopes:
         latency_ms=latency_ms,
         status=env.statuses(columns["status"]),
         served_by=env.small_codes(env.ROUTES, columns["served_by"]),
-        value=value,
+        value=outcome.value,
+        label=outcome.label,
+        confidence=outcome.confidence,
         weight=weight,
     )
 
@@ -268,7 +277,7 @@ _USED = (
 _AUTH = {"claimed": 0, "verified": 1}
 _COLUMNS = (
     "record", "row", "endpoint", "version", "caller", "verified", "ts", "flags",
-    "latency_ms", "status", "served_by", "value", "weight",
+    "latency_ms", "status", "served_by", "value", "label", "confidence", "weight",
 )  # fmt: skip
 
 
@@ -287,7 +296,12 @@ def assemble(
         merged = {name: column[order] for name, column in merged.items()}
         groups = [_in_order(group._replace(rows=place[group.rows])) for group in groups]
     flags = merged["flags"]
+    label = np.full(len(flags), MISSING, np.int32)
+    words = names.labels.all()
     for group in groups:
+        if group.layout is not None and (codes := group.layout.labels) is not None:
+            sent = merged["label"][group.rows].tolist()
+            label[group.rows] = [codes[words[word]] for word in sent]
         bits = 0 if group.layout is not None else int(RowFlag.NO_PROFILE)
         if registered is not None and not registered(group.endpoint):
             bits |= RowFlag.UNREGISTERED_ENDPOINT
@@ -311,6 +325,8 @@ def assemble(
         status=merged["status"],
         served_by=merged["served_by"],
         value=merged["value"],
+        label=label,
+        confidence=merged["confidence"],
         weight=merged["weight"],
         groups=tuple(groups),
     )
@@ -355,5 +371,5 @@ def empty_columns() -> Columns:
     return Columns(
         offset=longs, row=codes, endpoint=codes, endpoints=(), version=codes, versions=(), caller=codes, callers=(),
         verified=np.empty(0, np.bool_), ts=longs, broker_ts=longs, flags=np.empty(0, np.uint32), latency_ms=floats,
-        status=small, served_by=small, value=floats, weight=floats, groups=(),
+        status=small, served_by=small, value=floats, label=codes, confidence=floats, weight=floats, groups=(),
     )  # fmt: skip

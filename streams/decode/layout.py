@@ -42,6 +42,17 @@ class Categories(dict[object, float]):
         return _UNSEEN_CONTROL if _CONTROL.search(str(value)) else _UNSEEN
 
 
+class Labels(dict[str | None, int]):
+    """Label to code; None to `MISSING`, what the profile does not hold to `UNSEEN`. Never grows."""
+
+    def __init__(self, values: Sequence[str]) -> None:
+        super().__init__({value: code for code, value in enumerate(values)})
+        self[None] = MISSING
+
+    def __missing__(self, value: str | None) -> int:
+        return UNSEEN
+
+
 class Layout:
     """Positions of a schema's features; shared by all endpoints whose schema is equal."""
 
@@ -56,6 +67,7 @@ class Layout:
             position[name]: Categories(values)
             for name, values in zip(schema.categorical, schema.categories, strict=True)
         }
+        self.labels = Labels(schema.labels) if schema.labels else None
         self._known = frozenset(self.names)
         self._is_text = [at in self.tables for at in range(self.width)]
         judged = set(schema.numeric) | set(schema.categorical)

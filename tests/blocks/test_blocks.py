@@ -90,6 +90,8 @@ def columns_of(rows: Sequence[Row]) -> Columns:
         status=(offset % 3).astype(np.uint8),
         served_by=(offset % 4).astype(np.uint8),
         value=np.cos(seed),
+        label=(offset % 3 - 1).astype(np.int32),
+        confidence=np.sin(seed),
         weight=np.full(n, 1.0),
         groups=tuple(groups),
     )
@@ -282,7 +284,18 @@ def test_a_block_holds_its_rows_in_the_schemas_order_read_only() -> None:
 
     np.testing.assert_array_equal(block.numeric, columns.groups[0].numeric)
     np.testing.assert_array_equal(block.categorical, columns.groups[0].categorical)
-    for name in ("ts", "broker_ts", "flags", "latency_ms", "status", "served_by", "value", "weight"):
+    for name in (
+        "ts",
+        "broker_ts",
+        "flags",
+        "latency_ms",
+        "status",
+        "served_by",
+        "value",
+        "label",
+        "confidence",
+        "weight",
+    ):
         np.testing.assert_array_equal(getattr(block, name), getattr(columns, name))
     arrays = [getattr(block, field.name) for field in fields(block)]
     assert not any(array.flags.writeable for array in arrays if isinstance(array, np.ndarray))

@@ -58,6 +58,8 @@ def block(first: int, endpoint: str = ENDPOINTS[0], *, version: str = "v1", **ch
         "status": np.zeros(n, np.uint8),
         "served_by": np.zeros(n, np.uint8),
         "value": np.full(n, np.nan),
+        "label": np.full(n, MISSING, np.int32),
+        "confidence": np.full(n, np.nan),
         "weight": np.ones(n),
         "callers": tuple(f"c{k}" for k in range(40)),
         "verified": np.ones(40, np.bool_),

@@ -125,7 +125,20 @@ def assert_same_rows(together: Segment, alone: Sequence[Segment]) -> None:
     """That one segment holds the rows and letters of others, in their order."""
     letters = [letter for segment in alone for letter in segment.dead_letters]
     assert list(together.dead_letters) == letters
-    for name in ("offset", "row", "ts", "flags", "latency_ms", "status", "served_by", "value", "weight", "verified"):
+    for name in (
+        "offset",
+        "row",
+        "ts",
+        "flags",
+        "latency_ms",
+        "status",
+        "served_by",
+        "value",
+        "label",
+        "confidence",
+        "weight",
+        "verified",
+    ):
         expected = np.concatenate([getattr(s.columns, name) for s in alone])
         np.testing.assert_array_equal(getattr(together.columns, name), expected, err_msg=name)
     callers = [s.columns.callers[code] for s in alone for code in s.columns.caller.tolist()]

@@ -123,7 +123,8 @@ def test_an_endpoint_that_is_not_configured_is_flagged() -> None:
         ("fraud", NAN),
         ("0.7", NAN),
         ([0.1, 0.9], NAN),
-        ({"a": 0.3}, NAN),
+        ({"a": 0.3}, 0.3),
+        ({"a": 0.3, "b": 0.7}, NAN),
     ],
 )
 def test_the_value_is_the_numeric_outcome(prediction: Any, value: float) -> None:
@@ -218,7 +219,20 @@ def drop_nulls(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_equal(one: Any, other: Any) -> None:
-    for name in ("offset", "row", "ts", "broker_ts", "flags", "latency_ms", "status", "served_by", "value", "weight"):
+    for name in (
+        "offset",
+        "row",
+        "ts",
+        "broker_ts",
+        "flags",
+        "latency_ms",
+        "status",
+        "served_by",
+        "value",
+        "label",
+        "confidence",
+        "weight",
+    ):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     for name, names in (("endpoint", "endpoints"), ("version", "versions"), ("caller", "callers")):
         a = [getattr(one, names)[code] for code in getattr(one, name)]

@@ -12,7 +12,7 @@ import pyarrow as pa
 from detectors.base import Budget
 from detectors.profile import Profile
 from detectors.profile_build import build_profile
-from schemas.blocks import BLOCK_ROWS, Block, Codes, Floats, RowId
+from schemas.blocks import BLOCK_ROWS, MISSING, Block, Codes, Floats, RowId
 
 ROWS = 24_000
 BUDGET = Budget(1.0, 100_000 / 30)
@@ -89,6 +89,8 @@ def make_block(
         "status": np.zeros(n, np.uint8),
         "served_by": np.full(n, served_by, np.uint8),
         "value": np.full(n, np.nan),
+        "label": np.full(n, MISSING, np.int32),
+        "confidence": np.full(n, np.nan),
         "weight": np.ones(n),
     }
     for array in arrays.values():
