@@ -19,6 +19,7 @@ from streams.transport.settings import KafkaConnection
 
 LOOK_BACK = 5_000
 """Records at the end of a topic that are read first: endpoint states come each 30 s at least."""
+WEBHOOK_REASONS = ("webhook_delivered", "webhook_failing", "webhook_disabled")
 FURTHER_BACK = 200_000
 """Entries of the journal that are read at most, if the first 5,000 do not reach back to what may still hold."""
 
@@ -33,10 +34,12 @@ class Held:
 
 @dataclass(slots=True)
 class Overview:
-    """The newest state of each endpoint, and what holds. `kill`: the switch as it was thrown, if it is."""
+    """The newest state of each endpoint, and what holds. `kill`: the switch as it was thrown, if it is. `webhooks`: the
+    newest word on the delivery to each endpoint's receiver."""
 
     states: dict[str, EndpointState] = field(default_factory=dict)
     holding: dict[tuple[str, str | None], Held] = field(default_factory=dict)
+    webhooks: dict[str, Decision] = field(default_factory=dict)
     kill: KillSwitch | None = None
 
 
@@ -50,6 +53,8 @@ def read_overview(connection: KafkaConnection, operators: Keyring) -> Overview:
     for entry in _journal(connection, now):
         for decision in entry.decisions:
             _fold(overview.holding, decision)
+            if decision.reason in WEBHOOK_REASONS:
+                overview.webhooks[decision.endpoint] = decision
     overview.holding = {key: held for key, held in overview.holding.items() if (held.latest.expires_ms or 0) > now}
     return overview
 

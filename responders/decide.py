@@ -7,7 +7,7 @@ moments gives equal decisions with equal ids.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from responders.commands import obey, switch
 from responders.desk import Cause, Desk, Target, Terms
@@ -40,7 +40,17 @@ class Clock:
     """Time has passed: expiries and batches that are due. Feed one at least every 100 ms, or at `wake_ms`."""
 
 
-Input = Signal | EndpointState | Command | KillSwitch | Clock
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What became of telling an endpoint's webhook receiver what is wanted: for people, and on record."""
+
+    endpoint: str
+    reason: Literal["webhook_delivered", "webhook_failing", "webhook_disabled"]
+    message_id: str
+    detail: str
+
+
+Input = Signal | EndpointState | Command | KillSwitch | Clock | Delivered
 
 
 def decide(state: RespondState, given: Input, now_ms: int, mandate: Mandate) -> tuple[RespondState, list[Decision]]:
@@ -61,6 +71,9 @@ def decide(state: RespondState, given: Input, now_ms: int, mandate: Mandate) -> 
         obey(desk, given)
     elif isinstance(given, KillSwitch):
         switch(desk, given)
+    elif isinstance(given, Delivered):
+        cause = Cause(stable_id(given.message_id, now_ms))
+        desk.issue("notify", given.reason, Target(given.endpoint), cause, detail=given.detail)
     else:
         for endpoint in list(desk.state.endpoints):
             _settle(desk, endpoint)

@@ -161,7 +161,7 @@ def _taken(delivery: Delivery, sent: Message, answer: Answer, current: bool) -> 
     if not current:
         return replace(delivery, last=answer, told=sent.holds), None
     since = delivery.undelivered_since_s or 0.0
-    changed = sent.holds != (delivery.told or ()) or delivery.failing_told
+    changed = sent.holds != delivery.told or delivery.failing_told
     news = News("webhook_delivered", sent, delivery.attempts + 1, since, answer) if changed else None
     done = replace(
         delivery, last=answer, told=sent.holds, next_s=math.inf, undelivered_since_s=None, failing_told=False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from responders.delivery import Answer
 from schemas.wire import KIND_HEADER
 from streams.records import Outgoing, header_of
 
@@ -42,6 +43,22 @@ class Metrics:
         self.join_failures = self._counter("label_join_failures_total", "rounds of joining that are tried again")
         self.decisions = self._counter("decisions_total", "decisions, by kind and outcome", "kind", "outcome")
         self.active = Gauge("palisade_respond_active", "1 while this process owns the journal", registry=self.registry)
+
+        self.webhook_attempts = self._counter(
+            "webhook_attempts_total", "attempts to deliver, by endpoint and outcome", "endpoint", "outcome"
+        )
+        self.webhook_seconds = Histogram(
+            "palisade_webhook_seconds", "time of an attempt to deliver", registry=self.registry,
+            buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 5.0, 15.0),
+        )  # fmt: skip
+        self.webhooks_failing = Gauge(
+            "palisade_webhooks_failing", "endpoints whose webhook receiver takes nothing", registry=self.registry
+        )
+
+    def webhook(self, endpoint: str, answer: Answer, seconds: float) -> None:
+        """An attempt to tell a webhook receiver has ended."""
+        self.webhook_attempts.labels(endpoint, answer.outcome).inc()
+        self.webhook_seconds.observe(seconds)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"palisade_{name}", text, labels, registry=self.registry)

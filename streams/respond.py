@@ -1,4 +1,5 @@
-"""Role respond: signals and commands in; the journal, then directives out. One active process, standbys beside it.
+"""Role respond: signals and commands in; the journal, then directives and webhooks out. One active process, standbys
+beside it.
 
 Who owns the one partition of `palisade.signals` is active. Taking over fences the old process by the journal's
 transactions, reads state and journal to their ends, and continues with the next epoch. Nothing is done that is not in the
@@ -18,11 +19,13 @@ from pydantic import ValidationError
 
 from responders import journal
 from responders.alerts import alert_for
-from responders.decide import Clock, Input, decide
+from responders.decide import Clock, Delivered, Input, decide
 from responders.directives import directive_for, due, mark_sent
 from responders.mandate import Mandate
 from responders.signing import Keyring, SigningKey
 from responders.state import RespondState, from_bytes, to_bytes
+from responders.webhook_responder import WebhookResponder, sentence
+from responders.webhooks import message_for
 from schemas.actions import Command, Decision, Directive, InputRange, JournalEntry
 from schemas.deadletter import DeadReason
 from schemas.errors import SignatureRefused, StateRefused
@@ -125,9 +128,11 @@ class RespondRole:
         outbox: Callable[[], Outbox],
         metrics: Metrics,
         *,
+        webhooks: WebhookResponder | None = None,
         fenced: bool = True,
     ) -> None:
         self._connection = connection
+        self._webhooks = webhooks or WebhookResponder({})
         self._mandate = mandate
         self._key = signing_key
         self._operators = operators
@@ -143,6 +148,7 @@ class RespondRole:
             return
         async with self._lock:
             self._active = await asyncio.to_thread(self._take_over)
+            self._webhooks.start()
             self._metrics.active.set(1)
             await self._publish(self._active, _now_ms())
         log.warning("respond is active: epoch %d, entry %d", self._active.state.epoch, self._active.state.entry)
@@ -154,6 +160,7 @@ class RespondRole:
                 if self._active is not None:
                     await self._save_state(self._active)
                 self._active = None
+                await self._webhooks.stop()
                 self._metrics.active.set(0)
 
     async def handle(self, run: Run) -> None:
@@ -182,7 +189,7 @@ class RespondRole:
             await asyncio.sleep(TIMER_S)
             async with self._lock:
                 if self._active is not None:
-                    (failed,) = await self._step(self._active, [Clock()], [])
+                    failed, *_ = await self._step(self._active, [Clock(), *self._deliveries()], [])
                     if failed is not None:  # no input to bury: time itself cannot be decided any more
                         raise failed
                     await self._save_when_due(self._active)
@@ -221,7 +228,18 @@ class RespondRole:
             headers = ((KIND_HEADER, Directive.KIND.encode()), *self._key.headers(Directive.KIND, value))
             sent = self._send(Outgoing(DIRECTIVES, name.encode(), value, headers))
             sent.add_done_callback(_say_failure)
+            if self._webhooks.lacks(name, directive.epoch):
+                self._webhooks.want(message_for(active.state, name, now_ms))
         active.state = mark_sent(active.state, names, now_ms)
+
+    def _deliveries(self) -> list[Input]:
+        """What became of webhooks since the last call."""
+        self._metrics.webhooks_failing.set(self._webhooks.failing())
+        now_s = time.monotonic()
+        return [
+            Delivered(news.message.endpoint, news.kind, news.message.id, sentence(news, now_s))
+            for news in self._webhooks.news()
+        ]
 
     def _tell(self, decisions: list[Decision]) -> None:
         for decision in decisions:

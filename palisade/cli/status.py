@@ -13,7 +13,7 @@ from palisade.cli.options import ConfigOption, console, reached, site_of, table_
 
 if TYPE_CHECKING:
     from palisade.overview import Held, Overview
-    from schemas.actions import KillSwitch
+    from schemas.actions import Decision, KillSwitch
     from schemas.config import PalisadeConfig
 
 MOST_SHOWN = 20
@@ -50,7 +50,11 @@ def show(config: PalisadeConfig, overview: Overview, now_ms: float) -> None:
             lines.append(Text(f"and {len(held) - MOST_SHOWN:,} more"))
         if state is not None and state.killed and overview.kill is None:
             lines.append(Text("a guard has its local kill file", "red"))
-        table.add_row(endpoint.name, *seen, Text("\n").join(lines) if lines else Text("nothing", "green"))
+        if not lines:
+            lines.append(Text("nothing", "green"))
+        if endpoint.webhook is not None:
+            lines.append(_told(overview.webhooks.get(endpoint.name)))
+        table.add_row(endpoint.name, *seen, Text("\n").join(lines))
     console.print(table)
 
 
@@ -66,6 +70,19 @@ def _line(held: Held, now_ms: float) -> Text:
     line = Text(what if done else f"would {what}", "red" if done else "yellow")
     since = datetime.fromtimestamp(held.first.issued_ms / 1000, UTC).strftime("%H:%M:%S")
     return line.append(f" since {since} UTC, for {left_s:.0f} s: {held.first.reason}", "default")
+
+
+def _told(decision: Decision | None) -> Text:
+    """What became of telling the endpoint's webhook receiver."""
+    if decision is None:
+        return Text("webhook: nothing told in the last hour")
+    at = datetime.fromtimestamp(decision.issued_ms / 1000, UTC).strftime("%H:%M:%S")
+    said, colour = {
+        "webhook_delivered": ("delivered", "green"),
+        "webhook_failing": ("FAILING since", "red"),
+        "webhook_disabled": ("GONE (410) since", "red"),
+    }[decision.reason]
+    return Text(f"webhook: {said} {at} UTC, ", colour).append(decision.detail, "default")
 
 
 def _killed(switch: KillSwitch) -> Text:

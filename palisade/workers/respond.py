@@ -6,6 +6,7 @@ from palisade.settings import Settings
 from palisade.workers.common import LARGEST_RECORD, metrics_of, reading, say_ready
 from responders.mandate import Mandate
 from responders.signing import Keyring, SigningKey
+from responders.webhook_responder import WebhookResponder, hooks_of
 from schemas.errors import ConfigError
 from schemas.topics import COMMANDS, SIGNALS
 from streams.app import Hooks, WorkerSettings, make_app, outbox_of, run_topic, run_worker
@@ -26,6 +27,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         Keyring(settings.config.operator_keys),
         lambda: outbox_of(app),
         metrics,
+        webhooks=WebhookResponder(hooks_of(settings.config.endpoints, settings.home), watch=metrics.webhook),
         fenced=not settings.config.kafka.embedded,
     )
     app = make_app(

@@ -6,7 +6,8 @@ import pytest
 
 from responders import decide as decide_module
 from responders import desk as desk_module
-from responders.decide import BATCH_MS, Clock, decide, wake_ms
+from responders.alerts import alert_for
+from responders.decide import BATCH_MS, Clock, Delivered, decide, wake_ms
 from responders.mandate import Mandate
 from responders.state import RespondState
 from schemas.config import EndpointConfig
@@ -320,3 +321,16 @@ def test_an_unconfigured_endpoint_is_told_but_not_kept(responder: Responder) -> 
     assert brief(responder.take(unknown)) == [("notify", "told_people", "published")]
     responder.take(view("zz"))
     assert set(responder.state.seen.views) == set(ENDPOINTS)
+
+
+def test_what_became_of_a_webhook_is_told_and_changes_nothing_that_is_wanted() -> None:
+    responder = Responder(mandate())
+    responder.take(failing("a"))
+    before = responder.state.durable()
+
+    (told,) = responder.take(Delivered("a", "webhook_failing", "message", "epoch 2: timeout"))
+
+    assert brief([told]) == [("notify", "webhook_failing", "published")]
+    assert told.epoch == before.epoch
+    assert responder.state.endpoints == before.endpoints
+    assert alert_for(told) is not None

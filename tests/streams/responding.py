@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from responders.signing import Keyring, SigningKey
+from responders.webhook_responder import WebhookResponder
 from schemas.actions import Directive, JournalEntry
 from schemas.topics import SIGNALS
 from schemas.wire import KIND_HEADER, Wire
@@ -53,11 +54,16 @@ def trouble(endpoint: str, first: int) -> Run:
 
 
 @asynccontextmanager
-async def role_on(connection: KafkaConnection, *, fenced: bool) -> AsyncIterator[RespondRole]:
+async def role_on(
+    connection: KafkaConnection, *, fenced: bool, webhooks: WebhookResponder | None = None
+) -> AsyncIterator[RespondRole]:
     async with outbox_on(connection) as outbox:
         given = mandate(caps={"endpoints_share": 1.0, "endpoints_min": 5})
         operators = Keyring([OPERATOR.public_base64])
-        yield RespondRole(connection, given, SIGNING, operators, lambda: outbox, Metrics("respond"), fenced=fenced)
+        metrics = Metrics("respond")
+        yield RespondRole(
+            connection, given, SIGNING, operators, lambda: outbox, metrics, webhooks=webhooks, fenced=fenced
+        )
         await outbox.flush()
 
 
