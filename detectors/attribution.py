@@ -21,6 +21,8 @@ MOST_NAMED = 5
 LEFT_SHARE = 0.25
 """What is a quarter as strong without the named is gone without them. The weakest of five that brought equally much,
 with half of the traffic between them, leaves a third."""
+LEAST_OF_FIRST = 0.25
+"""Of a few, each brings at least so much of what the first one brings: who stands beside a culprit is none."""
 LEAST_OTHERS = 20.0
 """So many rows (asks) of others must remain to say how they are."""
 
@@ -58,6 +60,8 @@ def attribute(brought: Floats, left: Left, present: int) -> Attribution:
             return Attribution("unclear", (), shares, still)
         still = found
         if still <= LEFT_SHARE:
+            if positive[ranked[many - 1]] < LEAST_OF_FIRST * positive[ranked[0]]:
+                return Attribution("unclear", (), shares, still)
             return Attribution("one_caller" if many == 1 else "few_callers", tuple(ranked[:many]), shares, still)
     return Attribution("everybody", (), shares, still)
 

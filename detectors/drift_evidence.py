@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from detectors.attribution import Attribution
 from detectors.base import top_shares
 from detectors.caller_weights import capped_totals, row_weights
 from detectors.cells import CELLS, categorical_cells, numeric_cells
+from detectors.drift_callers import ALL_CLAIMED, OWN_CALM, Accused
 from detectors.drift_shelf import Part, Shelf
 from schemas.blocks import Block, Floats
 from schemas.events import MAX_NUMBER, CallerAuth
@@ -103,6 +105,31 @@ def evidence_of(block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature
         "expected_missing": rates["expected_missing"],
         "observed_unseen": rates["unseen"],
         "expected_unseen": rates["expected_unseen"],
+    }
+
+
+def attributed_evidence(part: Part, who: Attribution) -> Evidence:
+    """Whose doing it is: the answer, the callers it names, and how much of the shift is left without them."""
+    keys = [part.callers.keys[k] for k in who.named]
+    named: list[float | int | str | None] = ["(unauthenticated)" if key == ALL_CLAIMED else key[0] for key in keys]
+    return {
+        "attributed_to": who.answer,
+        "attributed_callers": named,
+        "attributed_shares": [float(who.shares[k]) for k in who.named],
+        "left_without_them": None if np.isnan(who.left) else float(who.left),
+    }
+
+
+def accused_evidence(part: Part, accused: Accused) -> Evidence:
+    """What a named caller moved, and its part in the shift of all."""
+    features = part.profile.features
+    names = [*features.numeric, *features.categorical]
+    return {
+        "attributed_to": accused.answer,
+        "features": [names[feature] for feature in accused.features],
+        "share_of_shift": accused.share,
+        "rows_unlike_before": accused.score,
+        "exit_threshold": OWN_CALM,
     }
 
 

@@ -13,13 +13,14 @@ from detectors.adwin import JumpWatch
 from detectors.base import Budget
 from detectors.budget import SHARES
 from detectors.cells import CELLS, EDGES, alien_cells, missing_cells, padded_edges
+from detectors.drift_callers import CallerCells
 from detectors.drift_thresholds import ADAPTIVE_FEATURES
 from detectors.drift_windows import WINDOW_ROWS, Spreads
 from detectors.profile import LOOK_ROWS, SPAN_ROWS, Profile
 from schemas.blocks import Floats, Longs
 from schemas.errors import StateRefused
 
-STATE_MAGIC = b"pfd2"
+STATE_MAGIC = b"pfd3"
 MEASURE_MS, DAY_MS = 3_600_000, 86_400_000
 LEAST_PER_DAY = 24.0
 """A row an hour: what is rarer is not what a budget of alarms a month is for."""
@@ -43,6 +44,10 @@ class Part:
     per_day: float = 0.0
     watches: list[JumpWatch] = field(default_factory=list)
     jump_thresholds: list[float] = field(default_factory=list)
+    callers: CallerCells = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.callers = CallerCells(len(self.profile.numeric) + len(self.profile.categorical))
 
     def set_budget(self, budget: Budget) -> None:
         """Thresholds of ADWIN's jumps for `budget`, an equal share a feature; a measured rate stays."""
@@ -174,7 +179,7 @@ _STREAM = ("seen", "capped", "weight", "squares", "feed_sum", "feed_weight")
 
 
 def pack(shelf: Shelf, part: Part, parameters: bytes) -> bytes:
-    """A part's state: magic, parameters, profile, shape, numbers (little-endian), ADWIN windows, sha256.
+    """A part's state: magic, parameters, profile, shape, numbers (little-endian), ADWIN windows, callers, sha256.
 
     `capped` is left out until a caller was over the cap, so that 20 features stay within 32 kB.
     """
@@ -195,8 +200,7 @@ def pack(shelf: Shelf, part: Part, parameters: bytes) -> bytes:
     ]
     names = [name for name in _STREAM if not (same and name == "capped")]
     pieces += [getattr(shelf, name)[slot].astype("<f8").tobytes() for name in names]
-    for watch in part.watches:
-        state = watch.save()
+    for state in (*(watch.save() for watch in part.watches), part.callers.saved()):
         pieces += [len(state).to_bytes(4, "little"), state]
     body = b"".join(pieces)
     return body + hashlib.sha256(body).digest()
@@ -234,7 +238,8 @@ def unpack(shelf: Shelf, part: Part, parameters: bytes, state: bytes) -> None:
         size = int.from_bytes(body[at : at + 4], "little")
         restored.append(JumpWatch.load(body[at + 4 : at + 4 + size]))
         at += 4 + size
-    if at != len(body):
+    callers = CallerCells.load(part.callers.features, body[at + 4 :])
+    if at + 4 + int.from_bytes(body[at : at + 4], "little") != len(body):
         raise StateRefused("the drift state is longer than it should be")
     for name in _STREAM:
         getattr(shelf, name)[slot] = numbers["seen" if same and name == "capped" else name]
@@ -242,4 +247,4 @@ def unpack(shelf: Shelf, part: Part, parameters: bytes, state: bytes) -> None:
     shelf.fired[slot], shelf.calm_blocks[slot], shelf.first_ms[slot] = fired, calm_blocks, first_ms
     shelf.feed_rows[slot] = feed_rows
     part.since_ms, part.counted, part.per_day = measure
-    part.watches = restored
+    part.watches, part.callers = restored, callers

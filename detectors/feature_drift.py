@@ -17,19 +17,29 @@ import numpy as np
 import numpy.typing as npt
 
 from detectors.adwin import DELTA, FEED_ROWS, JumpWatch
+from detectors.attribution import Attribution
 from detectors.base import Budget, LogPoint, Reading, part_of
 from detectors.budget import SHARES
 from detectors.caller_weights import MIN_CAP
 from detectors.cells import CELLS
 from detectors.drift_blocks import Sums, feed_ready, sums
-from detectors.drift_evidence import breadth_of, evidence_of, jump_evidence, moved_by_caller, shares_of
+from detectors.drift_callers import OWN_CALM, OWN_LEAST, Accused
+from detectors.drift_evidence import (
+    accused_evidence,
+    attributed_evidence,
+    breadth_of,
+    evidence_of,
+    jump_evidence,
+    moved_by_caller,
+    shares_of,
+)
 from detectors.drift_shelf import Part, Shelf, pack, unpack
 from detectors.drift_windows import WINDOW_ROWS, divergence, faded, relative, scores
 from detectors.profile import LOOK_ROWS, Profile
 from schemas.blocks import Block, Floats, Longs
 from schemas.errors import StateRefused
 
-VERSION = 4
+VERSION = 5
 DriftKind = Literal["feature_drift", "prediction_drift"]
 CALM_BLOCKS = 2
 """Blocks within the profile's range after which what came before them leaves the long window."""
@@ -47,7 +57,7 @@ MAX_UNKNOWN_PARTS = 4096
 @dataclass(frozen=True, slots=True)
 class _Verdicts:
     """Of blocks that were stepped together: score, threshold, calm level and block statistic [m], each feature's
-    score [m, features], and the deviations of the short window by cell [m, features, CELLS]."""
+    score [m, features], by capped and by own weights of the callers. `alarm`: by either of them; `settled`: calm by both."""
 
     score: list[float]
     threshold: list[float]
@@ -55,6 +65,9 @@ class _Verdicts:
     firing: list[bool]
     statistic: list[float]
     by_feature: Floats
+    own_by_feature: Floats
+    alarm: list[bool]
+    settled: list[bool]
     rows: list[float]
 
 
@@ -66,7 +79,9 @@ class FeatureDrift:
     threshold of the part's budget, or its statistic is above half of `critical_factor` times the largest in the
     profile; severity is `critical` where the short window's is above all of it and the block by itself is above half
     of it too, else `warning`. It is calm when both windows are as usual as 95 % of the profile's blocks.
-    20 features take about 27 kB a part, up to 45 kB while callers are over the weight cap.
+    A caller who moves it alone, or with at most four others, has readings of its own (`drift_callers`): also one whose
+    rows move the endpoint by their own weight and not by the capped one, so that nobody hides behind the cap.
+    20 features take about 42 kB a part, up to 60 kB while callers are over the weight cap and 80 kB while it fires.
     """
 
     name: str = "feature_drift"
@@ -157,7 +172,9 @@ class FeatureDrift:
             fed = self._feed(shelf, slots[turn], measured, turn)
             for k, at in enumerate(turn.tolist()):
                 readings = found[places[at]]
-                readings.append(self._reading(blocks[at], parts[at], shelf, measured, at, verdicts, k))
+                who, accused = self._callers(blocks[at], parts[at], shelf, verdicts, k)
+                readings.append(self._reading(blocks[at], parts[at], shelf, measured, at, verdicts, k, who))
+                readings += [self._caller_reading(blocks[at], parts[at], each) for each in accused]
                 if fed[k]:
                     readings += self._adapt(blocks[at], parts[at], shelf)
                 if parts[at].measured(len(blocks[at]), int(blocks[at].broker_ts[0]), blocks[at].closed_ms):
@@ -184,7 +201,12 @@ class FeatureDrift:
             effective,
         )
         level, scale, shape, largest = shelf.spreads(slots).at(effective)
-        by_window = scores(far, level, scale, shape)
+        by_window = own_by_window = scores(far, level, scale, shape)
+        if (
+            fair is not None
+        ):  # somebody is over the cap: does what is seen leave the profile where the fair part does not?
+            own, _ = divergence(seen / by_weight, None, expected, effective)
+            own_by_window = scores(own, level, scale, shape)
         statistic = relative(
             moved,
             expected,
@@ -193,7 +215,7 @@ class FeatureDrift:
             (shelf.alien_most[slots][:, None], shelf.missing_most[slots][:, None]),
             effective,
         ).max(axis=2)
-        return self._judge(shelf, slots, rows, by_window, statistic)
+        return self._judge(shelf, slots, rows, by_window, own_by_window, statistic)
 
     @staticmethod
     def _capped(
@@ -211,8 +233,11 @@ class FeatureDrift:
         shelf.lighter[slots] = 1
         return np.asarray(after)
 
-    def _judge(self, shelf: Shelf, slots: Longs, rows: Floats, by_window: Floats, statistic: Floats) -> _Verdicts:
-        """Entry and exit: `by_window` [m, windows, features] are scores, `statistic` [m, windows] relative."""
+    def _judge(
+        self, shelf: Shelf, slots: Longs, rows: Floats, by_window: Floats, own_by_window: Floats, statistic: Floats
+    ) -> _Verdicts:
+        """Entry and exit: `by_window`, `own_by_window` [m, windows, features] are scores, by capped and by own weights;
+        `statistic` [m, windows] is relative."""
         threshold, quiet = _at_size((shelf.threshold[slots], shelf.calm[slots]), rows)
         top = by_window.max(axis=2)
         recent_calm = top[:, 0] <= quiet
@@ -234,6 +259,7 @@ class FeatureDrift:
         short = (top[:, 0] > threshold) | (statistic[:, 0] > WARNING_SHARE * self.critical_factor)
         now = np.maximum(np.where(renewed, 0, was), np.where(firing, np.where(short, FIRED_SHORT, FIRED_LONG), 0))
         shelf.fired[slots] = np.where(calm, 0, now)
+        own = np.where(renewed[:, None], own_by_window[:, 0], own_by_window.max(axis=1))
         return _Verdicts(
             score.tolist(),
             threshold.tolist(),
@@ -241,11 +267,49 @@ class FeatureDrift:
             firing.tolist(),
             statistic[:, 0].tolist(),
             by_feature,
+            own,
+            (firing | (own.max(axis=1) > threshold)).tolist(),
+            (calm & (own.max(axis=1) <= quiet)).tolist(),
             rows.tolist(),
         )
 
+    @staticmethod
+    def _callers(
+        block: Block, part: Part, shelf: Shelf, verdicts: _Verdicts, k: int
+    ) -> tuple[Attribution | None, list[Accused]]:
+        """Who moves the inputs, where they moved, and the callers that are read on."""
+        edges, expected = shelf.edges[part.slot], shelf.expected[part.slot]
+        now = {"alarm": verdicts.alarm[k], "calm": verdicts.settled[k]}
+        return part.callers.follow(block, edges, expected, verdicts.own_by_feature[k], **now)
+
+    def _caller_reading(self, block: Block, part: Part, accused: Accused) -> Reading:
+        """Of a caller that moved the endpoint's inputs: how much of what it sends is not as it used to be."""
+        name, auth = accused.key
+        return self._endpoint_reading(
+            block,
+            subject_kind="caller",
+            subject=name,
+            caller_auth=auth,
+            score=accused.score,
+            threshold=OWN_LEAST,
+            firing=accused.score > OWN_LEAST,
+            calm=accused.score <= OWN_CALM,
+            severity="info" if part.learned else "warning",
+            first_ms=accused.first_ms,
+            shares=((name, auth, accused.share),),
+            evidence=accused_evidence(part, accused) | ({"profile": "learned"} if part.learned else {}),
+        )
+
     def _reading(
-        self, block: Block, part: Part, shelf: Shelf, measured: Sums, at: int, verdicts: _Verdicts, k: int
+        self,
+        block: Block,
+        part: Part,
+        shelf: Shelf,
+        measured: Sums,
+        at: int,
+        verdicts: _Verdicts,
+        k: int,
+        who: Attribution | None,
     ) -> Reading:
         calm, firing, statistic = verdicts.calm[k], verdicts.firing[k], verdicts.statistic[k]
         begun = int(shelf.first_ms[part.slot])
@@ -260,6 +324,8 @@ class FeatureDrift:
         moved = moved_by_caller(block, shelf, part, own, by_feature) if firing else np.empty(0)
         shares = shares_of(block, moved) if firing else ()
         more = evidence_of(block, shelf, part, own, by_feature) | breadth_of(block, moved) if firing else {}
+        if firing and who is not None:
+            more |= attributed_evidence(part, who)
         return self._endpoint_reading(
             block,
             score=verdicts.score[k],
@@ -337,15 +403,14 @@ class FeatureDrift:
     def _endpoint_reading(
         self, block: Block, kind: DriftKind | Literal["adaptive_drift"] | None = None, **said: Any
     ) -> Reading:
-        """A reading of the block's endpoint; what is not said is that of an unknown one."""
+        """A reading of the block's endpoint, or what else is `said`; what is not said is that of an unknown one."""
         unsaid = {"score": 0.0, "threshold": 0.0, "firing": False, "calm": False, "severity": "info"}
+        unsaid |= {"subject_kind": "endpoint", "subject": block.endpoint}
         return Reading(
             detector=self.name,
             detector_hash=self.hash,
             kind=kind or self.kind,
             endpoint=block.endpoint,
-            subject_kind="endpoint",
-            subject=block.endpoint,
             at=LogPoint.closing(block),
             version=block.version,
             **{**unsaid, "first_ms": int(block.broker_ts[0]), **said},

@@ -45,6 +45,7 @@ UNHEARD_LEAST: Final = 5
 """More callers present than 1.5 times those that signed reports speak of, plus 5, are somebody's invention: predictions
 carry no signature, so that a crowd of made-up callers must not speak for an endpoint (R7)."""
 _ENDPOINT_WIDE_SUBJECTS: Final = frozenset({"endpoint", "model_version", "group"})
+_OF_A_FEW: Final = frozenset({"one_caller", "few_callers"})
 _ALONE_TOO_WEAK: Final = frozenset({"adaptive_drift"})
 
 
@@ -206,9 +207,12 @@ def _weak_evidence(signal: Signal, now_ms: int) -> Refusal | None:
 def _few_callers(signal: Signal, view: EndpointState | None) -> Refusal | None:
     """Content that one or a few callers bring does not act on everybody (R7): a flood or a partner's fault is theirs.
 
-    Detectors of content state how many callers were present and how many moved, as effective numbers (1 / sum of squared
-    shares, Hill's number of order 2).
+    Detectors of content state whose doing it is where they know (`attributed_to`), and how many callers were present and
+    how many moved, as effective numbers (1 / sum of squared shares, Hill's number of order 2). Both must say that it is
+    no few callers'.
     """
+    if signal.evidence.get("attributed_to") in _OF_A_FEW:
+        return Refusal("few_callers", f"{signal.evidence['attributed_to']}: {signal.evidence.get('attributed_callers')}")
     moved, present = signal.evidence.get("callers_moved"), signal.evidence.get("callers_present")
     if not isinstance(moved, int | float) or not isinstance(present, int | float):
         return None

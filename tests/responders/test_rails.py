@@ -39,6 +39,19 @@ def fleet(size: int, **changes: object) -> Responder:
     return Responder(mandate(*(EndpointConfig(name=f"e{number}") for number in range(size)), **changes))
 
 
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [("one_caller", "refused"), ("few_callers", "refused"), ("everybody", "published"), ("unclear", "published")],
+)
+def test_what_is_the_doing_of_named_callers_moves_no_whole_endpoint(
+    responder: Responder, answer: str, kind: str
+) -> None:
+    shifted = drifted(evidence={"callers_moved": 9.0, "callers_present": 10.0, "attributed_to": answer})
+
+    ((_, _, outcome),) = acts(responder.take(shifted))
+    assert outcome == kind
+
+
 def test_a_refusal_is_said_once_an_incident_until_it_changes(responder: Responder) -> None:
     responder.take(view(fallback_ok=False))
 
