@@ -212,7 +212,9 @@ def _few_callers(signal: Signal, view: EndpointState | None) -> Refusal | None:
     no few callers'.
     """
     if signal.evidence.get("attributed_to") in _OF_A_FEW:
-        return Refusal("few_callers", f"{signal.evidence['attributed_to']}: {signal.evidence.get('attributed_callers')}")
+        return Refusal(
+            "few_callers", f"{signal.evidence['attributed_to']}: {signal.evidence.get('attributed_callers')}"
+        )
     moved, present = signal.evidence.get("callers_moved"), signal.evidence.get("callers_present")
     if not isinstance(moved, int | float) or not isinstance(present, int | float):
         return None
