@@ -104,10 +104,15 @@ class Delivery:
 
 
 def want(delivery: Delivery, message: Message, now_s: float) -> Delivery:
-    """A newer state: due at once, unless the receiver asked to wait. An older one, or the same, changes nothing."""
+    """A newer state: due at once, unless the receiver asked to wait. An older one, or the same, changes nothing.
+
+    An action after a release that people know to be undelivered is a fault of its own: they hear of it again.
+    """
     before = delivery.message
     if delivery.disabled or (before is not None and message.epoch <= before.epoch):
         return delivery
+    if delivery.failing_told and message.holds and before is not None and not before.holds:
+        delivery = replace(delivery, failing_told=False, undelivered_since_s=now_s)
     since = now_s if delivery.undelivered_since_s is None else delivery.undelivered_since_s
     return replace(
         delivery,

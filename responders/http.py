@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 import ssl
@@ -169,9 +170,7 @@ class HttpClient:
             except TimeoutError:
                 failed = Answer(fault="unreachable", detail=f"{address} port {url.port} does not answer")
             except OSError as error:
-                failed = Answer(
-                    fault="unreachable", detail=f"{address} port {url.port}: {error.strerror or 'no connection'}"
-                )
+                failed = Answer(fault="unreachable", detail=f"{address} port {url.port}: {_why(error)}")
             else:
                 return await _exchange(reader, writer, _request(url, method, headers, body), now_s)
         return failed
@@ -220,7 +219,7 @@ async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     except ssl.SSLError as error:
         return Answer(fault="tls", detail=_short(error.reason or "the connection broke"))
     except OSError as error:
-        return Answer(fault="unreachable", detail=error.strerror or "the connection broke")
+        return Answer(fault="unreachable", detail=_why(error))
     finally:
         writer.transport.abort()  # closing politely would wait for the other side
 
@@ -256,6 +255,10 @@ def _retry_after_s(lines: Sequence[bytes], now_s: float) -> float | None:
         except (ValueError, OverflowError, UnicodeDecodeError):
             return None
     return None
+
+
+def _why(error: OSError) -> str:
+    return os.strerror(error.errno).lower() if error.errno else "the connection broke"
 
 
 def _short(reason: str) -> str:

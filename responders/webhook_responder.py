@@ -196,7 +196,7 @@ class WebhookResponder:
 def sentence(news: News, now_s: float) -> str:
     """The numbers of it, for the journal."""
     what = "fallback or limits" if news.message.holds else "back to normal"
-    took = f"{news.attempts} attempts, {max(0.0, now_s - news.since_s):.1f} s"
+    took = f"{news.attempts} attempt{'s' if news.attempts != 1 else ''}, {max(0.0, now_s - news.since_s):.1f} s"
     return f"epoch {news.message.epoch} ({what}): {news.last}; {took}"
 
 

@@ -161,6 +161,17 @@ def test_people_are_told_once_that_a_receiver_takes_nothing_and_once_that_it_doe
     assert alarm_s(delivery, 10.0) == math.inf
 
 
+def test_people_are_told_again_where_an_undelivered_release_is_followed_by_an_action() -> None:
+    delivery, news = overdue(want(Delivery(), release(1), 0.0), 10.0, 10.0)
+    assert news is not None
+    delivery = want(delivery, flip(2), 60.0)
+    assert alarm_s(delivery, 10.0) == 70.0
+    delivery, news = overdue(delivery, 70.0, 10.0)
+
+    assert news is not None
+    assert (news.message, news.since_s) == (flip(2), 60.0)
+
+
 def test_renewals_do_not_put_the_alarm_off() -> None:
     delivery = want(want(Delivery(), flip(1), 0.0), flip(2), 9.0)
 

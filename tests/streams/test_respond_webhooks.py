@@ -80,7 +80,7 @@ def test_a_flip_is_in_the_journal_before_its_receiver_is_told_and_so_is_the_rest
             assert decided(entries) == ["fallback"]
             delivered = await until_journaled(role, embedded, "webhook_delivered")
             assert (delivered.kind, delivered.endpoint, delivered.outcome) == ("notify", "a", "published")
-            assert f"epoch {data['epoch']} (fallback or limits): answered 200; 1 attempts" in delivered.detail
+            assert f"epoch {data['epoch']} (fallback or limits): answered 200; 1 attempt" in delivered.detail
 
             at = now()
             restore = command("restore", "a", issued_ms=at, expires_ms=at + 600_000)
@@ -118,7 +118,7 @@ def test_a_receiver_that_takes_nothing_is_told_to_people_and_on_record(
             await role.handle(trouble("a", first=0))
             await receiver.told.get()
             failing = await until_journaled(role, embedded, "webhook_failing")
-            assert "(fallback or limits): unreachable; 1 attempts" in failing.detail
+            assert "(fallback or limits): unreachable; 1 attempt" in failing.detail
             delivered = await until_journaled(role, embedded, "webhook_delivered")  # 5 s later
             assert "2 attempts" in delivered.detail
             await role.leave(OURS)
