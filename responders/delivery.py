@@ -27,6 +27,8 @@ urgent."""
 MAX_SLOW_S: Final = 120.0
 MAX_RETRY_AFTER_S: Final = 300.0
 """The longest `Retry-After` that is believed: a receiver must not be able to switch its own protection off for good."""
+REFRESH_S: Final = 60.0
+"""What holds is told again so often, under the same id: to a receiver that forgot it, and to find out that one is gone."""
 FIRST_DEADLINE_S: Final = 2.0
 """The first attempt of a message may take so long: a flip is worth a second one soon. Also what an attempt still gets
 once its message is superseded."""
@@ -129,7 +131,7 @@ def answered(
     """After an attempt with `sent`, which may have been superseded meanwhile. draw: uniform in [0, 1)."""
     current = delivery.message is not None and delivery.message.id == sent.id
     if answer.taken:
-        return _taken(delivery, sent, answer, current)
+        return _taken(delivery, sent, answer, current, now_s + REFRESH_S * (1.0 + JITTER * draw))
     since = delivery.undelivered_since_s if delivery.undelivered_since_s is not None else now_s
     failed = replace(delivery, last=answer, undelivered_since_s=since)
     if answer.status == GONE:
@@ -162,16 +164,16 @@ def alarm_s(delivery: Delivery, alert_after_s: float) -> float:
     return delivery.undelivered_since_s + alert_after_s
 
 
-def _taken(delivery: Delivery, sent: Message, answer: Answer, current: bool) -> tuple[Delivery, News | None]:
+def _taken(
+    delivery: Delivery, sent: Message, answer: Answer, current: bool, refresh_s: float
+) -> tuple[Delivery, News | None]:
     if not current:
         return replace(delivery, last=answer, told=sent.holds), None
     since = delivery.undelivered_since_s or 0.0
     changed = sent.holds != delivery.told or delivery.failing_told
     news = News("webhook_delivered", sent, delivery.attempts + 1, since, answer) if changed else None
-    done = replace(
-        delivery, last=answer, told=sent.holds, next_s=math.inf, undelivered_since_s=None, failing_told=False
-    )
-    return done, news
+    done = replace(delivery, attempts=0, undelivered_since_s=None, last=answer, failing_told=False)
+    return replace(done, told=sent.holds, next_s=refresh_s if sent.holds else math.inf), news
 
 
 def _wait_s(failures: int, urgent: bool, answer: Answer, draw: float) -> float | None:

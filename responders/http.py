@@ -18,6 +18,7 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -58,8 +59,12 @@ class Post(Protocol):
     ) -> Answer: ...
 
 
+@lru_cache(maxsize=64)
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Verifies certificates by the system's authorities, or by those of `ca_file` alone. Raises ConfigError."""
+    """Verifies certificates by the system's authorities, or by those of `ca_file` alone. Raises ConfigError.
+
+    One for all that trust the same: reading the authorities takes some 20 ms and half a megabyte.
+    """
     try:
         return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
     except (OSError, ssl.SSLError) as error:

@@ -154,7 +154,7 @@ def message_for(state: RespondState, endpoint: str, now_ms: int) -> Message:
         reason=None if route is None else route.reason,
         expires_at=None if route is None else iso_time(route.expires_ms),
     )
-    body = _body(wanted, [_limit(caller, action) for caller, action in limits], iso_time(now_ms))
+    body = _body(wanted, limits, iso_time(now_ms))
     holds = [] if route is None else [route.action_id]
     holds += [action.action_id for _, action in limits]
     return Message(stable_id("webhook", endpoint, body.decode()), endpoint, record.epoch, body, tuple(holds))
@@ -166,20 +166,18 @@ def iso_time(ms: int) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
 
 
-def _body(wanted: WantedState, limits: list[WebhookLimit], at: str) -> bytes:
+def _body(wanted: WantedState, limits: list[tuple[str, Action]], at: str) -> bytes:
     """The body with as many of the limits, in their order, as fit."""
-    room = (
-        MAX_BODY_BYTES
-        - len(WebhookBody(timestamp=at, data=wanted).to_bytes())
-        - len(f'"limits_left_out":{len(limits)},')
-    )
-    kept = 0
-    for limit in limits:
+    room = MAX_BODY_BYTES - len(WebhookBody(timestamp=at, data=wanted).to_bytes())
+    room -= len(f'"limits_left_out":{len(limits)},')
+    kept: list[WebhookLimit] = []
+    for caller, action in limits:
+        limit = _limit(caller, action)
         room -= len(limit.model_dump_json()) + 1
         if room < 0:
             break
-        kept += 1
-    told = wanted.model_copy(update={"limits": limits[:kept], "limits_left_out": len(limits) - kept})
+        kept.append(limit)
+    told = wanted.model_copy(update={"limits": kept, "limits_left_out": len(limits) - len(kept)})
     return WebhookBody(timestamp=at, data=told).to_bytes()
 
 

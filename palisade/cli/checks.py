@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from palisade.cli.options import ConfigOption, console, settings_of
+
+if TYPE_CHECKING:
+    from schemas.config import EndpointConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +47,20 @@ def check(
         believed = (
             "signed reports" if endpoint.producer_keys else "nobody's word: callers count as claimed, none is limited"
         )
-        told = "" if endpoint.webhook is None else f"; acts through the webhook {endpoint.webhook.url}"
-        console.print(f"   {endpoint.name}: {mode}; believes {believed}{told}")
+        console.print(f"   {endpoint.name}: {mode}; believes {believed}")
+        for line in _hands(endpoint):
+            console.print(f"   {endpoint.name}: {escape(line)}", soft_wrap=True)
         if redactor is not None:
             console.print(f"   {endpoint.name}: redacted before Kafka: {escape(redactor.described())}", soft_wrap=True)
+
+
+def _hands(endpoint: EndpointConfig) -> list[str]:
+    """Who carries out what is decided about an endpoint, where that is not its Guard alone."""
+    if endpoint.webhook is None:
+        return (
+            [] if endpoint.guard else ["no Guard and no webhook: nobody carries out what is decided, whatever the mode"]
+        )
+    lines = [f"acts through the webhook {endpoint.webhook.url}"]
+    if not endpoint.guard and endpoint.webhook.fallback_health_url is None:
+        lines.append("no fallback_health_url: without Guard, it is never put on fallback")
+    return lines

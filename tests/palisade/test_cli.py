@@ -61,6 +61,22 @@ def test_a_checked_configuration_says_what_it_believes(palisade: Run, tmp_path: 
     assert "b: observe; believes nobody's word" in out
 
 
+def test_check_says_who_carries_out_what_is_decided_where_no_guard_does(palisade: Run, tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("whsec_" + "canary" * 7)
+    hook = "webhook: {url: 'http://[::1]:9000/x', secret_files: [s]}"
+    path = tmp_path / "palisade.yaml"
+    path.write_text(f"endpoints: [{{name: a, guard: false, {hook}}}, {{name: b, guard: false}}, {{name: c}}]\n")
+
+    status, out, errors = palisade("check", "--config", path)
+
+    assert status == 0, errors
+    assert "a: acts through the webhook http://[::1]:9000/x" in out
+    assert "a: no fallback_health_url: without Guard, it is never put on fallback" in out
+    assert "b: no Guard and no webhook: nobody carries out what is decided" in out
+    assert "c: no" not in out
+    assert "canary" not in out
+
+
 def test_a_policy_can_be_checked_alone(palisade: Run, tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(default_policy_text())
 

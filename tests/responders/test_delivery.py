@@ -15,6 +15,7 @@ from responders.delivery import (
     JITTER,
     MAX_RETRY_AFTER_S,
     MAX_SLOW_S,
+    REFRESH_S,
     RELEASE_TRIES,
     RETRY_S,
     URGENT_S,
@@ -87,11 +88,20 @@ def test_jitter_only_lengthens_a_wait_and_by_a_fifth_at_most(draw: float) -> Non
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_only_2xx_is_success(status: int) -> None:
-    delivery, news = answered(want(Delivery(), flip(), 0.0), flip(), Answer(status=status), 1.0, 0.0)
+    delivery, news = answered(want(Delivery(), release(1), 0.0), release(1), Answer(status=status), 1.0, 0.0)
 
     assert delivery.next_s == math.inf
     assert news is not None
     assert news.kind == "webhook_delivered"
+
+
+def test_what_holds_is_told_again_each_minute_and_a_receiver_that_is_gone_by_then_is_found_out() -> None:
+    delivery, _ = answered(want(Delivery(), flip(), 0.0), flip(), OK, 1.0, 0.0)
+    assert (delivery.message, delivery.next_s, delivery.deadline_s) == (flip(), 1.0 + REFRESH_S, FIRST_DEADLINE_S)
+    again, news = answered(delivery, flip(), OK, 61.0, 0.0)
+    assert (again.next_s, news) == (61.0 + REFRESH_S, None)
+    gone, _ = answered(again, flip(), DOWN, 121.0, 0.0)
+    assert (gone.next_s, alarm_s(gone, 10.0)) == (126.0, 131.0)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 304, 400, 401, 404, 409, 418, 500, 503])
@@ -218,7 +228,7 @@ def test_whatever_happens_the_newest_state_is_tried_again_within_bounds_until_it
         assert delivery.message is not None
         assert delivery.message.epoch == epoch, "an older state never comes back"
         if delivery.undelivered_since_s is None:
-            assert delivery.next_s == math.inf
+            assert delivery.next_s == (now + REFRESH_S * (1 + JITTER * draw) if sent.holds else math.inf)
             assert answer.taken
             assert sent.epoch == epoch
         elif delivery.message.holds:

@@ -184,6 +184,22 @@ def test_other_endpoints_are_answered_while_one_receiver_hangs(embedded: KafkaCo
     assert {d.endpoint for e in journal_on(embedded) for d in e.decisions if d.kind == "fallback"} == {"a", "b", "c"}
 
 
+def test_the_kill_switch_tells_receivers_to_go_back(embedded: KafkaConnection) -> None:
+    async def story() -> None:
+        receiver = Receiver(embedded)
+        async with role_on(embedded, fenced=False, webhooks=receiver.responder("a")) as role, asyncio.timeout(30):
+            await role.join(OURS)
+            await role.handle(trouble("a", first=0))
+            await receiver.told.get()
+            at = now()
+            await role.handle(run_of(COMMANDS, (command("kill", None, issued_ms=at, expires_ms=at + 600_000), True)))
+            data, _ = await receiver.told.get()
+            assert (data["route"], data["limits"]) == ("primary", [])
+            await role.leave(OURS)
+
+    asyncio.run(story())
+
+
 def test_what_is_wanted_while_a_message_is_undelivered_takes_its_place(embedded: KafkaConnection) -> None:
     async def story() -> None:
         receiver = Receiver(embedded, DOWN)
