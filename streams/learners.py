@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from pydantic_core import from_json
 
 from detectors.base import part_of
@@ -18,6 +19,7 @@ from streams.decode.headers import ARROW_MAGIC
 from streams.decode.ipc import inspect
 from streams.records import Records
 
+_rows = msgspec.json.Decoder(list[msgspec.Raw])
 Features = Mapping[str, object] | Sequence[object]
 
 
@@ -50,9 +52,28 @@ def features_of(value: bytes) -> Sequence[Features | None]:
         return [
             dict(zip(columns, row, strict=True)) for row in zip(*(c.to_pylist() for c in columns.values()), strict=True)
         ]
-    event = from_json(value)
-    found = [
-        each.get("features") if isinstance(each, dict) else None
-        for each in (event if isinstance(event, list) else [event])
-    ]
+    found = [each.get("features") if isinstance(each, dict) else None for each in _events(value)]
     return [each if isinstance(each, dict | list) else None for each in found]
+
+
+def _events(value: bytes) -> Sequence[Any]:
+    """The rows of a JSON record; None for one that was refused while its neighbours were decoded."""
+    try:
+        event = from_json(value)
+    except ValueError:
+        return [_event(raw) for raw in _raw_rows(value)]
+    return event if isinstance(event, list) else [event]
+
+
+def _raw_rows(value: bytes) -> Sequence[msgspec.Raw]:
+    try:
+        return _rows.decode(value)
+    except ValueError:
+        return ()
+
+
+def _event(raw: msgspec.Raw) -> Any:
+    try:
+        return from_json(bytes(raw))
+    except ValueError:
+        return None

@@ -117,10 +117,13 @@ class TopicStore:
 
 def _start_of(manifest: bytes | None) -> int | None:
     try:
-        return int(json.loads(manifest)["start"]) if manifest is not None else None
-    except (ValueError, KeyError, TypeError):
-        logger.warning("a manifest cannot be read; what it counted on is read again from the committed offset")
-        return None
+        start = None if manifest is None else int(json.loads(manifest)["start"])
+        if start is None or 0 <= start < 2**63:
+            return start
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        pass
+    logger.warning("a manifest cannot be read; what it counted on is read again from the committed offset")
+    return None
 
 
 def _file_of(name: bytes) -> str:

@@ -222,7 +222,10 @@ def split_insert(body: bytes) -> tuple[Insert, bytes] | None:
     found = _INSERT.match(body[:65_536].decode("latin-1"))  # one character a byte, so that positions agree
     if found is None:
         return None
-    head, clause = (found[part].encode("latin-1").decode() if found[part] else "" for part in ("head", "clause"))
+    try:
+        head, clause = (found[part].encode("latin-1").decode() if found[part] else "" for part in ("head", "clause"))
+    except UnicodeDecodeError:
+        return None  # as a whole it goes to the engine, which says what is wrong with it
     # Rows begin after one blank: a second one belongs to them (a Native block may well start with byte 9, 10 or 32).
     start = found.end() + (2 if body[found.end() : found.end() + 2] == b"\r\n" else 1)
     return Insert(head, clause, found["format"]), body[start:]

@@ -13,8 +13,9 @@ import pytest
 from detectors.learning import LEAST_ROWS, Learning
 from detectors.profile import Profile
 from detectors.schema_vote import SCHEMA_ROWS
+from schemas.deadletter import DeadLetter
 from schemas.signals import Signal
-from schemas.topics import PROFILES
+from schemas.topics import DEAD_LETTERS, PROFILES
 from schemas.wire import KIND_HEADER
 from streams.learners import features_of
 from streams.prediction_log import PredictionLog
@@ -226,3 +227,15 @@ def test_features_are_read_again_from_every_encoding() -> None:
     assert features_of(json.dumps([{"features": row} for row in rows]).encode()) == rows
     assert features_of(json.dumps({"features": [1, "x"]}).encode()) == [[1, "x"]]
     assert features_of(b'{"features": {"a": NaN}}') != [None]
+
+
+def test_a_row_that_is_refused_keeps_no_neighbour_from_voting_and_stops_nothing() -> None:
+    good, bad = b'{"endpoint":"credit","features":{"a":1.5}}', b'{"endpoint":"credit","x":"\xff"}'
+    array = b"[" + b",".join([good, bad, good]) + b"]"
+
+    assert features_of(array) == [{"a": 1.5}, None, {"a": 1.5}]
+    assert features_of(bad) == []
+    values = [array, good]
+    out = feed(open_log(), Records(values, [b"credit"] * 2, [None] * 2, [0, 1], [1_000_000, 1_000_001]), [])
+    reasons = [DeadLetter.from_bytes(record.value).reason for record in out if record.topic == DEAD_LETTERS]
+    assert reasons == ["not_json"]

@@ -287,3 +287,11 @@ def test_an_empty_topic_is_caught_up_with_at_once_and_a_missing_broker_is_said(e
     unstarted = ProfileTopic(broker.connection)
     with pytest.raises(TimeoutError, match="is the broker there"):
         asyncio.run(unstarted.caught_up(timeout_s=0.01))
+
+
+@pytest.mark.parametrize("start", [b"1e999", b"-1", b"[" * 5_000 + b"]" * 5_000, b"9" * 30, b"null", b'"x"'])
+def test_a_manifest_that_names_no_offset_is_as_good_as_none(start: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "log-0"
+    folder.mkdir()
+    (folder / "manifest.json").write_bytes(b'{"start": ' + start + b"}")
+    assert asyncio.run(DirectoryStore(tmp_path).load("log", 0)).start is None
