@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check lock schemas bench-latency bench-throughput bench-false-alarms clean
+.PHONY: help setup demo test test-fast check lock schemas bench-latency bench-throughput bench-false-alarms fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -46,6 +46,10 @@ bench-throughput: $(READY)  ## Predictions a second on one core, beside stock Fa
 
 bench-false-alarms: $(READY)  ## False alarms of each detector on stationary data, beside the rate it states
 	@$(BIN)/python -m benchmarks.false_alarms $(ARGS)
+
+MINUTES ?= 10
+fuzz: $(READY)  ## Mutated records into every decoder; status 1 on an exception that nobody declared (MINUTES=n, ARGS="--seed n")
+	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
 schemas: $(READY)  ## Write the JSON Schemas and the DDL again from the contracts
 	@$(BIN)/python -m schemas.generate
