@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from schemas.config import Bucket
+from schemas.config import Bucket, EndpointConfig
 from schemas.deadletter import DeadLetter
 from schemas.events import MAX_NUMBER, ProfileActivated, Report
+from schemas.feedback import Feedback
 from schemas.signals import Signal
 from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, PREDICTIONS, REPORTS, SIGNALS
 from schemas.wire import KIND_HEADER
-from streams.audit.rows import AUDITED, rows_of
+from streams.audit.rows import AUDITED, feedback_rows, rows_of
 from streams.decode import Decoder
 from streams.decode.ipc import ArrowRefused
+from streams.feedback import FeedbackReader
 from streams.records import Outgoing, Records, header_of
 from streams.redaction import NotRedactable, Redactor
 from tests.decode.cases import ARROW, JSON, arrow_stream, as_json, event, schema_of, with_features
@@ -231,6 +233,48 @@ def _audit(topic: str) -> Target:
         return [*concluded().get(topic, [])[:60], *given, *kinds]
 
     return Target(f"audit of {topic.removeprefix('palisade.')}", make, seeds)
+
+
+def feedback() -> Target:
+    """Feedback of anybody, and the rows that the audit keeps of it."""
+    known = {"credit": EndpointConfig(name="credit", producer_keys=(test_report_log.PRODUCER.public_base64,))}
+
+    def make() -> Execute:
+        reader = FeedbackReader(known, 4)
+
+        def execute(cases: Sequence[Case]) -> Hashable:
+            records = as_records(cases)
+            found, dead = reader.read(0, records)
+            letters: list[DeadLetter] = [DeadLetter.from_bytes(record.value) for record in dead]
+            for letter in letters:
+                if letter.reason == "handler_failed":
+                    raise Swallowed(letter.detail)
+            for tables in feedback_rows(0, records, found).values():
+                for table in tables:
+                    table.validate(full=True)
+            return frozenset(
+                {letter.reason for letter in letters} | {type(one.feedback.label).__name__ for one in found}
+            )
+
+        return execute
+
+    def seeds() -> Sequence[Case]:
+        rows = [
+            {"endpoint": "credit", "request_id": f"r-{k}", "label": label, "ts": START_MS + k, "source": "court"}
+            for k, label in enumerate((1, 0.5, True, "fraud"))
+        ]
+        values = [json.dumps(row).encode() for row in rows]
+        array = b"[" + b",".join(values) + b"]"
+        return [signed_feedback(Case(value)) for value in (*values, array, arrow_stream(rows[:1] * 3))]
+
+    return Target("feedback", make, seeds, signed=signed_feedback)
+
+
+def signed_feedback(case: Case) -> Case:
+    if case.value is None or header_of(case.headers, KIND_HEADER) not in (None, Feedback.KIND.encode()):
+        return case
+    signature = test_report_log.PRODUCER.headers(Feedback.KIND, case.value)
+    return case._replace(headers=((KIND_HEADER, Feedback.KIND.encode()), *signature))
 
 
 # -- redaction ---------------------------------------------------------------------------------------------------------

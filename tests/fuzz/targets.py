@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz import clients, control, logs, states, texts
+from tests.fuzz import clients, control, logs, states, texts, webhooks
 from tests.fuzz.case import Target
 
 TARGETS: tuple[Target, ...] = (
@@ -10,6 +10,7 @@ TARGETS: tuple[Target, ...] = (
     logs.predictions(),
     logs.reports(),
     *logs.audited(),
+    logs.feedback(),
     logs.redaction(),
     control.respond(),
     control.journal(),
@@ -28,6 +29,9 @@ TARGETS: tuple[Target, ...] = (
     texts.sql(),
     texts.http_body(),
     texts.form(),
+    webhooks.answer(),
+    webhooks.url(),
+    webhooks.secret(),
 )
 """In the order in which each round takes them."""
 
