@@ -22,10 +22,14 @@ from tests.fuzz.mutate import mutated
 
 ROUND = 40
 """Executions of a target in a round."""
-LIFE = 200
-"""Executions that one instance lives through: what it keeps between them is part of what is tested."""
-CORPUS = 400
-"""Cases kept of a target; above it one gives way by lot."""
+LIFE, LIFE_BYTES = 200, 2 << 20
+"""Executions that one instance lives through, or bytes that it is handed (they are kept to repeat a finding): what it keeps
+between them is part of what is tested."""
+CORPUS, CORPUS_BYTES = 400, 2 << 20
+"""Cases kept of a target beside its seeds, and their bytes; above either, some give way by lot. So memory that grows is the
+product's."""
+BEHAVIOURS = 100_000
+"""Behaviours of a target that are told apart."""
 HANGS_S = 20.0
 """Seconds of processor time of one execution, above which it counts as hanging."""
 
@@ -49,14 +53,32 @@ class Tried:
 
     target: Target
     rng: Random
-    corpus: list[Case]
+    seeds: list[Case]
     execute: Execute | None = None
     life: list[list[Case]] = field(default_factory=list)
+    life_bytes: int = 0
     seen: set[Hashable] = field(default_factory=set)
     findings: dict[str, Finding] = field(default_factory=dict)
     executions: int = 0
     declared: int = 0
     slowest_s: float = 0.0
+    kept: list[Case] = field(default_factory=list)
+    kept_bytes: int = 0
+
+    def drawn(self) -> Case:
+        """A seed, or a case that behaved anew."""
+        at = self.rng.randrange(len(self.seeds) + len(self.kept))
+        return self.seeds[at] if at < len(self.seeds) else self.kept[at - len(self.seeds)]
+
+    def keep(self, case: Case) -> None:
+        """Keeps a case, whatever must give way."""
+        self.kept.append(case)
+        self.kept_bytes += len(case.value or b"")
+        while len(self.kept) > CORPUS or self.kept_bytes > CORPUS_BYTES:
+            at = self.rng.randrange(len(self.kept))
+            self.kept_bytes -= len(self.kept[at].value or b"")
+            self.kept[at] = self.kept[-1]
+            self.kept.pop()
 
 
 def rss_mb() -> float:
@@ -105,17 +127,17 @@ class Fuzzer:
         rng, target = tried.rng, tried.target
         cases = []
         for _ in range(rng.randint(1, target.most)):
-            case = rng.choice(tried.corpus)
+            case = tried.drawn()
             if rng.random() < 0.9:
-                case = mutated(case, tried.corpus, rng)
-                if rng.random() < 0.2:
-                    case = mutated(case, tried.corpus, rng)
+                for _ in range(rng.choice((1, 1, 1, 1, 2))):
+                    case = mutated(case, tried.drawn, rng)
                 if target.signed is not None and rng.random() < 0.9:
                     case = target.signed(case)
             cases.append(case)
-        if tried.execute is None or len(tried.life) >= LIFE:
-            tried.execute, tried.life = target.make(), []
+        if tried.execute is None or len(tried.life) >= LIFE or tried.life_bytes > LIFE_BYTES:
+            tried.execute, tried.life, tried.life_bytes = target.make(), [], 0
         tried.life.append(cases)
+        tried.life_bytes += sum(len(case.value or b"") for case in cases)
         tried.executions += 1
         began = time.process_time()
         try:
@@ -129,13 +151,10 @@ class Fuzzer:
             tried.execute = None
             return
         tried.slowest_s = max(tried.slowest_s, time.process_time() - began)
-        if behaviour not in tried.seen:
+        if behaviour not in tried.seen and len(tried.seen) < BEHAVIOURS:
             tried.seen.add(behaviour)
             for case in cases:
-                if len(tried.corpus) < CORPUS:
-                    tried.corpus.append(case)
-                else:
-                    tried.corpus[rng.randrange(CORPUS)] = case
+                tried.keep(case)
 
     def _found(self, tried: Tried, error: BaseException) -> None:
         where = place_of(error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -40,16 +40,18 @@ HEADERS: tuple[tuple[str, bytes | None], ...] = (
 )  # fmt: skip
 KEYS = (None, b"", b"credit", b"spam", b"other", b"\xff\xfe", b"k" * 300, b"active|x|y", b"profile|x")
 TIMES = (-1, 0, 1, 2**31, 2**62, 2**63 - 1)
+Other = Callable[[], Case]
+"""Gives some other case of the same target."""
 _MARK = "\x02placeholder\x03"
 
 
-def mutated(case: Case, others: Sequence[Case], rng: Random) -> Case:
-    """A case near to `case`; `others` are spliced in."""
+def mutated(case: Case, other: Other, rng: Random) -> Case:
+    """A case near to `case`; pieces of what `other` gives are spliced in."""
     value, key, headers, at_ms = case
     if rng.random() < 0.9:
-        value = _value(value, others, rng)
+        value = _value(value, other, rng)
     if rng.random() < 0.15:
-        headers = _headers(headers, others, rng)
+        headers = _headers(headers, other, rng)
     if rng.random() < 0.06:
         key = rng.choice(KEYS)
     if rng.random() < 0.5:
@@ -57,19 +59,19 @@ def mutated(case: Case, others: Sequence[Case], rng: Random) -> Case:
     return Case(value, key, headers, max(-1, min(at_ms, 2**63 - 1)))
 
 
-def _value(value: bytes | None, others: Sequence[Case], rng: Random) -> bytes | None:
+def _value(value: bytes | None, other: Other, rng: Random) -> bytes | None:
     roll = rng.random()
     if value is None or roll < 0.02:
-        return rng.choice([None, b"", rng.choice(ATOMS), (rng.choice(others).value if others else None)])
+        return rng.choice([None, b"", rng.choice(ATOMS), other().value])
     structured = None
     if roll < 0.75 and len(value) < 200_000:
         structured = _arrow(value, rng) if value.startswith(ARROW_START) else _json(value, rng)
     if structured is None or rng.random() < 0.1:
-        structured = _bytes(structured or value, others, rng)
+        structured = _bytes(structured or value, other, rng)
     return structured[:MAX_BYTES]
 
 
-def _bytes(value: bytes, others: Sequence[Case], rng: Random) -> bytes:
+def _bytes(value: bytes, other: Other, rng: Random) -> bytes:
     data = bytearray(value)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
         at = rng.randrange(len(data) + 1)
@@ -92,8 +94,8 @@ def _bytes(value: bytes, others: Sequence[Case], rng: Random) -> bytes:
                 raw = struct.pack("<q", number)[: rng.choice((1, 2, 4, 8))]
                 data[at : at + len(raw)] = raw
             case 6:
-                other = (rng.choice(others).value if others else None) or b""
-                data[at:] = other[rng.randrange(len(other) + 1) :]
+                spliced = other().value or b""
+                data[at:] = spliced[rng.randrange(len(spliced) + 1) :]
             case _:
                 data[at:at] = rng.choice(ATOMS)
     return bytes(data)
@@ -214,7 +216,7 @@ def _odd_column(rows: int, rng: Random) -> pa.Array:
 
 
 def _headers(
-    headers: tuple[tuple[str, bytes | None], ...], others: Sequence[Case], rng: Random
+    headers: tuple[tuple[str, bytes | None], ...], other: Other, rng: Random
 ) -> tuple[tuple[str, bytes | None], ...]:
     listed = list(headers)
     match rng.randrange(4):
@@ -222,9 +224,9 @@ def _headers(
             del listed[rng.randrange(len(listed))]
         case 1 if listed:
             name, value = listed[at := rng.randrange(len(listed))]
-            listed[at] = (name, None if value is None else _bytes(value, (), rng))
-        case 2 if others:
-            return rng.choice(others).headers
+            listed[at] = (name, None if value is None else _bytes(value, other, rng))
+        case 2:
+            return other().headers
         case _:
             listed.insert(rng.randrange(len(listed) + 1), rng.choice(HEADERS))
     return tuple(listed)
