@@ -1,7 +1,8 @@
-"""Does a caller send what is decodable but odd: non-finite numbers, unknown features, hashed ids, impossible times?
+"""Does a caller send what is odd: non-finite numbers, unknown features, hashed ids, impossible times, or no event at all?
 
 Such rows are scored as missing or clamped, so that nobody becomes invisible by being malformed; here they count against
-their caller. Clean traffic has no such rows at all, so the threshold is a number of rows, not a budget.
+their caller, and so do rows that cannot be decoded and show whose they are. Clean traffic has no such rows at all, so
+the threshold is a number of rows, not a budget.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from schemas.events import CallerAuth
 from schemas.flags import RowFlag
 from schemas.ids import stable_id
 
-VERSION = 2
+VERSION = 3
 ODD = int(
     RowFlag.ODD_ID
     | RowFlag.NOT_FINITE
@@ -30,10 +31,12 @@ ODD = int(
     | RowFlag.FUTURE
     | RowFlag.CONTROL_CHARACTERS
     | RowFlag.OUT_OF_RANGE
+    | RowFlag.MALFORMED
     | RowFlag.REUSED_ID
 )
 """Missing features and unseen categories are not among them: those are drift's."""
-HALF_LIFE_ROWS = 2_048.0
+HALF_LIFE_ROWS, HALF_LIFE_MS = 2_048.0, 600_000.0
+"""Of the part's rows and of the log's time, both: a few a day add up to nothing, also where nobody else sends."""
 MAX_CALLERS = 64
 """Callers with odd rows that are watched of one part, verified and claimed apart: claimed ones cannot hide a verified one."""
 MAX_PARTS = 4_096
@@ -45,6 +48,7 @@ LINGER_MS = 900_000
 @dataclass(slots=True)
 class _Caller:
     odd: float = 0.0
+    malformed: float = 0.0
     rows: float = 0.0
     last_ms: int = 0
     first_ms: int = 0
@@ -54,13 +58,14 @@ class _Caller:
 @dataclass(slots=True)
 class _Part:
     said_ms: int
+    counted_ms: int
     callers: dict[tuple[str, CallerAuth], _Caller]
 
 
 class OddInput:
     """`odd_input` of callers; `Detector[Block]`. Fires at `least` odd rows that are `share` of the caller's own.
 
-    Rows fade with a half-life of 2,048 rows of the part. A part has at most 128 callers (20 kB).
+    Rows fade with a half-life of 2,048 rows of the part and of ten minutes. A part has at most 128 callers (20 kB).
     """
 
     name = "odd_input"
@@ -69,7 +74,9 @@ class OddInput:
     def __init__(self, least: float = 20.0, share: float = 0.2) -> None:
         self.least = least
         self.share = share
-        self.hash = stable_id(self.name, VERSION, str(least), str(share), ODD, str(HALF_LIFE_ROWS), MAX_CALLERS)
+        self.hash = stable_id(
+            self.name, VERSION, str(least), str(share), ODD, str(HALF_LIFE_ROWS), str(HALF_LIFE_MS), MAX_CALLERS
+        )
         self._parts: dict[str, _Part] = {}
 
     def update(self, batch: Sequence[Block]) -> list[Reading]:
@@ -84,9 +91,11 @@ class OddInput:
         if kept is None:
             return b""
         rows = [
-            [*key, each.odd, each.rows, each.last_ms, each.first_ms, each.fired] for key, each in kept.callers.items()
+            [*key, each.odd, each.malformed, each.rows, each.last_ms, each.first_ms, each.fired]
+            for key, each in kept.callers.items()
         ]
-        return pack(self.hash, {"said_ms": kept.said_ms, "callers": rows}, {})
+        values = {"said_ms": kept.said_ms, "counted_ms": kept.counted_ms, "callers": rows}
+        return pack(self.hash, values, {})
 
     def restore(self, part: str, state: bytes) -> None:
         values, _ = unpack(self.hash, state, {})
@@ -110,17 +119,22 @@ class OddInput:
         if part is None:
             while len(self._parts) >= MAX_PARTS:
                 del self._parts[next(iter(self._parts))]
-            part = self._parts[name] = _Part(-SAY_EVERY_MS, {})
+            part = self._parts[name] = _Part(-SAY_EVERY_MS, 0, {})
         return part
 
     def _count(self, block: Block, part: _Part, odd: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-        fade = 0.5 ** (len(block) / HALF_LIFE_ROWS)
+        fade = 0.5 ** (len(block) / HALF_LIFE_ROWS + max(block.closed_ms - part.counted_ms, 0) / HALF_LIFE_MS)
+        part.counted_ms = max(part.counted_ms, block.closed_ms)
         for each in part.callers.values():
             each.odd *= fade
+            each.malformed *= fade
             each.rows *= fade
         bad = np.bincount(block.caller[odd], minlength=len(block.callers)).tolist()
+        dead = (block.flags & np.uint32(RowFlag.MALFORMED)) != 0
+        unread = np.bincount(block.caller[dead], minlength=len(block.callers)).tolist()
         rows = np.bincount(block.caller, minlength=len(block.callers)).tolist()
-        for name, known, of_bad, of_all in zip(block.callers, block.verified.tolist(), bad, rows, strict=True):
+        counts = zip(block.callers, block.verified.tolist(), bad, unread, rows, strict=True)
+        for name, known, of_bad, of_unread, of_all in counts:
             key: tuple[str, CallerAuth] = (name, "verified" if known else "claimed")
             watched = part.callers.get(key) or (self._admitted(part, key) if of_bad else None)
             if watched is None:
@@ -129,6 +143,7 @@ class OddInput:
                 watched.last_ms = block.closed_ms
                 watched.first_ms = watched.first_ms or block.closed_ms
             watched.odd += of_bad
+            watched.malformed += of_unread
             watched.rows += of_all
 
     @staticmethod
@@ -175,7 +190,7 @@ class OddInput:
             at=at,
             first_ms=each.first_ms,
             shares=((name, auth, 1.0),),
-            evidence={"odd_rows": each.odd, "rows": each.rows},
+            evidence={"odd_rows": each.odd, "malformed_rows": each.malformed, "rows": each.rows},
         )
 
     def _of_endpoint(self, block: Block, part: _Part, at: LogPoint) -> list[Reading]:
@@ -210,10 +225,10 @@ def _part_from(values: dict[str, Any]) -> _Part:
     try:
         callers: dict[tuple[str, CallerAuth], _Caller] = {
             (str(name), "verified" if auth == "verified" else "claimed"): _Caller(
-                float(odd), float(rows), int(last), int(first), bool(fired)
+                float(odd), float(malformed), float(rows), int(last), int(first), bool(fired)
             )
-            for name, auth, odd, rows, last, first, fired in values["callers"]
+            for name, auth, odd, malformed, rows, last, first, fired in values["callers"]
         }
-        return _Part(int(values["said_ms"]), callers)
+        return _Part(int(values["said_ms"]), int(values["counted_ms"]), callers)
     except (KeyError, ValueError, TypeError) as error:
         raise StateRefused(f"saved state cannot be read: {error}") from error

@@ -21,6 +21,7 @@ class RowFlag(IntFlag):
     UNREGISTERED_ENDPOINT = 1024
     OUT_OF_RANGE = 2048
     REUSED_ID = 4096
+    MALFORMED = 8192
 
 
 MAX_EVENT_AGE_MS = 3_600_000
@@ -41,5 +42,6 @@ EXPLAINED: dict[RowFlag, str] = {
     RowFlag.NO_PROFILE: "no profile is active for this endpoint and version; content detectors say unknown",
     RowFlag.UNREGISTERED_ENDPOINT: "the endpoint is not in the configuration",
     RowFlag.OUT_OF_RANGE: "a latency was negative (taken as unknown) or a weight not within 0 to 1e6 (taken as 1)",
+    RowFlag.MALFORMED: "the row could not be decoded and is dead-lettered; it shows its caller, and counts against it alone",
     RowFlag.REUSED_ID: "the request's id was that of another request that still waited for its answer",
 }

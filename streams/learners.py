@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 from pydantic_core import from_json
 
 from detectors.base import part_of
 from detectors.learning import Learning
 from schemas.blocks import RowId
+from schemas.flags import RowFlag
 from streams.blocks import OTHER
 from streams.decode import Columns
 from streams.decode.arrow import Batch, read_streams
@@ -26,9 +28,15 @@ Features = Mapping[str, object] | Sequence[object]
 def let_vote(learning: Learning, columns: Columns, records: Records) -> None:
     """Rows of `columns` that were decoded without a schema vote on one, as far as their part learns.
 
-    `records` hold the rows. Parts are admitted in the order of their first rows, so that any cut admits the same.
+    `records` hold the rows. Parts are admitted in the order of their first rows, so that any cut admits the same. Malformed
+    rows have no features and no vote.
     """
-    unknown = [group for group in columns.groups if group.layout is None and group.version != OTHER]
+    decoded = (columns.flags & np.uint32(RowFlag.MALFORMED)) == 0
+    unknown = [
+        group._replace(rows=rows)
+        for group in columns.groups
+        if group.layout is None and group.version != OTHER and len(rows := group.rows[decoded[group.rows]])
+    ]
     for group in sorted(unknown, key=lambda group: int(group.rows[0])):
         if not learning.admit(group.endpoint, group.version, int(columns.broker_ts[group.rows[0]])):
             continue

@@ -225,7 +225,7 @@ class PredictionLog:
         batch.columns.append(segment.columns)
         batch.letters += segment.dead_letters
         batch.dead_rows.append(segment.dead_rows)
-        rows = self._registered_rows(segment.columns, batch)
+        rows = self._registered_rows(segment.evidence, batch)
         if self._learning is not None:
             let_vote(self._learning, rows, records)
         batch.blocks += self._builder.add(rows)

@@ -107,10 +107,12 @@ class Segment:
     """Rows of a run, and `control` if it comes after them in the log before any other row.
 
     What was refused since the last control is said with the last rows before the next one (or the run's end), all
-    together. `dead_letters` may be fewer than `dead_rows`: a letter may stand for the rest of a record.
+    together. `dead_letters` may be fewer than `dead_rows`: a letter may stand for the rest of a record. `evidence`: `columns`
+    and, beside them, the refused rows that show whose they are (`MALFORMED`); what blocks are cut from.
     """
 
     columns: Columns
     dead_letters: tuple[DeadLetter, ...]
     control: Control | None
     dead_rows: DeadRows
+    evidence: Columns

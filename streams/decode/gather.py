@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from schemas.blocks import MISSING, Bytes, Codes, Flags, Floats, Longs
+from schemas.blocks import MISSING, ROUTE_CODES, Bytes, Codes, Flags, Floats, Longs
 from schemas.flags import RowFlag
 from streams.decode import envelope as env
 from streams.decode.columns import Columns, Group
@@ -26,6 +26,8 @@ _AT = {name: at for at, name in enumerate(NAMES)}
 Registered = Callable[[str], bool]
 PIECE = 2_048
 """Work that is decoded without a pause, in rows of JSON at 5 us each: 10 ms."""
+LOOKED_BYTES = 128
+"""Of a malformed row searched for its caller, in the same unit."""
 TARGET_WORK = 8
 """What a further endpoint@version costs, in the same unit."""
 
@@ -105,6 +107,20 @@ class Rows:
     groups: list[Group]
 
 
+class MalformedRow(NamedTuple):
+    """A row that was refused and shows whose it is (clean ids).
+
+    It travels in blocks beside the scored rows, flagged `MALFORMED`, without a single feature, and as one that the
+    service refused: such rows weigh nothing in what is said of inputs and answers.
+    """
+
+    record: int
+    row: int
+    target: Target
+    caller: str
+    verified: bool
+
+
 class _Envelopes(NamedTuple):
     """Columns [n] of JSON events, as in `Rows`; `flags` are those of the fields here."""
 
@@ -149,6 +165,7 @@ class Gather:
     packed: list[_Envelopes] = field(default_factory=list)
     streams: list[tuple[int, Stream]] = field(default_factory=list)
     others: list[Rows] = field(default_factory=list)
+    malformed: list[MalformedRow] = field(default_factory=list)
     refused: Refusals = field(default_factory=Refusals)
     spent: int = 0
 
@@ -157,11 +174,17 @@ class Gather:
         """Whether so much work lies in it that it should become columns before more is decoded."""
         return self.spent >= PIECE
 
+    def blame(self, row: MalformedRow | None, looked_at: int) -> None:
+        """Takes a refused row that shows whose it is; `looked_at` bytes were searched for it."""
+        self.spent += looked_at // LOOKED_BYTES
+        if row is not None:
+            self.malformed.append(row)
+
     def clear(self) -> None:
         """Empties it for the next rows of the segment; what was refused so far stays."""
         for held in (self.envelope, self.records, self.slots, self.rows, self.flags, self.targets, self.streams):
             held.clear()
-        for other in (self.plans, self.packed, self.others):
+        for other in (self.plans, self.packed, self.others, self.malformed):
             other.clear()
         self.names = SegmentNames()
         self.spent = 0
@@ -184,10 +207,16 @@ class Gather:
         for plan in self.plans:
             plan.pack(PLAN_ROWS)
 
-    def columns(self, offsets: Longs, broker_ms: Longs, registered: Registered | None) -> Columns:
-        """All rows gathered, in log order; frees the targets for the next segment."""
+    def columns(self, offsets: Longs, broker_ms: Longs, registered: Registered | None) -> tuple[Columns, Columns]:
+        """All rows gathered, in log order, and the same with malformed ones beside them; frees the targets for the next
+        segment."""
         parts = ([self._json_rows()] if self.slots else []) + self.others
-        return assemble(parts, self.names, offsets, broker_ms, registered)
+        if not self.malformed:
+            scored = assemble(parts, self.names, offsets, broker_ms, registered)
+            return scored, scored
+        malformed = _malformed_rows(sorted(self.malformed, key=lambda row: row[:2]), self.names)
+        both = [assemble(some, self.names, offsets, broker_ms, registered) for some in (parts, [*parts, malformed])]
+        return both[0], both[1]
 
     def _json_rows(self) -> Rows:
         if self.envelope:
@@ -243,6 +272,41 @@ class Gather:
                 part = matrix[start - first : stop - first]
                 groups.append(Group(target.endpoint, target.version, layout, order[start:stop], part))
         return groups, flags
+
+
+def _malformed_rows(rows: Sequence[MalformedRow], names: SegmentNames) -> Rows:
+    """Rows of nothing but their place, endpoint, version and caller."""
+    n = len(rows)
+    nothing = np.full(n, np.nan)
+    places: dict[tuple[str, str], list[int]] = {}
+    for at, row in enumerate(rows):
+        places.setdefault((row.target.endpoint, row.target.version), []).append(at)
+    groups = []
+    for of_target in places.values():
+        target = rows[of_target[0]].target
+        layout = None if target.plan is None else target.plan.layout
+        features = np.full((len(of_target), 0 if layout is None else layout.width), np.nan)
+        if layout is not None:
+            settle(features, layout)
+        groups.append(Group(target.endpoint, target.version, layout, np.array(of_target, dtype=np.intp), features))
+    return Rows(
+        record=np.array([row.record for row in rows], dtype=np.int64),
+        row=np.array([row.row for row in rows], dtype=np.int32),
+        endpoint=names.endpoints.clean_column([row.target.endpoint for row in rows]),
+        version=names.versions.clean_column([row.target.version for row in rows]),
+        caller=names.callers.clean_column([row.caller for row in rows]),
+        verified=np.array([row.verified for row in rows], dtype=np.bool_),
+        ts=np.full(n, env.NO_TIME, dtype=np.int64),
+        flags=np.full(n, RowFlag.MALFORMED, dtype=np.uint32),
+        latency_ms=nothing,
+        status=np.zeros(n, dtype=np.uint8),
+        served_by=np.full(n, ROUTE_CODES["refused"], dtype=np.uint8),
+        value=nothing,
+        label=np.full(n, MISSING, dtype=np.int32),
+        confidence=nothing,
+        weight=np.ones(n),
+        groups=groups,
+    )
 
 
 def _envelopes(flat: list[Any], names: SegmentNames) -> _Envelopes:

@@ -32,6 +32,7 @@ from streams.decode.gather import PIECE, Gather, Registered, Target
 from streams.decode.headers import ARROW_MAGIC, SPACE, Mark, marks_of, shown
 from streams.decode.ipc import MAX_DECODED_BYTES, ArrowRefused, Stream, inspect
 from streams.decode.judge import Judged, Refused, judge, refusal
+from streams.decode.malformed import HEAD_BYTES, OF_CALLER, malformed_row
 from streams.decode.partitioner import partition_of
 from streams.decode.refusals import MAX_LETTERS, Refusals
 from streams.decode.scan import simple, too_deep
@@ -117,9 +118,10 @@ class Decoder:
             gather = Gather(refused=Refusals(letters_left))
             try:
                 for _ in self._decode(run, first, last, gather):
-                    yield Segment(gather.columns(offset, broker, self._registered), (), None, Refusals().dead_rows(()))
+                    columns, evidence = gather.columns(offset, broker, self._registered)
+                    yield Segment(columns, (), None, Refusals().dead_rows(()), evidence)
                     gather.clear()
-                columns = gather.columns(offset, broker, self._registered)
+                columns, evidence = gather.columns(offset, broker, self._registered)
             except BaseException:  # half-gathered rows lie in plans and targets: none may reach the next segment
                 self._plans.clear()
                 self.forget()
@@ -128,7 +130,7 @@ class Decoder:
             if control is not None or last > first:
                 dead = gather.refused
                 letters_left = dead.left
-                yield Segment(columns, dead.dead_letters(), control, dead.dead_rows(offsets))
+                yield Segment(columns, dead.dead_letters(), control, dead.dead_rows(offsets), evidence)
             if control is not None and control.kind == ProfileActivated.KIND:
                 self.forget()
             first = last + 1
@@ -447,6 +449,9 @@ class Decoder:
         caller: str | None = None,
     ) -> None:
         of_key = clean_id(row.key.decode("utf-8", "surrogateescape")) if row.key else None
+        if reason in OF_CALLER:
+            shown = malformed_row(row[1:3], row.value, row.key, self._target, self._home)
+            gather.blame(shown, min(len(row.value), HEAD_BYTES))
         if not gather.refused.lettered(row.at):
             gather.refused.row(row.at, row.number, endpoint or of_key or "")
             return
