@@ -120,7 +120,9 @@ class EndpointConfig(Config):
     error_share_max: float | None = Field(None, gt=0, le=1)
     allowlist: tuple[CallerId, ...] = ()
     webhook: WebhookConfig | None = None
-    sensitive: dict[Annotated[str, Field(min_length=1)], SensitiveRule] = Field(default_factory=dict)
+    sensitive: dict[Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)], SensitiveRule] = Field(
+        default_factory=dict
+    )
 
     @model_validator(mode="after")
     def _callers_are_hashed_at_most(self) -> EndpointConfig:

@@ -195,3 +195,8 @@ def test_who_asks_can_be_hashed_and_nothing_else(rule: Any) -> None:
         client.Redactor({"@caller": rule}, KEY)
     with pytest.raises(ValueError, match="limits need to know who asks"):
         EndpointConfig.model_validate({"name": "credit", "sensitive": {"@caller": rule}})
+
+
+def test_a_place_may_be_written_as_a_number() -> None:
+    endpoint = EndpointConfig.model_validate({"name": "credit", "sensitive": {0: "drop", "2": {"bucket": 10}}})
+    assert service.Redactor(endpoint.sensitive, None).features(["078-05-1120", 1.5, 37]) == [None, 1.5, 30.0]
