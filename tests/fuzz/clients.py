@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from palisade_client import CallerLimited, Emitter, Guard
+from palisade_client import CallerLimited, Emitter, Guard, PalisadeMiddleware
 from palisade_client._transport import Record
 from palisade_client._wire import clean_id, sign
 from palisade_client.testing import FakeTransport, ManualClock, ThrowawayKey, directive, kill_switch
@@ -150,3 +150,35 @@ def _is_json(row: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def middleware() -> Target:
+    """Headers of a request: who is taken for its caller, and that nobody is verified without a key."""
+
+    async def nothing(scope: Any, receive: Any, send: Any) -> None: ...
+
+    def make() -> Execute:
+        keys = {"secret-1": "carol", f"sha256:{'ab' * 32}": "eve"}
+        app = PalisadeMiddleware(nothing, api_keys=keys, claimed_header="X-Caller")
+        guard = Guard("credit", fallback=0.5, transport=FakeTransport(), clock=ManualClock())
+
+        def execute(cases: Sequence[Case]) -> Hashable:
+            headers = [(name.encode("utf-8", "surrogatepass"), value or b"") for name, value in cases[0].headers]
+            caller = app.identify({"type": "http", "headers": headers, "client": ("127.0.0.1", 1)})
+            if caller.auth == "verified" and not any(b"secret-1" in value for _, value in headers):
+                raise Swallowed(f"{caller} is verified without a key")
+            guard.call(lambda features: 1.0, {"x": 1.0}, caller=caller.id, caller_auth=caller.auth)
+            return (caller.auth, caller.id in ("carol", "eve", "127.0.0.1"))
+
+        return execute
+
+    def seeds() -> Sequence[Case]:
+        given = [
+            ("x-api-key", b"secret-1"),
+            ("authorization", b"Bearer secret-1"),
+            ("X-Caller", b"a b"),
+            ("Authorization", b"Basic x"),
+        ]
+        return [Case(b"", None, (header,)) for header in given] + [Case(b"", None, tuple(given))]
+
+    return Target("client middleware", make, seeds, most=1)

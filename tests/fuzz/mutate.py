@@ -50,7 +50,7 @@ def mutated(case: Case, other: Other, rng: Random) -> Case:
     value, key, headers, at_ms = case
     if rng.random() < 0.9:
         value = _value(value, other, rng)
-    if rng.random() < 0.15:
+    if rng.random() < (0.15 if value else 0.8):
         headers = _headers(headers, other, rng)
     if rng.random() < 0.06:
         key = rng.choice(KEYS)

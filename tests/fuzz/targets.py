@@ -18,6 +18,7 @@ TARGETS: tuple[Target, ...] = (
     control.directives(),
     clients.follower(),
     clients.emitter(),
+    clients.middleware(),
     states.profile_topic(),
     states.profile(),
     *states.detectors(),
