@@ -158,11 +158,11 @@ def split_part(part: str) -> tuple[str, str]:
 
 
 def top_shares(
-    weights: Mapping[str, float], auth: Mapping[str, CallerAuth], most: int = 20
+    weights: Mapping[tuple[str, CallerAuth], float], most: int = 20
 ) -> tuple[tuple[str, CallerAuth, float], ...]:
     """The heaviest `most` callers of `weights` (non-negative) as shares of the sum, ties by name."""
     total = sum(weights.values())
     if total <= 0:
         return ()
     ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))[:most]
-    return tuple((caller, auth.get(caller, "claimed"), weight / total) for caller, weight in ranked)
+    return tuple((caller, auth, weight / total) for (caller, auth), weight in ranked)

@@ -36,11 +36,9 @@ def moved_by_caller(block: Block, shelf: Shelf, part: Part, seen: Floats, by_fea
 
 def shares_of(block: Block, moved: Floats) -> tuple[tuple[str, CallerAuth, float], ...]:
     """The callers who brought most of `moved` [callers of the block], as shares of all of it; at most 20."""
-    auth: dict[str, CallerAuth] = {
-        name: "verified" if verified else "claimed"
-        for name, verified in zip(block.callers, block.verified.tolist(), strict=True)
-    }
-    return top_shares(dict(zip(block.callers, moved.tolist(), strict=True)), auth)
+    auth: dict[bool, CallerAuth] = {True: "verified", False: "claimed"}
+    who = [(name, auth[known]) for name, known in zip(block.callers, block.verified.tolist(), strict=True)]
+    return top_shares(dict(zip(who, moved.tolist(), strict=True)))
 
 
 def breadth_of(block: Block, moved: Floats) -> Evidence:

@@ -66,9 +66,10 @@ class Block:
     """Rows of one endpoint@version; n rows, all arrays read-only and owned by the block.
 
     numeric [n, numeric features] float64, NaN = missing. categorical [n, categorical features] int32 codes, `MISSING`,
-    `UNSEEN`. caller [n] indexes `callers`; verified[k] says whether caller k was authenticated. ts and broker_ts [n] in
-    ms; latency_ms [n], NaN = unknown. Of what was answered: value [n] the number, NaN = none; label [n] its code among the
-    profile's labels, `MISSING`, `UNSEEN`; confidence [n] the largest probability, NaN = none (`streams.decode.outcomes`).
+    `UNSEEN`. caller [n] indexes `callers`; verified[k] says whether caller k was authenticated: whoever else claims its
+    name is a caller of its own, of the same name. ts and broker_ts [n] in ms; latency_ms [n], NaN = unknown. Of what was
+    answered: value [n] the number, NaN = none; label [n] its code among the profile's labels, `MISSING`, `UNSEEN`;
+    confidence [n] the largest probability, NaN = none (`streams.decode.outcomes`).
     closed_ms is the log's time (broker's ms) at the record that closed the block, closed_at that record.
     """
 

@@ -23,6 +23,7 @@ from schemas.blocks import (
     SHORT_WAIT_MS,
     Block,
     ClosedBy,
+    Codes,
     Floats,
     RowId,
 )
@@ -298,8 +299,7 @@ class BlockBuilder:
         categorical = features if layout is None else features[:, layout.categorical]
         codes: dict[str, int] = {}
         caller = np.array([codes.setdefault(name, len(codes)) for name in block.callers], dtype=np.int32)
-        verified = np.ones(len(codes), dtype=np.bool_)
-        verified[caller[~table["verified"]]] = False
+        caller, callers, verified = _identities(caller, tuple(codes), table["verified"])
         return Block(
             endpoint=block.endpoint,
             version=block.version,
@@ -313,7 +313,7 @@ class BlockBuilder:
             numeric=_frozen(numeric),
             categorical=_frozen(categorical.astype(np.int32)),
             caller=_frozen(caller),
-            callers=tuple(codes),
+            callers=callers,
             verified=_frozen(verified),
             flags=_frozen(table["flags"]),
             latency_ms=_frozen(table["latency_ms"]),
@@ -327,6 +327,25 @@ class BlockBuilder:
             closed_at=at,
             closed_ms=ms,
         )
+
+
+def _identities(
+    caller: Codes, names: tuple[str, ...], verified: npt.NDArray[np.bool_]
+) -> tuple[Codes, tuple[str, ...], npt.NDArray[np.bool_]]:
+    """Callers by name and by whether they were authenticated: who only claims a name is another caller than its owner,
+    and can neither frame nor shield it. Codes [n] of the `names`, and which rows [n] are verified."""
+    if verified.all():
+        return caller, names, np.ones(len(names), dtype=np.bool_)
+    claims = ~verified
+    claimed, owned = np.zeros((2, len(names)), dtype=np.bool_)
+    claimed[caller[claims]] = True
+    owned[caller[verified]] = True
+    both = np.flatnonzero(claimed & owned)
+    if len(both):
+        other = np.arange(len(names), dtype=np.int32)
+        other[both] = len(names) + np.arange(len(both), dtype=np.int32)
+        caller = np.where(claims, other[caller], caller).astype(np.int32)
+    return caller, (*names, *(names[k] for k in both.tolist())), np.concatenate([owned, np.zeros(len(both), np.bool_)])
 
 
 def _frozen(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:

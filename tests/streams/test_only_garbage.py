@@ -122,6 +122,12 @@ def test_what_a_claimed_caller_sends_limits_nobody_of_that_name() -> None:
     assert limited(log_of([framing] * SENT)) == (set(), False)
 
 
+def test_nobody_is_shielded_by_others_who_claim_its_name() -> None:
+    own, shield = json.dumps(garbage("mallory")).encode(), json.dumps(event("mallory", caller_auth="claimed")).encode()
+
+    assert limited(log_of([own, shield] * SENT)) == ({"mallory"}, False)
+
+
 def test_a_crowd_of_names_in_what_callers_write_limits_nobody_of_them() -> None:
     named = [
         event("mallory", features={"caller": f"good-{at % 20}", "x": [["deep"]], "y": "z" * 70_000})
