@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 from responders.delivery import Answer
 from responders.http import MAX_HEAD, HttpClient, Resolver, refusal, tls_context
 from schemas.errors import ConfigError
-from tests.responders.receivers import Behaviour, answer, certificate, receiver, resolving, to
+from tests.responders.receivers import (
+    Behaviour,
+    answer,
+    certificate,
+    dripping_body,
+    dripping_head,
+    receiver,
+    resolving,
+    silent,
+    to,
+)
 
 Result = TypeVar("Result")
 DEADLINE_S = 0.3
@@ -121,26 +131,6 @@ def test_whatever_bytes_come_there_is_an_answer_or_a_named_fault(wire: bytes) ->
     assert (got.status is None) != (got.fault is None)
 
 
-async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(60)
-
-
-async def dripping_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\n")
-    while True:
-        writer.write(b"X: y\r\n")
-        await writer.drain()
-        await asyncio.sleep(0.02)
-
-
-async def dripping_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
-    while True:
-        writer.write(b"x")
-        await writer.drain()
-        await asyncio.sleep(0.02)
-
-
 @pytest.mark.parametrize("behave", [silent, dripping_head])
 def test_one_deadline_holds_for_all_of_it_however_slowly_it_comes(behave: Behaviour) -> None:
     assert run(asked(behave, DEADLINE_S)).fault == "timeout"
@@ -219,6 +209,15 @@ def test_plain_http_is_for_this_machine_alone_unless_allowed() -> None:
     assert "https" in (refusal(plain, ["10.0.0.1"]) or "")
     assert "https" in (refusal(plain, ["127.0.0.1", "1.1.1.1"]) or "")
     assert refusal(plain, ["127.0.0.1", "::1"]) is None
+
+
+@pytest.mark.parametrize("bad", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "0.0.0.0"])
+def test_one_address_that_is_not_allowed_refuses_the_name_wherever_it_stands(bad: str) -> None:
+    secure = to(443, "hooks.example", tls=tls_context(None), allow_private=False)
+
+    assert refusal(secure, ["1.1.1.1", "2606:4700::1111"]) is None
+    for addresses in ([bad, "1.1.1.1"], ["1.1.1.1", bad], ["1.1.1.1", "2606:4700::1111", bad]):
+        assert bad in (refusal(secure, addresses) or "")
 
 
 def test_too_many_addresses_or_none_are_refused() -> None:

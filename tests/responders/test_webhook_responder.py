@@ -19,7 +19,7 @@ from responders.webhook_responder import Hook, WebhookResponder, hooks_of, sente
 from responders.webhooks import Message, parse_secret
 from schemas.config import EndpointConfig, WebhookConfig
 from schemas.errors import ConfigError
-from tests.responders.receivers import answer, receiver, to
+from tests.responders.receivers import answer, dripping_head, endless_head, receiver, silent, to
 
 KEY = base64.b64encode(b"canary-canary-canary-canary-1234").decode()
 SECRET = f"whsec_{KEY}"
@@ -219,6 +219,30 @@ def test_over_real_http_a_delivery_is_verified_by_the_independent_package(caplog
     assert "b, epoch 1, attempt 1: answered 503" in caplog.text
     assert KEY[:12] not in caplog.text
     assert "v1," not in caplog.text, "a signature is nobody's to read in a log"
+
+
+def test_among_hostile_receivers_a_good_one_is_told_at_once_and_all_of_them_are_left_at_once() -> None:
+    async def story() -> None:
+        async with (
+            receiver(silent) as mute,
+            receiver(dripping_head) as slow,
+            receiver(endless_head) as bomb,
+            receiver(answer(302, "Location: http://169.254.169.254/")) as away,
+            receiver(answer(200)) as well,
+        ):
+            ports = {"mute": mute, "slow": slow, "bomb": bomb, "away": away, "well": well}
+            hooks = {name: hook(port=there.port) for name, there in ports.items()}
+            async with responding(hooks, HttpClient().post) as responder:
+                for _ in range(3):
+                    for name in hooks:
+                        responder.want(flip(name))
+                (news,) = await news_of(responder)
+                assert (news.message.endpoint, news.attempts) == ("well", 1)
+                while bomb.connections == 0 or away.connections == 0:
+                    await asyncio.sleep(0.01)
+            assert len(well.requests) == 1
+
+    run(story)
 
 
 def test_hooks_are_made_of_the_configuration_and_show_no_secret(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def test_a_standby_sends_nothing_and_who_takes_over_tells_what_holds_under_its_o
             before, _ = await dead.told.get()
             assert heir.told.empty()
             await old.leave(OURS)
+            assert "webhook of a" not in {task.get_name() for task in asyncio.all_tasks()}
             await new.join(OURS)
             after, _ = await heir.told.get()
             assert (after["route"], after["action_id"]) == ("fallback", before["action_id"])
