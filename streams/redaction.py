@@ -151,7 +151,10 @@ class Redactor:
 
     def struct(self, features: pa.StructArray) -> pa.StructArray:
         """Features by name [n] redacted. Raises NotRedactable if they lose all of them, or as `features`."""
-        names = [field.name for field in features.type]
+        try:
+            names = [field.name for field in features.type]
+        except UnicodeDecodeError:
+            raise NotRedactable("sensitive: the name of a feature is no UTF-8: no rule can be found for it") from None
         self._check_form(False, names)
         kept = [at for at, name in enumerate(names) if self.rules.get(name) != "drop"]
         if not kept:

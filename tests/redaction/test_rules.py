@@ -200,3 +200,15 @@ def test_who_asks_can_be_hashed_and_nothing_else(rule: Any) -> None:
 def test_a_place_may_be_written_as_a_number() -> None:
     endpoint = EndpointConfig.model_validate({"name": "credit", "sensitive": {0: "drop", "2": {"bucket": 10}}})
     assert service.Redactor(endpoint.sensitive, None).features(["078-05-1120", 1.5, 37]) == [None, 1.5, 30.0]
+
+
+def test_a_struct_with_a_name_that_is_no_text_is_refused_as_a_whole() -> None:
+    sink = pa.BufferOutputStream()
+    batch = pa.record_batch([pa.array([{"naïve": 1.0, "ssn": "078-05-1120"}])], names=["features"])
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    odd = sink.getvalue().to_pybytes().replace("naïve".encode(), b"na\xff\xffve")
+    features = pa.ipc.open_stream(odd).read_all().column("features").combine_chunks()
+
+    with pytest.raises(service.NotRedactable, match="no UTF-8"):
+        service.Redactor({"ssn": "drop"}, None).struct(features)

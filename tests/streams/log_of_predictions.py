@@ -21,7 +21,7 @@ from schemas.events import ProfileActivated
 from schemas.topics import PROFILES
 from schemas.wire import KIND_HEADER
 from streams.prediction_log import PredictionLog, ProfileSource
-from streams.profiles import Active
+from streams.profiles import Active, ProfileMissing
 from streams.records import Outgoing, RawHeaders, Records
 
 ENDPOINTS = ("credit", "spam")
@@ -106,6 +106,8 @@ def open_log(
     content = {profile().hash: profile().to_bytes()} | (content or {})
 
     async def get(name: str) -> bytes:
+        if name not in content:
+            raise ProfileMissing("no such profile")
         return content[name]
 
     return PredictionLog(
