@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Generic, NamedTuple, TypeVar
 
-from detectors.base import Detector, LogPoint, Reading, ReportAt, ReportEvent, part_of
+from detectors.base import Detector, LabelledAt, LogPoint, Reading, ReportAt, ReportEvent, part_of
 from detectors.signal_book import SignalBook
 from schemas.blocks import Block
 from schemas.errors import StateRefused
@@ -51,6 +51,12 @@ def place_of_report(event: ReportEvent) -> Place | None:
     if not isinstance(event, ReportAt):
         return None
     return Place(event.report.endpoint, event.report.endpoint, None, event.at)
+
+
+def place_of_label(event: LabelledAt) -> Place:
+    """A label stands where it lies; its part is the endpoint."""
+    label = event.labelled
+    return Place(label.endpoint, label.endpoint, label.model_version, event.at)
 
 
 @dataclass(frozen=True, slots=True)

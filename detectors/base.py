@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 from schemas.blocks import Block
 from schemas.config import EndpointConfig
 from schemas.events import CallerAuth, Report
+from schemas.feedback import Labelled
 from schemas.signals import Evidence, Severity, SignalKind, SubjectKind
 
 DAYS_30_MS = 30 * 86_400_000
@@ -55,6 +56,14 @@ class TickAt:
 
 
 ReportEvent = ReportAt | TickAt
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledAt:
+    """A label with its prediction where it lies in the log: in the order in which labels came, not predictions."""
+
+    labelled: Labelled
+    at: LogPoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +130,17 @@ Input_contra = TypeVar("Input_contra", contravariant=True)
 class Detector(Protocol[Input_contra]):
     """One idea. Constructor parameters are its whole configuration; `hash` names them and its version.
 
-    State is kept a part: `endpoint@version` for detectors of predictions, `endpoint` for detectors of reports.
+    State is kept a part: `endpoint@version` for detectors of predictions, `endpoint` for detectors of reports and labels.
     Implementations never mutate their input and bound their memory a part (32 kB as a rule, 256 kB at most).
     """
 
     name: str
     hash: str
-    log: Literal["predictions", "reports"]
+
+    @property
+    def log(self) -> Literal["predictions", "reports", "labelled"]:
+        """The one log that it reads."""
+        ...
 
     def update(self, batch: Sequence[Input_contra]) -> list[Reading]:
         """Readings of what `batch` (in log order) concluded. Any cut of the log into batches gives the same readings."""

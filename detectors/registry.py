@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from detectors.base import Budget, Detector, ReportEvent
+from detectors.base import Budget, Detector, LabelledAt, ReportEvent
+from detectors.concept_drift import ConceptDrift
 from detectors.endpoint_state import EndpointStates
 from detectors.feature_drift import FeatureDrift
 from detectors.health import Health
@@ -17,6 +18,7 @@ from schemas.config import EndpointConfig, PolicyConfig
 
 DETECTORS_OF_PREDICTIONS = ("feature_drift", "odd_input", "learning")
 DETECTORS_OF_REPORTS = ("traffic", "health")
+DETECTORS_OF_LABELS = ("concept_drift",)
 
 
 def block_detectors(policy: PolicyConfig) -> list[Detector[Block]]:
@@ -36,6 +38,11 @@ def report_detectors(
     return [Traffic(endpoints, linger_ms=linger_ms), Health(endpoints, linger_ms=linger_ms)], EndpointStates(endpoints)
 
 
+def labelled_detectors(endpoints: Mapping[str, EndpointConfig], recover_for_ms: int = 0) -> list[Detector[LabelledAt]]:
+    """The default bank of the log of labels."""
+    return [ConceptDrift(endpoints, linger_ms=max(LINGER_MS, 2 * recover_for_ms))]
+
+
 def fit(
     detectors: Iterable[Detector[Block]], part: str, profile: Profile, budget: Budget, *, learned: bool = False
 ) -> None:
@@ -46,5 +53,5 @@ def fit(
             detector.fit(part, profile, budget, learned=learned)
 
 
-def names(detectors: Sequence[Detector[Block] | Detector[ReportEvent]]) -> tuple[str, ...]:
+def names(detectors: Sequence[Detector[Block] | Detector[ReportEvent] | Detector[LabelledAt]]) -> tuple[str, ...]:
     return tuple(detector.name for detector in detectors)

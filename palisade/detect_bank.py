@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from detectors.bank import Bank, place_of_block, place_of_report
+from detectors.bank import Bank, place_of_block, place_of_label, place_of_report
 from detectors.base import Budget, part_of
 from detectors.profile import Profile
-from detectors.registry import block_detectors, fit, report_detectors
+from detectors.registry import block_detectors, fit, labelled_detectors, report_detectors
 from palisade.settings import Settings
 from responders.signing import Keyring
-from schemas.topics import PREDICTIONS
+from schemas.topics import LABELLED, PREDICTIONS
 from streams.detect import PartitionLog
+from streams.labelled_log import EndpointLabels, LabelledLog
 from streams.prediction_log import PredictionLog, ProfileSource
 from streams.profiles import ProfileTopic
 from streams.report_log import EndpointReports, ReportLog
@@ -31,7 +32,9 @@ class PartitionLogs:
         self._recover_for_ms = int(settings.policy.durations.recover_for_s * 1000)
 
     async def open(self, tp: TP) -> PartitionLog:
-        """The log of a partition of predictions or reports."""
+        """The log of a partition of predictions, reports or labels."""
+        if tp.topic == LABELLED:
+            return self._labels(tp.partition)
         return self._predictions(tp.partition) if tp.topic == PREDICTIONS else self._reports(tp.partition)
 
     def _predictions(self, partition: int) -> PredictionLog:
@@ -57,3 +60,10 @@ class PartitionLogs:
             return EndpointReports(Bank(detectors, place_of_report, self._recover_for_ms), states)
 
         return ReportLog(partition, self._partitions, self._endpoints, make)
+
+    def _labels(self, partition: int) -> LabelledLog:
+        def make(endpoint: str) -> EndpointLabels:
+            detectors = labelled_detectors({endpoint: self._endpoints[endpoint]}, self._recover_for_ms)
+            return EndpointLabels(Bank(detectors, place_of_label, self._recover_for_ms))
+
+        return LabelledLog(partition, self._partitions, self._endpoints, make)

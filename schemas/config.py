@@ -104,7 +104,8 @@ class EndpointConfig(Config):
     `producer_keys` are base64 Ed25519 public keys whose reports are believed; reports signed by none of them count as
     `claimed`, and nobody is acted on by their word. `sensitive`: what becomes of features that must not reach Kafka as they
     are, by name, or by place (`"0"` is the first) where features are a list; `@caller: hash` hides who asks. `events_per_day`
-    turns the false-alarm budget into alarms a row.
+    turns the false-alarm budget into alarms a row. `label_tolerance`: how far an amount that was predicted may be from
+    its label and still be right; without it labels of amounts are not judged.
     """
 
     name: str
@@ -118,6 +119,7 @@ class EndpointConfig(Config):
     caller_rate_max: float | None = Field(None, gt=0)
     latency_max_ms: float | None = Field(None, gt=0)
     error_share_max: float | None = Field(None, gt=0, le=1)
+    label_tolerance: float | None = Field(None, ge=0, allow_inf_nan=False)
     allowlist: tuple[CallerId, ...] = ()
     webhook: WebhookConfig | None = None
     sensitive: dict[Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)], SensitiveRule] = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from schemas.events import MAX_NUMBER, CallerAuth, Outcome
+from schemas.events import MAX_COUNT, MAX_NUMBER, CallerAuth, Outcome
 from schemas.wire import Column, Id, Millis, Wire, Word
 
 MAX_LABEL_CHARS = 256
@@ -57,7 +57,7 @@ class Labelled(Wire):
     label: Annotated[Label, Column("String")]
     ts: Millis
     prediction_ts: Millis
-    delay_ms: int
+    delay_ms: int = Field(ge=-MAX_COUNT, le=MAX_COUNT)
     source: Id = "unknown"
     source_auth: Annotated[CallerAuth, _LowCardinality] = "claimed"
     weight: float = 1.0

@@ -1,4 +1,4 @@
-"""Role detect: runs of predictions and reports in; verdicts, signals, dead letters, ticks and snapshots out.
+"""Role detect: runs of predictions, reports and labels in; verdicts, signals, dead letters, ticks and snapshots out.
 
 One `PartitionLog` a partition computes; this file moves its outputs and its state. State carries its offset: a restart
 reads again from where the saved state ends, quietly up to the committed offset.
@@ -16,7 +16,7 @@ from typing import Protocol
 from schemas.errors import PalisadeError, StateRefused
 from schemas.events import MAX_BEHIND_MS, Tick
 from schemas.ids import clean_id
-from schemas.topics import PREDICTIONS, REPORTS
+from schemas.topics import LABELLED, PREDICTIONS, REPORTS
 from schemas.wire import KIND_HEADER
 from streams.metrics import Metrics
 from streams.records import Outgoing, Records
@@ -36,7 +36,9 @@ CLOCKS_APART_MS = 86_400_000
 """A tick confirmed with a time further from this process's clock was not stamped by a clock (the embedded broker confirms
 each record with 1234 ms since the epoch): its time is when it was sent."""
 REPORTS_HOLD_S = 0.1
-LOG_NAMES = {PREDICTIONS: "predictions", REPORTS: "reports"}
+LOG_NAMES = {PREDICTIONS: "predictions", REPORTS: "reports", LABELLED: "labelled"}
+TICKED = frozenset({PREDICTIONS, REPORTS})
+"""Logs with a clock of their own. On labels, which may be days apart, nothing waits for one."""
 
 
 class UnconfirmedOutcome(PalisadeError):
@@ -44,7 +46,7 @@ class UnconfirmedOutcome(PalisadeError):
 
 
 class PartitionLog(Protocol):
-    """What runs for one partition of one log. No I/O, no clock; see `prediction_log` and `report_log`."""
+    """What runs for one partition of one log. No I/O, no clock; see `prediction_log`, `report_log`, `labelled_log`."""
 
     @property
     def pending(self) -> bool:
@@ -252,6 +254,8 @@ class DetectRole:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
             for tp, owned in list(self._owned.items()):
+                if tp.topic not in TICKED:
+                    continue
                 if owned.log.pending or now - owned.ticked >= SLOW_TICK_S - TICK_S / 2:
                     owned.ticked = now
                     self._tick(tp, owned)

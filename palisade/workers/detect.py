@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from palisade.detect_bank import PartitionLogs
 from palisade.settings import Settings
 from palisade.workers.common import metrics_of, reading, say_ready, settle_memory
-from schemas.topics import PREDICTIONS, REPORTS
+from schemas.topics import LABELLED, PREDICTIONS, REPORTS
 from streams.admin import input_partitions
 from streams.app import Hooks, TopicLimits, WorkerSettings, make_app, outbox_of, run_topic, run_worker
 from streams.detect import DetectRole
@@ -40,7 +40,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
     app = make_app(
         "palisade.detect",
         connection=connection,
-        topics={PREDICTIONS: TopicLimits(linger_s=0.05), REPORTS: TopicLimits()},
+        topics={PREDICTIONS: TopicLimits(linger_s=0.05), REPORTS: TopicLimits(), LABELLED: TopicLimits()},
         hooks=Hooks(join, lambda tps: role.leave(tps), start_at, on_lost=lambda tps: role.lose(tps)),
         settings=WorkerSettings(consumer=reading(settings)),
     )
@@ -52,6 +52,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
     role = DetectRole(name, logs.open, store, lambda: outbox_of(app), metrics)
     run_topic(app, PREDICTIONS, role.handle)
     run_topic(app, REPORTS, role.handle)
+    run_topic(app, LABELLED, role.handle)
     app.task(role.ticks)
     app.task(role.save_rounds)
     code = run_worker(app)

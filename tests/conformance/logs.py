@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from detectors.base import LogPoint, ReportAt, ReportEvent
+from detectors.base import LabelledAt, LogPoint, ReportAt, ReportEvent
 from detectors.profile import Profile
 from detectors.profile_build import build_profile
 from schemas.blocks import BLOCK_ROWS, MISSING, UNSEEN, Block, RowId
 from schemas.events import MAX_NUMBER, MAX_REPORT_CALLERS, CallerCounts, Report, RouteCounts
+from schemas.feedback import Labelled
 from schemas.flags import RowFlag
 from tests.detectors.report_makers import START_MS, Log, crowd, primary
 
@@ -21,6 +22,8 @@ ENDPOINTS = ("credit", "spam")
 PLANS = ("basic", "free", "pro")
 BLOCK_CHANGE = 60
 """The block of the first endpoint from which its feature `amount` is in another unit."""
+LABEL_CHANGE = 3_000
+"""The label from which the first endpoint's version errs in half of its predictions instead of a tenth."""
 REPORT_CHANGE = 150
 """The second of the log at which the first endpoint's caller floods, and later its model fails."""
 
@@ -235,3 +238,62 @@ def reports_of_many(first: int, count: int) -> list[ReportEvent]:
         if k % 100 == 0:
             events.append(log.report({f"x{n}": 1 + n % 7 for n in range(k, k + 100)}, after_ms=10))
     return events
+
+
+def label(number: int, *, wrong: bool = False, endpoint: str = ENDPOINTS[0], **fields: object) -> LabelledAt:
+    """A label of a probability, a second after the one before; `fields` replace those of the record."""
+    given: dict[str, object] = {
+        "endpoint": endpoint, "request_id": f"r{number}", "model_version": "v1", "caller": f"c{number % 40}",
+        "caller_auth": "verified", "prediction": 0.9, "label": 0 if wrong else 1, "ts": START_MS + number * 1_000,
+        "prediction_ts": START_MS - 86_400_000, "delay_ms": 86_400_000 + number * 1_000, "source": "bank",
+        "source_auth": "verified", "prediction_topic": "palisade.predictions", "prediction_partition": 0,
+        "prediction_offset": number, "prediction_row": 0, "feedback_partition": 0, "feedback_offset": number,
+        "feedback_row": 0,
+    } | fields  # fmt: skip
+    at = LogPoint("palisade.labelled", 0, number, 0, START_MS + number * 1_000)
+    return LabelledAt(Labelled(**given), at)  # type: ignore[arg-type]
+
+
+@cache
+def quiet_labels() -> tuple[LabelledAt, ...]:
+    """4,000 labels of two endpoints in turn; a tenth of the predictions were wrong."""
+    drawn = np.random.default_rng(5).random(4_000)
+    return tuple(label(n, wrong=bool(share < 0.1), endpoint=ENDPOINTS[n % 2]) for n, share in enumerate(drawn.tolist()))
+
+
+@cache
+def planted_labels() -> tuple[LabelledAt, ...]:
+    """As the quiet ones, but from `LABEL_CHANGE` on half of the first endpoint's predictions were wrong."""
+    drawn = np.random.default_rng(6).random(4_000)
+    labels = list(quiet_labels())
+    for n in range(LABEL_CHANGE, 4_000, 2):
+        labels[n] = label(n, wrong=bool(drawn[n] < 0.5))
+    return tuple(labels)
+
+
+def hostile_labels() -> list[LabelledAt]:
+    """The oddest outcomes, labels, names and times that the contract lets through, and orders that it forbids."""
+    huge = 2**62
+    odd: list[dict[str, object]] = [
+        {"prediction": value}
+        for value in (None, float("nan"), float("inf"), 10**4_000, -(10**400), "", "x" * 9_999, {}, [], {"a": 10**400},
+                      {"a": float("nan"), "b": 1.0}, [0.1, 10**400], [1], True)
+    ]  # fmt: skip
+    odd += [{"label": value} for value in (True, False, 2**53, -(2**53), 1e30, -1e30, 5e-324, "", "y" * 256)]
+    odd += [{"delay_ms": delay} for delay in (huge, -huge, 0)]
+    odd += [{"ts": -huge}, {"ts": huge}, {"weight": float("nan")}, {"weight": -1.0}, {"model_version": "h:0"}]
+    odd += [{"served_by": route} for route in ("fallback", "refused", "v2")]
+    odd += [{"source": f"s{n}", "source_auth": auth} for n in range(20) for auth in ("claimed", "verified")]
+    odd += [{"model_version": f"v{n}", "caller": f"x{n}"} for n in range(40)]
+    events = list(quiet_labels()[:800]) + [label(800 + n, **fields) for n, fields in enumerate(odd)]
+    for ms in (-(2**40), 0, huge, START_MS):
+        events.append(LabelledAt(label(7).labelled, LogPoint("palisade.labelled", 0, 2_000, 0, ms)))
+    return events + [label(2_100 + n, wrong=True) for n in range(400)]
+
+
+def labels_of_many(first: int, count: int) -> list[LabelledAt]:
+    """A label of each of `count` endpoints; and of as many versions, sources and callers of the first endpoint."""
+    events = [label(n, endpoint=f"many-{n}") for n in range(first, first + count)]
+    return events + [
+        label(n, model_version=f"m{n}", source=f"s{n}", caller=f"x{n}") for n in range(first, first + count)
+    ]

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from detectors.bank import Bank, place_of_block, place_of_report
+from detectors.bank import Bank, place_of_block, place_of_label, place_of_report
 from detectors.base import Budget, Detector, part_of
 from detectors.learning import Learning
-from detectors.registry import block_detectors, fit, report_detectors
+from detectors.registry import block_detectors, fit, labelled_detectors, report_detectors
 from detectors.schema_vote import SCHEMA_ROWS
 from palisade.settings import default_policy
 from schemas.blocks import BLOCK_ROWS, Block, RowId
@@ -18,6 +18,11 @@ from schemas.signals import SignalKind
 from tests.conformance import logs
 from tests.detectors.report_makers import START_MS
 
+PLACES: dict[str, Any] = {
+    "predictions": place_of_block,
+    "reports": place_of_report,
+    "labelled": place_of_label,
+}
 BUDGET = Budget(1.0, 100_000 / 30)
 """1 alarm in 100,000 rows."""
 
@@ -42,8 +47,7 @@ class Scenario:
 
     def bank(self) -> Bank[Any]:
         detector = self.make()
-        place = place_of_block if detector.log == "predictions" else place_of_report
-        return Bank([detector], place, 2_000)  # type: ignore[arg-type]
+        return Bank([detector], PLACES[detector.log], 2_000)
 
 
 def _block_detector(name: str) -> Callable[[], Detector[Any]]:
@@ -63,6 +67,11 @@ def _report_detector(name: str) -> Callable[[], Detector[Any]]:
         return found
 
     return make
+
+
+def _concept_drift() -> Detector[Any]:
+    (found,) = labelled_detectors({endpoint: EndpointConfig(name=endpoint) for endpoint in logs.ENDPOINTS})
+    return found
 
 
 def _learning() -> Detector[Any]:
@@ -143,5 +152,17 @@ SCENARIOS: dict[str, Scenario] = {
         hostile=logs.hostile_reports,
         lacking=lambda: logs.quiet_reports()[:24],
         many=logs.reports_of_many,
+    ),
+    "concept_drift": Scenario(
+        make=_concept_drift,
+        parts=logs.ENDPOINTS,
+        quiet=logs.quiet_labels,
+        planted=logs.planted_labels,
+        change_at=logs.LABEL_CHANGE,
+        fires=("concept_drift",),
+        within=200,
+        hostile=logs.hostile_labels,
+        lacking=lambda: logs.quiet_labels()[:500],
+        many=logs.labels_of_many,
     ),
 }

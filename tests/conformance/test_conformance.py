@@ -19,11 +19,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.base import Detector, Reading, ReportAt
+from detectors.base import Detector, LabelledAt, Reading, ReportAt
 from detectors.registry import (
+    DETECTORS_OF_LABELS,
     DETECTORS_OF_PREDICTIONS,
     DETECTORS_OF_REPORTS,
     block_detectors,
+    labelled_detectors,
     names,
     report_detectors,
 )
@@ -54,16 +56,19 @@ def plain(event: Any) -> Any:
     if isinstance(event, Block):
         return [np.asarray(value).tobytes() if isinstance(value, np.ndarray) else value
                 for value in (getattr(event, field.name) for field in fields(event))]  # fmt: skip
+    if isinstance(event, LabelledAt):
+        return repr(event)
     return copy.deepcopy(event.report.model_dump()) if isinstance(event, ReportAt) else event
 
 
 def test_every_registered_detector_has_a_scenario_and_every_scenario_a_detector() -> None:
-    registered = (*DETECTORS_OF_PREDICTIONS, *DETECTORS_OF_REPORTS)
+    registered = (*DETECTORS_OF_PREDICTIONS, *DETECTORS_OF_REPORTS, *DETECTORS_OF_LABELS)
     reports, _ = report_detectors({})
 
     assert sorted(registered) == sorted(SCENARIOS)
     assert names(block_detectors(default_policy())) == DETECTORS_OF_PREDICTIONS
     assert names(reports) == DETECTORS_OF_REPORTS
+    assert names(labelled_detectors({})) == DETECTORS_OF_LABELS
 
 
 @each_detector
@@ -72,7 +77,8 @@ def test_it_names_its_parameters_and_its_log(name: str) -> None:
 
     assert one.name == name
     assert one.hash == other.hash
-    assert one.log == ("predictions" if name in DETECTORS_OF_PREDICTIONS else "reports")
+    logs = {"predictions": DETECTORS_OF_PREDICTIONS, "reports": DETECTORS_OF_REPORTS, "labelled": DETECTORS_OF_LABELS}
+    assert name in logs[one.log]
 
 
 @each_detector

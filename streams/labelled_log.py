@@ -1,0 +1,162 @@
+"""One partition of the log of labels: records in, signals out. No I/O: the role sends what it gives.
+
+The audit may repeat records after a crash; their feedback's position tells them: within a partition positions never fall
+but by repetition, so what is not above the highest one seen of an endpoint is not counted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from detectors.bank import Bank
+from detectors.base import LabelledAt, LogPoint
+from schemas.config import EndpointConfig
+from schemas.deadletter import DeadReason
+from schemas.errors import StateRefused
+from schemas.events import MAX_EVENT_BYTES
+from schemas.feedback import Labelled
+from schemas.signals import Signal
+from schemas.topics import LABELLED
+from schemas.wire import KIND_HEADER
+from streams.decode import partition_of
+from streams.headed import split_head, with_head
+from streams.outgoing import dead_record, said
+from streams.records import Outgoing, Records, header_of
+from streams.turns import Pause
+
+UPDATE_LABELS = 256
+"""Labels that are handed to the bank at once: some milliseconds."""
+
+
+@dataclass(slots=True)
+class EndpointLabels:
+    """What runs for one endpoint. `applied`: offset of the last record that it has seen; `position`: offset and row of the
+    last feedback that it has counted."""
+
+    bank: Bank[LabelledAt]
+    applied: int = -1
+    position: tuple[int, int] = (-1, 0)
+    dirty: bool = False
+
+
+class LabelledLog:
+    """Detectors of the endpoints whose labels lie on one partition. State is one part an endpoint."""
+
+    def __init__(
+        self,
+        partition: int,
+        partitions: int,
+        endpoints: Mapping[str, EndpointConfig],
+        make: Callable[[str], EndpointLabels],
+    ) -> None:
+        self._partition = partition
+        self._partitions = partitions
+        self._endpoints = endpoints
+        self._make = make
+        self._running: dict[str, EndpointLabels] = {}
+        self._next = 0
+
+    @property
+    def pending(self) -> bool:
+        """Nothing on this log waits for a clock."""
+        return False
+
+    @property
+    def restart(self) -> int:
+        """Where a process that has all parts as they are now would read on."""
+        return self._next
+
+    async def take(self, records: Records, quiet_below: int, pause: Pause) -> list[Outgoing]:
+        """What `records` lead to; nothing is given for offsets below `quiet_below` (a replay).
+
+        Labels of endpoints that are not in the configuration are passed over.
+        """
+        dead: list[Outgoing] = []
+        concluded: list[Signal] = []
+        batches: dict[str, list[LabelledAt]] = {}
+        for index, offset in enumerate(records.offsets):
+            event = self._event(records, index)
+            if isinstance(event, Outgoing):
+                dead += [event] if offset >= quiet_below else []
+            elif event.labelled.endpoint in self._endpoints:
+                batches.setdefault(event.labelled.endpoint, []).append(event)
+            await pause()
+        self._next = records.offsets[-1] + 1
+        for name, batch in batches.items():
+            concluded += await self._update(name, batch, pause)
+        loud = [signal for signal in concluded if signal.log_offset >= quiet_below]
+        return dead + [said(signal) for signal in sorted(loud, key=lambda signal: signal.log_offset)]
+
+    def dirty(self) -> list[str]:
+        """Parts that changed since they were saved."""
+        return [name for name, running in self._running.items() if running.dirty]
+
+    def snapshot(self, part: str) -> bytes:
+        """The part's state, with what it has applied."""
+        running = self._running[part]
+        running.dirty = False
+        return with_head({"applied": running.applied, "position": list(running.position)}, running.bank.snapshot(part))
+
+    def unsaved(self, part: str) -> None:
+        """The snapshot that was taken last did not reach the store."""
+        self._running[part].dirty = True
+
+    def restore(self, part: str, state: bytes) -> None:
+        """Takes a part back, or leaves it cold; raises StateRefused if it could not be read."""
+        if part not in self._endpoints:
+            raise StateRefused("the endpoint is not in the configuration any more")
+        try:
+            head, body = split_head(state)
+            applied, (offset, row) = int(head["applied"]), map(int, head["position"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
+        running = self._make(part)
+        running.bank.restore(part, body)
+        running.applied, running.position = applied, (offset, row)
+        self._running[part] = running
+
+    def _event(self, records: Records, index: int) -> LabelledAt | Outgoing:
+        value = records.values[index]
+        kind = header_of(records.headers[index], KIND_HEADER) or Labelled.KIND.encode()
+        if kind != Labelled.KIND.encode():
+            return self._dead(records, index, "unknown_kind", f"kind {kind[:40]!r} does not belong on {LABELLED}")
+        if value is None:
+            return self._dead(records, index, "tombstone", "")
+        if not value:
+            return self._dead(records, index, "empty", "")
+        if len(value) > MAX_EVENT_BYTES:
+            return self._dead(records, index, "too_large", f"a label has {len(value)} bytes, at most {MAX_EVENT_BYTES}")
+        try:
+            labelled: Labelled = Labelled.from_bytes(value)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            reason: DeadReason = "not_json" if fault["type"] == "json_invalid" else "wrong_shape"
+            return self._dead(records, index, reason, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+        if partition_of(labelled.endpoint.encode(), self._partitions) != self._partition:
+            return self._dead(records, index, "wrong_partition", f"{labelled.endpoint} belongs on another partition")
+        offset, ms = records.offsets[index], records.timestamps[index]
+        return LabelledAt(labelled, LogPoint(LABELLED, self._partition, offset, 0, ms))
+
+    async def _update(self, name: str, batch: list[LabelledAt], pause: Pause) -> list[Signal]:
+        running = self._running.get(name)
+        if running is None:
+            running = self._running[name] = self._make(name)
+        fresh: list[LabelledAt] = []
+        for event in batch:
+            position = (event.labelled.feedback_offset, event.labelled.feedback_row)
+            if event.at.offset > running.applied and position > running.position:
+                running.position = position
+                fresh.append(event)
+        concluded: list[Signal] = []
+        for first in range(0, len(fresh), UPDATE_LABELS):
+            concluded += running.bank.update(fresh[first : first + UPDATE_LABELS]).signals
+            await pause()
+        running.applied = max(running.applied, batch[-1].at.offset)
+        running.dirty = True
+        return concluded
+
+    def _dead(self, records: Records, index: int, reason: DeadReason, detail: str) -> Outgoing:
+        return dead_record(LABELLED, self._partition, records, index, reason, detail)
