@@ -40,6 +40,8 @@ MAX_VERSIONS = 8
 EVENTS_PER_DAY = 86_400.0
 DAY_MS = 86_400_000
 EXTRA_EVIDENCE = 3.0
+EXIT = 0.5
+"""Part of the threshold below which evidence must fall before it is calm again."""
 ANYBODY = 0
 """The number of all sources, or callers, whom nobody vouched for."""
 NOT_THE_MODEL = ("fallback", "refused")
@@ -151,7 +153,7 @@ class ConceptDrift:
         known = errors.known
         first = errors.evidence >= entry
         firing = known and (first or version.second)
-        calm = known and not firing and errors.usual_again
+        calm = known and not firing and errors.evidence < EXIT * entry and errors.usual_again
         alarm.follow(now_ms, firing=firing, calm=calm, first_ms=now_ms)
         if not alarm.due(now_ms, self._linger_ms, known):
             return []
@@ -201,12 +203,14 @@ def _count(version: _Version, label: Labelled, wrong: bool, entry: float) -> Non
     version.delay_days += (delay - version.delay_days) / min(version.counted, 100)
     errors.test(wrong, entry + EXTRA_EVIDENCE)
     version.hddm.update(wrong)  # type: ignore[no-untyped-call]
-    if version.hddm.drift_detected and errors.known and errors.recent_share > errors.share:
+    if version.hddm.drift_detected and errors.known and errors.recent_share > errors.base:
         version.second = True
     elif version.second and errors.usual_again:
         version.second = False
-    if version.alarm.open_since_ms is None or version.alarm.calm:
-        errors.learn(wrong)  # what is bad must not become the usual
+    if version.second or errors.evidence >= entry or version.alarm.firing:
+        errors.distrust()
+    elif version.alarm.open_since_ms is None or version.alarm.calm:
+        errors.learn(wrong)
 
 
 def _names(label: Labelled) -> tuple[int, int]:

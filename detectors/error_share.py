@@ -9,7 +9,7 @@ the power 1 / dispersion.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 ODDS = (1.25, 1.5, 2.0, 3.0)
@@ -20,9 +20,11 @@ LEARNED_LABELS = 100_000.0
 RECENT_LABELS = 200.0
 """Half-life, in labels, of the window that says how bad it is now, and whether it is as usual again."""
 BUCKET_LABELS = 100
-MAX_DISPERSION = 6.0
+LATE_BUCKETS = 10
+MAX_SPREAD = 9.0
+"""Three standard deviations: one bad bucket is no proof of bunches."""
 MIN_BASE, MAX_BASE = 0.002, 0.95
-_KEEP_LEARNED, _KEEP_RECENT = 0.5 ** (1 / LEARNED_LABELS), 0.5 ** (1 / RECENT_LABELS)
+_KEEP_LEARNED, _KEEP_RECENT = 0.5 ** (BUCKET_LABELS / LEARNED_LABELS), 0.5 ** (1 / RECENT_LABELS)
 _FLOOR = -50.0
 
 
@@ -42,6 +44,8 @@ class ErrorShare:
     r1: float = _FLOOR
     r2: float = _FLOOR
     r3: float = _FLOOR
+    late: list[int] = field(default_factory=list)
+    """Wrong ones of each hundred labels that are not learned yet, oldest first."""
 
     @property
     def known(self) -> bool:
@@ -95,32 +99,45 @@ class ErrorShare:
         self.r0, self.r1, self.r2, self.r3 = values
 
     def learn(self, wrong: bool) -> None:
-        """Takes a label as a usual one."""
-        self.labels = self.labels * _KEEP_LEARNED + 1.0
-        self.wrong = self.wrong * _KEEP_LEARNED + wrong
+        """Takes a label as a usual one: the first 300 at once, later ones 1,000 labels late, 100 at a time, so that what is
+        about to be told as worse is not taken for usual before."""
+        if not self.known:
+            self.labels += 1.0
+            self.wrong += wrong
+            return
         self.bucket_labels += 1
         self.bucket_wrong += wrong
         if self.bucket_labels >= BUCKET_LABELS:
-            self._close_bucket()
+            self.late.append(self.bucket_wrong)
+            self.bucket_labels = self.bucket_wrong = 0
+        if len(self.late) > LATE_BUCKETS:
+            self._learn_bucket(self.late.pop(0))
 
-    def saved(self) -> list[float]:
-        return [getattr(self, field.name) for field in fields(self)]
+    def distrust(self) -> None:
+        """Learns nothing of the labels of late: they are what is told as worse."""
+        self.late.clear()
+        self.bucket_labels = self.bucket_wrong = 0
+
+    def saved(self) -> list[Any]:
+        """The numbers in the order of the fields, then the buckets that wait."""
+        return [*(getattr(self, each.name) for each in fields(self)[:-1]), list(self.late)]
 
     @classmethod
     def of(cls, saved: list[Any]) -> ErrorShare:
         """What `saved` gave; TypeError on anything else."""
         found = cls(*saved)
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in found.saved()):
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in (*saved[:-1], *found.late)):
             raise TypeError("a share is not a number")
+        if len(found.late) > LATE_BUCKETS:
+            raise TypeError("more labels wait than ever do")
         return found
 
-    def _close_bucket(self) -> None:
-        """Errors among 100 labels in a row against a binomial count: 1 if they come alone, more if they come in bunches."""
-        if self.known:
-            share = self.share
-            expected = self.bucket_labels * share
-            spread = (self.bucket_wrong - expected) ** 2 / max(expected * (1.0 - share), 0.5)
-            self.buckets = min(self.buckets + 1, 1_000)
-            self.dispersion += (spread - self.dispersion) / (self.buckets + 10)
-            self.dispersion = min(max(self.dispersion, 1.0), MAX_DISPERSION)
-        self.bucket_labels = self.bucket_wrong = 0
+    def _learn_bucket(self, wrong: int) -> None:
+        """Also how errors among 100 labels in a row differ from a binomial count: 1 if they come alone, more if in bunches."""
+        expected = BUCKET_LABELS * self.share
+        spread = (wrong - expected) ** 2 / max(expected * (1.0 - self.share), 0.5)
+        self.buckets = min(self.buckets + 1, 1_000)
+        self.dispersion += (min(spread, MAX_SPREAD) - self.dispersion) / (self.buckets + 10)
+        self.dispersion = max(self.dispersion, 1.0)
+        self.labels = self.labels * _KEEP_LEARNED + BUCKET_LABELS
+        self.wrong = self.wrong * _KEEP_LEARNED + wrong
