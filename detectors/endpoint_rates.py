@@ -17,6 +17,7 @@ from detectors.caller_table import BUCKET_MS, CallerTable
 from detectors.guards import GUARD_LIVE_MS, WINDOW_MS
 from detectors.rate_pattern import DAYS_30_S, MIN_COUNT, PatternFactors, own_limits, with_count_noise
 from schemas.events import CallerAuth
+from schemas.signals import Evidence
 
 WARM_UP_MS = 60_000
 LEVEL_MS = 300_000
@@ -32,6 +33,8 @@ SAY_EVERY_MS, SAY_QUIET_EVERY_MS = 1_000, 10_000
 
 ReadingOf = Callable[..., Reading]
 Shares = tuple[tuple[str, CallerAuth, float], ...]
+Who = Callable[[], tuple[Shares, Evidence]]
+"""Asked where a reading is due: whose asks these are, and who asked more than usual."""
 _KEY = 1
 
 
@@ -84,20 +87,24 @@ class EndpointRates:
         self._limit, self._limit_bucket = MIN_COUNT, 0
         self._longest_gap_ms = self._longest_pause_ms = 0.0
 
-    def report(self, at: LogPoint, asked: int, window: float, shares: Callable[[], Shares]) -> list[Reading]:
+    def usual_rate(self, now_ms: int) -> float:
+        """What the endpoint is usually asked a second; 0 in its first 10 s."""
+        return float(np.nan_to_num(self._table.usual_rates(np.zeros(1, np.int64), now_ms)[0]))
+
+    def report(self, at: LogPoint, asked: int, window: float, who: Who) -> list[Reading]:
         """`asked` in this report, `window`: count of the last second over all guards."""
         if not self._first_ms:
             self._first_ms = self._asked_ms = self._reported_ms = at.ms
             self._table.add(_KEY, "verified", at.ms)
         readings = self._silence(at, asked > 0)
         self._learn_gaps(at.ms, asked)
-        return readings + self._level_of(at, asked, window, shares)
+        return readings + self._level_of(at, asked, window, who)
 
     def tick(self, at: LogPoint, window: float) -> list[Reading]:
         """Time has passed."""
-        return self._silence(at, False) + self._level_of(at, 0, window, lambda: ())
+        return self._silence(at, False) + self._level_of(at, 0, window, lambda: ((), {}))
 
-    def _level_of(self, at: LogPoint, asked: int, window: float, shares: Callable[[], Shares]) -> list[Reading]:
+    def _level_of(self, at: LogPoint, asked: int, window: float, who: Who) -> list[Reading]:
         rows, now_ms, alarm, columns = np.zeros(1, np.int64), at.ms, self._rate, self._table.columns
         if now_ms // BUCKET_MS != self._limit_bucket:
             self._table.roll(rows, now_ms)
@@ -116,8 +123,11 @@ class EndpointRates:
         self._table.note(rows, np.array([float(asked)]), np.array([window]), now_ms)
         if not alarm.due(now_ms, self._linger_ms, firing, calm, known):
             return []
-        evidence: dict[str, Any] = {"own_peak": peak, "usual_per_s": float(columns["rate"][0])}
-        return [self._said("endpoint_rate", at, alarm, window, (firing, calm, known), shares(), evidence)]
+        shares, attributed = who()
+        evidence: dict[str, Any] = {"own_peak": peak, "usual_per_s": float(columns["rate"][0])} | (
+            attributed if firing else {}
+        )
+        return [self._said("endpoint_rate", at, alarm, window, (firing, calm, known), shares, evidence)]
 
     def _pattern_limit(self, now_ms: int) -> float:
         """Own pattern after an hour; before it, a margin over the peak so far. It moves only when a bucket closes."""

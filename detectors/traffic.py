@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from detectors.attribution import of_excess
 from detectors.base import Budget, LogPoint, Reading, ReportAt, ReportEvent, TickAt
 from detectors.budget import SHARES
 from detectors.caller_rates import CallerRates
@@ -38,6 +39,7 @@ from detectors.vouched import part_after
 from schemas.config import EndpointConfig
 from schemas.errors import StateRefused
 from schemas.ids import stable_id
+from schemas.signals import Evidence
 
 VERSION = 3
 MAX_CALLERS_TOTAL = 1 << 20
@@ -117,7 +119,7 @@ class _Part:
             return []
         event, readings = taken
         window, asked = self.main.guards.asked, min(event.report.asked, MAX_ASKED)
-        return readings + self.rates.report(event.at, asked, window, lambda: self._shares(event, window))
+        return readings + self.rates.report(event.at, asked, window, lambda: self._who(event, window))
 
     def tick(self, at: LogPoint) -> list[Reading]:
         readings = self.main.tick(at)
@@ -125,11 +127,18 @@ class _Part:
         beside = None if self.beside is None else self.beside.tick(at)
         return readings + (beside or [])
 
-    def _shares(self, event: ReportAt, window: float) -> Shares:
-        """Shares of the callers that this report names in what the endpoint was asked."""
+    def _who(self, event: ReportAt, window: float) -> tuple[Shares, Evidence]:
+        """Shares of the callers that this report names in what the endpoint was asked; and who asked more than usual."""
         weights = self.main.callers.weights(event)
-        ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))[:20]
-        return tuple((caller, auth, min(1.0, weight / max(window, weight))) for (caller, auth), weight in ranked)
+        ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+        shares = tuple((caller, auth, min(1.0, weight / max(window, weight))) for (caller, auth), weight in ranked[:20])
+        asked = np.array([weight for _, weight in ranked])
+        usual = self.main.callers.usual_rates([name for name, _ in ranked], event.at.ms)
+        unlisted = max(window - float(asked.sum()), 0.0)
+        unlisted_usual = max(self.rates.usual_rate(event.at.ms) - float(usual.sum()), 0.0)
+        found = of_excess(asked - usual, asked, (unlisted - unlisted_usual, unlisted))
+        named: list[float | int | str | None] = [ranked[place][0][0] for place in found.named]
+        return shares, {"attributed_to": found.answer, "attributed_callers": named}
 
 
 class Traffic:

@@ -217,6 +217,37 @@ def test_the_sum_of_an_endpoint_over_its_pattern_is_a_warning_with_shares() -> N
     assert sum(share for _, _, share in found.shares) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("more", "answer", "callers"),
+    [
+        ({f"bot-{n}": 19 for n in range(40)}, "everybody", []),
+        ({"bot": 800}, "one_caller", ["bot"]),
+        ({"bot-1": 400, "bot-2": 400}, "few_callers", ["bot-1", "bot-2"]),
+    ],
+)
+def test_the_sum_over_its_pattern_says_who_asked_more_than_usual(
+    more: dict[str, int], answer: str, callers: list[str]
+) -> None:
+    traffic, log = watching(seconds=120)
+
+    readings = traffic.update([log.report(crowd(8)() | more)])
+
+    (found,) = firing(readings, "endpoint_rate")
+    assert found.evidence["attributed_to"] == answer
+    assert found.evidence["attributed_callers"] == callers
+    assert found.severity == "warning"
+
+
+def test_a_season_that_all_callers_bring_is_everybodys() -> None:
+    traffic, log = watching(seconds=120)
+    usual = crowd(8)()
+
+    readings = traffic.update([log.report({name: 40 * (count + 1) for name, count in usual.items()})])
+
+    (found,) = firing(readings, "endpoint_rate")
+    assert found.evidence["attributed_to"] == "everybody"
+
+
 def test_an_endpoint_is_unknown_in_its_first_minute() -> None:
     readings = Traffic(ENDPOINTS).update(quiet_log(9, 30))
 
