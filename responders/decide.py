@@ -108,8 +108,8 @@ def _on_signal(desk: Desk, signal: Signal) -> None:
         )
     elif rule.then == "fallback":
         _fallback(desk, signal, may_wait=True)
-    elif signal.endpoint not in desk.mandate.endpoints:
-        _limit(desk, signal)
+    elif caller_unfit(signal, desk.mandate) is not None:
+        _limit(desk, signal)  # refused at once: a crowd of claimed callers takes no place of those who wait
     else:
         _queue_limit(desk, signal)
 
