@@ -37,6 +37,8 @@ class Target(NamedTuple):
     signed: Callable[[Case], Case] | None = None
     most: int = 6
     """Records handed over at once."""
+    share: int = 1
+    """How much of a round it takes: what anybody may write to gets more of it than what is behind an ACL."""
 
 
 class Swallowed(AssertionError):

@@ -70,7 +70,7 @@ def follower() -> Target:
         ]  # fmt: skip
         return [Case(one.value, one.key.encode(), tuple(one.headers.items()), one.timestamp_ms) for one in orders]
 
-    return Target("client follower", make, seeds, signed=signed)
+    return Target("client follower", make, seeds, signed=signed, share=2)
 
 
 class _Odd:

@@ -144,7 +144,7 @@ def respond() -> Target:
     def seeds() -> Sequence[Case]:
         return [*control_records(SIGNALS), *control_records(COMMANDS)]
 
-    return Target("respond", make, seeds, signed=signed_command, most=8)
+    return Target("respond", make, seeds, signed=signed_command, most=8, share=2)
 
 
 def _no_outbox() -> Any:

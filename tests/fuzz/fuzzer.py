@@ -21,7 +21,7 @@ from tests.fuzz.case import Case, Execute, Target, save
 from tests.fuzz.mutate import mutated
 
 ROUND = 40
-"""Executions of a target in a round."""
+"""Executions of a target in a round, times its share."""
 LIFE, LIFE_BYTES = 200, 2 << 20
 """Executions that one instance lives through, or bytes that it is handed (they are kept to repeat a finding): what it keeps
 between them is part of what is tested."""
@@ -105,7 +105,7 @@ class Fuzzer:
         began, told, rounds, warm_mb = time.monotonic(), time.monotonic(), 0, rss_mb()
         while rounds == 0 or time.monotonic() - began < seconds:
             for tried in self.tried:
-                for _ in range(ROUND):
+                for _ in range(ROUND * tried.target.share):
                     self.once(tried)
             rounds += 1
             if rounds == 2:

@@ -109,7 +109,7 @@ def decoder() -> Target:
 
         return execute
 
-    return Target("decoder", make, prediction_seeds)
+    return Target("decoder", make, prediction_seeds, share=5)
 
 
 def predictions() -> Target:
@@ -134,7 +134,7 @@ def predictions() -> Target:
         rows = [Case(log.values[at], log.keys[at], tuple(log.headers[at] or ()), START_MS) for at in some]
         return [*rows, *prediction_seeds()]
 
-    return Target("predictions", make, seeds, signed=signed_activation, most=40)
+    return Target("predictions", make, seeds, signed=signed_activation, most=40, share=4)
 
 
 def judged(out: Iterable[Outgoing]) -> Hashable:
@@ -190,7 +190,7 @@ def reports() -> Target:
 
         return execute
 
-    return Target("reports", make, report_seeds, signed=signed_report, most=20)
+    return Target("reports", make, report_seeds, signed=signed_report, most=20, share=4)
 
 
 # -- audit -------------------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def feedback() -> Target:
         array = b"[" + b",".join(values) + b"]"
         return [signed_feedback(Case(value)) for value in (*values, array, arrow_stream(rows[:1] * 3))]
 
-    return Target("feedback", make, seeds, signed=signed_feedback)
+    return Target("feedback", make, seeds, signed=signed_feedback, share=2)
 
 
 def signed_feedback(case: Case) -> Case:
