@@ -24,8 +24,9 @@ from schemas.blocks import Block, Floats
 from schemas.errors import StateRefused
 from schemas.events import CallerAuth
 
-MAX_CALLERS, MAX_BYTES = 8, 32_768
-"""Callers whose cells are kept: eight, fewer with more than 42 features (2 kB each at 20), none with more than 341."""
+MAX_CALLERS, MAX_BYTES = 8, 16_384
+"""Callers whose cells are kept: eight, fewer with more than 21 features (2 kB each at 20), none with more than 170. While
+an alarm lasts it takes as much once more, 2 kB for all others, and 2 kB for each accused."""
 ALL_CLAIMED: tuple[str, CallerAuth] = ("", "claimed")
 """Those whom nobody authenticated count as one, here as in the statistic, and cannot be named."""
 SAMPLE_EVERY = 16
