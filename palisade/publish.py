@@ -82,7 +82,7 @@ def publish(
                 (KIND_HEADER, b"prediction"),
                 (CONTENT_TYPE_HEADER, ARROW_TYPE.encode()),
             ]
-            _produce(producer, PREDICTIONS, endpoint, record, headers, failures)
+            produce(producer, PREDICTIONS, endpoint, record, headers, failures)
             reporter.count(endpoint, part)
         sent += rows.num_rows
         reporter.write_due()
@@ -142,7 +142,7 @@ def _records(rows: pa.Table, redactors: Mapping[str, Redactor]) -> Iterator[tupl
         parts = [those if redactor is None else redact_predictions(those, redactor)]
         while parts:
             part = parts.pop()
-            record = _encoded(part)
+            record = encoded(part)
             if len(record) <= RECORD_BYTES:
                 yield str(endpoint), record, part
             elif part.num_rows > 1:
@@ -152,14 +152,14 @@ def _records(rows: pa.Table, redactors: Mapping[str, Redactor]) -> Iterator[tupl
                 raise UnusableFile(f"a row has {len(record):,} bytes, at most {RECORD_BYTES:,}: leave out long texts")
 
 
-def _encoded(rows: pa.Table) -> bytes:
+def encoded(rows: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         writer.write_table(rows)
     return bytes(sink.getvalue())
 
 
-def _produce(
+def produce(
     producer: Producer,
     topic: str,
     endpoint: str,
@@ -237,5 +237,5 @@ class _Reporter:
         headers: list[tuple[str, str | bytes | None]] = [(KIND_HEADER, Report.KIND.encode())]
         if self._signer is not None:
             headers += self._signer.headers(Report.KIND, value)
-        _produce(self._producer, REPORTS, endpoint, value, headers, [])
+        produce(self._producer, REPORTS, endpoint, value, headers, [])
         self.written += 1

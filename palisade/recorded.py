@@ -130,7 +130,7 @@ def _parsed(column: pa.ChunkedArray, path: Path) -> pa.StructArray:
     if not pa.types.is_struct(whole.type) or whole.type.num_fields == 0 or whole.null_count:
         raise UnusableFile(f"{path}: `features` must hold an object of features in every row")
     names = [field.name for field in whole.type]
-    plain = [_feature(column) for column in whole.flatten()]
+    plain = [plain_values(column) for column in whole.flatten()]
     for name, feature in zip(names, plain, strict=True):
         if feature is None:
             raise UnusableFile(
@@ -147,7 +147,7 @@ def _struct(table: pa.Table, names: list[str], path: Path) -> pa.StructArray:
         raise UnusableFile(f"{path} has {len(names):,} features, at most {MAX_FEATURES:,}: leave some out with --drop")
     features = []
     for name in names:
-        feature = _feature(table[name].combine_chunks())
+        feature = plain_values(table[name].combine_chunks())
         if feature is None:
             raise UnusableFile(
                 f"{path}: column {name!r} is {table[name].type}, and {ALLOWED}: leave it out with --drop {name}, "
@@ -157,7 +157,7 @@ def _struct(table: pa.Table, names: list[str], path: Path) -> pa.StructArray:
     return pa.StructArray.from_arrays(features, names=names)
 
 
-def _feature(whole: pa.Array) -> pa.Array | None:
+def plain_values(whole: pa.Array) -> pa.Array | None:
     """A feature's values as float64 (NaN, which tables write for "missing", as null), text or boolean; None if neither.
 
     The same as building a profile makes of a training table.
@@ -177,14 +177,14 @@ def _field(field: str, column: pa.ChunkedArray, name: str, path: Path) -> pa.Arr
     whole = values_of(column.combine_chunks())
     try:
         if field == "ts":
-            return _milliseconds(whole, name, path)
+            return milliseconds_of(whole, name, path)
         if field == "seq":
             return whole.cast(pa.int64())
         if field in NUMBERS:
             return _numbers(whole)
         if field == "prediction":
             return _outcome(whole)
-        return _text(whole, field, name, path)
+        return text_of(whole, field, name, path)
     except pa.ArrowException as error:
         expected = "whole numbers" if field == "seq" else "numbers" if field in NUMBERS else "text or numbers"
         raise UnusableFile(f"{path}: column {name!r} is {column.type}, but {field} must be {expected}") from error
@@ -197,18 +197,18 @@ def _numbers(whole: pa.Array) -> pa.Array:
 
 
 def _outcome(whole: pa.Array) -> pa.Array:
-    plain = _feature(whole)
+    plain = plain_values(whole)
     if plain is None:
         raise pa.ArrowTypeError("no outcome")
     return plain
 
 
-def _text(whole: pa.Array, field: str, name: str, path: Path) -> pa.Array:
+def text_of(whole: pa.Array, field: str, name: str, path: Path) -> pa.Array:
     """Names as text: whole numbers as digits (also where a gap made them floats), NaN as missing."""
     if pa.types.is_nested(whole.type) or pa.types.is_binary(whole.type) or pa.types.is_large_binary(whole.type):
         raise pa.ArrowTypeError("no text")
     if pa.types.is_floating(whole.type):
-        whole = _feature(whole)
+        whole = plain_values(whole)
         integral = pc.all(pc.equal(whole, pc.round(whole))).as_py()
         whole = whole.cast(pa.int64(), safe=False) if integral is not False else whole
     text = whole.cast(pa.string())
@@ -225,7 +225,7 @@ def _text(whole: pa.Array, field: str, name: str, path: Path) -> pa.Array:
     return text
 
 
-def _milliseconds(whole: pa.Array, name: str, path: Path) -> pa.Array:
+def milliseconds_of(whole: pa.Array, name: str, path: Path) -> pa.Array:
     """Times as whole milliseconds since the epoch."""
     kind = whole.type
     try:

@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from palisade.cli import checks, deadletters, dev, forensics, keys, kill, profile, publish, status, topics, worker
+from palisade.cli import (
+    checks,
+    deadletters,
+    dev,
+    feedback,
+    forensics,
+    keys,
+    kill,
+    profile,
+    publish,
+    status,
+    topics,
+    worker,
+)
 from palisade.cli.options import say_error
 from schemas.errors import PalisadeError
 
@@ -24,6 +37,7 @@ for name, group in (
     ("topics", topics.app),
     ("keys", keys.app),
     ("profile", profile.app),
+    ("feedback", feedback.app),
     ("forensics", forensics.app),
     ("deadletter", deadletters.app),
 ):
