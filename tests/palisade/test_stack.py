@@ -19,7 +19,8 @@ from responders.signing import Keyring, SigningKey
 from schemas.actions import JournalEntry, KillSwitch
 from schemas.deadletter import DeadLetter
 from schemas.flags import RowFlag
-from schemas.topics import ACTIONS, DEAD_LETTERS, DIRECTIVES, PREDICTIONS, VERDICTS
+from schemas.signals import Signal
+from schemas.topics import ACTIONS, DEAD_LETTERS, DIRECTIVES, PREDICTIONS, SIGNALS, VERDICTS
 from schemas.wire import KIND_HEADER
 from streams.decode.refusals import MAX_LETTERS_PER_RECORD
 from streams.embedded_broker import FETCH_WAIT_MS
@@ -307,4 +308,42 @@ def test_a_person_orders_and_is_told_what_came_of_it(stack: Stack, palisade: Run
         status, output, errors = palisade(kind, "credit", "--reason", "a drill", "--config", stack.config)
         assert (status, "refused: " in errors) == (2, True) or (status, "observed" in output) == (0, True)
         until(lambda kind=kind: f"{kind} by person:" in timeline(), f"the order {kind} in the audit")
+    assert stack.ended == []
+
+
+def test_labels_that_come_later_find_their_predictions_and_tell_that_the_model_got_worse(
+    stack: Stack, palisade: Run, connection: KafkaConnection, tmp_path: Any
+) -> None:
+    from palisade.queries import reader
+    from palisade.settings import load
+
+    rows = 700
+    asked, known = tmp_path / "asked.jsonl", tmp_path / "known.jsonl"
+    asked.write_text("\n".join(json.dumps({"id": f"req-{k}", "who": f"w{k % 40}", "score": 0.9, "amount": k * 1.0})
+                               for k in range(rows)))  # fmt: skip
+    known.write_text("\n".join(json.dumps({"id": f"req-{k}", "paid": k < 420 or k % 2 == 0}) for k in range(rows)))
+    ours = ("--endpoint", "credit", "--config", stack.config)
+    fields = ("--field", "request_id=id", "--field", "prediction=score", "--caller-column", "who", "--flat-out")
+    assert palisade("publish", asked, *fields, *ours)[0] == 0
+    status, out, errors = palisade(
+        "feedback", "publish", known, "--request-id-column", "id", "--label-column", "paid", *ours
+    )
+    assert (status, "700 labels sent" in out) == (0, True), errors
+
+    def worse() -> list[Signal]:
+        said = [Signal.from_bytes(message.value() or b"") for message in read_to_end(connection, SIGNALS, 0)
+                if header_of(listed(message.headers()), KIND_HEADER) == b"signal"]  # fmt: skip
+        return [signal for signal in said if signal.kind == "concept_drift" and signal.state == "opened"]
+
+    (signal,) = until(worse, f"concept drift; see {stack.supervisor.log('audit')}")
+    assert (signal.subject_kind, signal.subject, signal.severity) == ("model_version", "default", "warning")
+    assert signal.log_topic == "palisade.labelled"
+    assert signal.evidence.get("trusted") is None
+    engine = reader(load(stack.config))
+    labelled = (
+        "SELECT count() AS n, uniqExact(request_id) AS ids, min(prediction = '0.9') AS same FROM palisade.labelled"
+    )
+    until(lambda: engine.query_arrow(labelled).to_pylist() == [{"n": rows, "ids": rows, "same": 1}],
+          "every label with its prediction in ClickHouse")  # fmt: skip
+    engine.close()
     assert stack.ended == []
