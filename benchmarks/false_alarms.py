@@ -37,6 +37,7 @@ from benchmarks.stationary_service import Answers, ReportingGuard, flights, hour
 from detectors.base import Budget, Detector, Reading, ReportEvent, part_of
 from detectors.budget import SHARES
 from detectors.feature_drift import FeatureDrift
+from detectors.prediction_drift import PredictionDrift
 from detectors.profile import Profile
 from detectors.registry import DETECTORS_OF_REPORTS, block_detectors, fit, report_detectors
 from palisade.settings import default_policy
@@ -54,6 +55,7 @@ SERVICES = 4
 """Services of an airport, each a log of its own: the second hour of a caller is judged otherwise than its first."""
 KINDS: dict[str, tuple[SignalKind, ...]] = {
     "feature_drift": ("feature_drift", "adaptive_drift"),
+    "prediction_drift": ("prediction_drift",),
     "odd_input": (),
     "learning": (),
     "traffic": ("caller_rate", "endpoint_rate", "silence"),
@@ -138,7 +140,7 @@ def of_predictions(profile: Profile, streams: Sequence[Stream], turns: Iterable[
         blocks = [block(rows, profile_hash, name, turn * BLOCK_ROWS) for rows, name in zip(drawn, names, strict=True)]
         carriers = [_by_carrier(*each) for each in zip(blocks, drawn, strict=True)]
         for detector in detectors:
-            whole = detector.name == FeatureDrift.name
+            whole = isinstance(detector, FeatureDrift | PredictionDrift)
             alarms[detector.name].take(detector.update(blocks if whole else carriers))
     return {name: counted.count for name, counted in alarms.items()}
 

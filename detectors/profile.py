@@ -8,10 +8,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from detectors.cells import CELLS, EDGES
 from schemas.blocks import FeatureSchema
@@ -163,11 +171,16 @@ def cell_probabilities(
     return np.array([*(of.probabilities for of in numeric), *(of.probabilities for of in categorical)])
 
 
+SCORE, CONFIDENCE, LABEL = "score", "confidence", "label"
+"""The columns of a profile of outputs: `value`, `confidence` and `label` of a block."""
+
+
 class Profile(_Part):
     """The profile of a training table.
 
     `order_by` names the column that ordered the rows; None means that the rows' own order in the table was taken.
-    Spreads are in the order of `numeric`, then `categorical`.
+    Spreads are in the order of `numeric`, then `categorical`. `outputs`: the profile of what the model answered on the same
+    rows, whose features are `SCORE` and `CONFIDENCE`, numbers, and `LABEL`; as many of them as it answers.
     """
 
     format: Literal[1] = 1
@@ -178,6 +191,24 @@ class Profile(_Part):
     numeric: tuple[NumericFeature, ...] = Field(max_length=MAX_FEATURES)
     categorical: tuple[CategoricalFeature, ...] = Field(max_length=MAX_FEATURES)
     calibration: Calibration
+    outputs: Profile | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A profile without outputs has the bytes, and so the name, that it had before profiles could have any."""
+        data: dict[str, Any] = dumped(self)
+        if self.outputs is None:
+            del data["outputs"]
+        return data
+
+    @model_validator(mode="after")
+    def _outputs_are_outputs(self) -> Self:
+        if self.outputs is None:
+            return self
+        numbers, labels = ({each.name for each in of} for of in (self.outputs.numeric, self.outputs.categorical))
+        if not numbers <= {SCORE, CONFIDENCE} or not labels <= {LABEL} or self.outputs.outputs is not None:
+            raise ValueError("the outputs are no score, confidence and label")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -198,7 +229,14 @@ class Profile(_Part):
             categorical=tuple(feature.name for feature in self.categorical),
             categories=tuple(feature.categories for feature in self.categorical),
             order=self.order,
+            labels=self.labels,
         )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the model answers, most frequent first; empty if it gives no labels, or the profile has no outputs."""
+        known = () if self.outputs is None else self.outputs.categorical
+        return known[0].categories if known else ()
 
     @property
     def hash(self) -> str:

@@ -23,17 +23,21 @@ from detectors.cells import (
 )
 from detectors.drift_thresholds import UNIT_ROWS, OrderedTable, adaptive_tails, alarm_tails, feature_spreads
 from detectors.profile import (
+    CONFIDENCE,
+    LABEL,
     MAX_CATEGORIES,
     MAX_FEATURES,
     MAX_NAME,
     MIN_ROWS,
     QUANTILE_LEVELS,
+    SCORE,
     Calibration,
     CategoricalFeature,
     NumericFeature,
     Profile,
     cell_probabilities,
 )
+from detectors.profile_outputs import Answers, answers_of
 from schemas.arrow import is_text
 from schemas.blocks import MISSING, UNSEEN, Codes, Floats, Longs
 from schemas.errors import ConfigError
@@ -46,15 +50,21 @@ MAX_NUMBER = 1e30
 
 
 def build_profile(
-    table: pa.Table, *, order_by: str | None = None, exclude: Sequence[str] = (), seed: int = 0
+    table: pa.Table,
+    *,
+    order_by: str | None = None,
+    exclude: Sequence[str] = (),
+    prediction: Sequence[str] = (),
+    seed: int = 0,
 ) -> Profile:
-    """The profile of a training `table`: every column but `order_by` and those of `exclude` is a feature.
+    """The profile of a training `table`: every column but `order_by` and those of `exclude` and `prediction` is a feature.
 
     Numbers are numeric; strings, dictionaries and booleans (as "true", "false") are categorical. Rows are sorted by
     `order_by` (missing last), else taken in their own order: thresholds come from how contiguous rows differ.
+    `prediction` holds what the model itself answers on these rows (`answers_of`): the profile then has `outputs`.
     A table of 170,000 rows and 15 features takes a few seconds. Raises ConfigError with what to do about it.
     """
-    names = _feature_names(table, order_by, exclude)
+    names = _feature_names(table, order_by, exclude, prediction)
     if table.num_rows < MIN_ROWS:
         raise ConfigError(f"the table has {table.num_rows} rows: a profile needs at least {MIN_ROWS}")
     if order_by is not None:
@@ -72,7 +82,33 @@ def build_profile(
             codes.append(coded)
         else:
             raise ConfigError(f"column {name!r} is {column.type}: exclude it, or make it a number or a string")
-    return profile_of(Coded(numeric, values, categorical, codes), names, order_by=order_by, seed=seed)
+    profile = profile_of(Coded(numeric, values, categorical, codes), names, order_by=order_by, seed=seed)
+    if not prediction:
+        return profile
+    answered = outputs_of(answers_of(table, prediction))
+    outputs = profile_of(answered, answered.names, order_by=order_by, seed=seed, adaptive=False)
+    return profile.model_copy(update={"outputs": outputs})
+
+
+def outputs_of(answers: Answers) -> Coded:
+    """What the model answered, as features: the outputs that any row has. Raises ConfigError if no row has one.
+
+    A boolean is its label and no score beside it. Equal outputs would share the budget and see nothing more.
+    """
+    outcome, words = answers
+    numeric, values, categorical, codes = [], [], [], []
+    value = np.where((np.abs(outcome.value) <= MAX_NUMBER) & (outcome.label == MISSING), outcome.value, np.nan)
+    for name, column in ((SCORE, value), (CONFIDENCE, outcome.confidence)):
+        if not np.isnan(column).all():
+            numeric.append(numeric_feature(name, column))
+            values.append(column)
+    if (outcome.label != MISSING).any():
+        feature, coded = categorical_feature(LABEL, words, outcome.label.astype(np.int64))
+        categorical.append(feature)
+        codes.append(coded)
+    if not values and not codes:
+        raise ConfigError("no row of the table has an answer of the model: fill its column, or leave --prediction out")
+    return Coded(numeric, values, categorical, codes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +121,19 @@ class Coded:
     codes: list[Codes]
 
     @property
+    def names(self) -> list[str]:
+        return [*(each.name for each in self.numeric), *(each.name for each in self.categorical)]
+
+    @property
     def rows(self) -> int:
         return len(self.values[0]) if self.values else len(self.codes[0])
 
 
-def profile_of(table: Coded, order: Sequence[str], *, order_by: str | None, seed: int) -> Profile:
-    """The profile of a table whose features are known; `order` names them as they lay in it."""
+def profile_of(
+    table: Coded, order: Sequence[str], *, order_by: str | None, seed: int, adaptive: bool = True
+) -> Profile:
+    """The profile of a table whose features are known; `order` names them as they lay in it. `adaptive`: ADWIN is to watch
+    their means, too."""
     ordered = _ordered_table(table)
     spreads = feature_spreads(ordered)
     return Profile(
@@ -101,22 +144,26 @@ def profile_of(table: Coded, order: Sequence[str], *, order_by: str | None, seed
         numeric=tuple(table.numeric),
         categorical=tuple(table.categorical),
         calibration=Calibration(
-            spreads=spreads, tails=alarm_tails(ordered, spreads, seed), adaptive=adaptive_tails(ordered, seed)
+            spreads=spreads,
+            tails=alarm_tails(ordered, spreads, seed),
+            adaptive=adaptive_tails(ordered, seed) if adaptive else (),
         ),
     )
 
 
-def _feature_names(table: pa.Table, order_by: str | None, exclude: Sequence[str]) -> list[str]:
+def _feature_names(
+    table: pa.Table, order_by: str | None, exclude: Sequence[str], prediction: Sequence[str]
+) -> list[str]:
     columns: list[str] = table.column_names
     if len(set(columns)) != len(columns):
         twice = next(name for name in columns if columns.count(name) > 1)
         raise ConfigError(f"two columns are named {twice!r}: rename one")
-    for name in (*exclude, *([order_by] if order_by is not None else [])):
+    for name in (*exclude, *prediction, *([order_by] if order_by is not None else [])):
         if name not in columns:
             raise ConfigError(f"the table has no column {name!r}; it has {', '.join(columns[:20])}")
-    names = [name for name in columns if name != order_by and name not in exclude]
+    names = [name for name in columns if name not in {order_by, *exclude, *prediction}]
     if not names:
-        raise ConfigError("no feature is left: every column is excluded or the order")
+        raise ConfigError("no feature is left: every column is excluded, a prediction or the order")
     if len(names) > MAX_FEATURES:
         raise ConfigError(f"{len(names)} features: at most {MAX_FEATURES}; exclude the others")
     for name in names:

@@ -11,19 +11,21 @@ from detectors.feature_drift import FeatureDrift
 from detectors.health import Health
 from detectors.learning import Learning
 from detectors.odd_input import OddInput
+from detectors.prediction_drift import PredictionDrift
 from detectors.profile import Profile
 from detectors.traffic import Traffic
 from schemas.blocks import Block
 from schemas.config import EndpointConfig, PolicyConfig
 
-DETECTORS_OF_PREDICTIONS = ("feature_drift", "odd_input", "learning")
+DETECTORS_OF_PREDICTIONS = ("feature_drift", "prediction_drift", "odd_input", "learning")
 DETECTORS_OF_REPORTS = ("traffic", "health")
 DETECTORS_OF_LABELS = ("concept_drift",)
 
 
 def block_detectors(policy: PolicyConfig) -> list[Detector[Block]]:
     """The default bank of the predictions log."""
-    return [FeatureDrift(critical_factor=policy.drift_critical_factor), OddInput(), Learning()]
+    factor = policy.drift_critical_factor
+    return [FeatureDrift(critical_factor=factor), PredictionDrift(critical_factor=factor), OddInput(), Learning()]
 
 
 LINGER_MS = 900_000
@@ -49,7 +51,7 @@ def fit(
     """Tells the detectors that are judged against a profile which one holds for a part, its budget, and whether it was
     learned from the log and not approved by anybody."""
     for detector in detectors:
-        if isinstance(detector, FeatureDrift):
+        if isinstance(detector, FeatureDrift | PredictionDrift):
             detector.fit(part, profile, budget, learned=learned)
 
 

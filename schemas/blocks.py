@@ -69,7 +69,7 @@ class Block:
     `UNSEEN`. caller [n] indexes `callers`; verified[k] says whether caller k was authenticated: whoever else claims its
     name is a caller of its own, of the same name. ts and broker_ts [n] in ms; latency_ms [n], NaN = unknown. Of what was
     answered: value [n] the number, NaN = none; label [n] its code among the profile's labels, `MISSING`, `UNSEEN`;
-    confidence [n] the largest probability, NaN = none (`streams.decode.outcomes`).
+    confidence [n] the largest probability, NaN = none (`schemas.outcomes`).
     closed_ms is the log's time (broker's ms) at the record that closed the block, closed_at that record.
     """
 

@@ -40,6 +40,13 @@ def build(
         list[str] | None,
         typer.Option(help="columns that the model does not see: target, caller, time; repeated or a,b,c"),
     ] = None,
+    prediction: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="what the model answers on these rows: a column of numbers, labels or probabilities by label, or a column "
+            "of each label's probability; repeated or a,b,c. Best of rows that it was not trained on"
+        ),
+    ] = None,
     seed: int = 0,
     endpoint: Annotated[
         str | None, typer.Option(help="redact the table first by the `sensitive` rules of this endpoint")
@@ -57,10 +64,10 @@ def build(
 
     redactor = redactor_of(config, endpoint)
     with console.status("building"):
-        rows, left_out = read_table(table), listed_names(exclude)
+        rows, left_out, answers = read_table(table), listed_names(exclude), listed_names(prediction)
         if redactor is not None:
-            rows = redact_training(rows, redactor, aside={*left_out, order_by})
-        profile = build_profile(rows, order_by=order_by, exclude=left_out, seed=seed)
+            rows = redact_training(rows, redactor, aside={*left_out, *answers, order_by})
+        profile = build_profile(rows, order_by=order_by, exclude=left_out, prediction=answers, seed=seed)
         doubts = hardly_features(rows.sort_by(order_by) if order_by else rows, profile.order)
     path = out or table.with_suffix(".profile.json")
     path.write_bytes(profile.to_bytes())
@@ -70,6 +77,7 @@ def build(
         soft_wrap=True,
     )
     console.print(Text(f"features: {shown(profile.order)}"), soft_wrap=True)
+    console.print(Text(f"outputs: {_outputs(profile)}"), soft_wrap=True)
     if redactor is not None:
         console.print(Text(f"redacted: {redactor.described()}"), soft_wrap=True)
     for name, why in doubts:
@@ -87,14 +95,24 @@ def show(path: Annotated[Path, typer.Argument(help="a profile")]) -> None:
         console.print(_numbers(profile), "")
     if profile.categorical:
         console.print(_categories(profile), "")
+    if profile.outputs is not None and profile.outputs.numeric:
+        console.print(_numbers(profile.outputs, "output"), "")
+    if profile.outputs is not None and profile.outputs.categorical:
+        console.print(_categories(profile.outputs, "output"), "")
     console.print(f"{profile.rows:,} rows, ordered by {profile.order_by or 'row'}, hash {profile.hash}", soft_wrap=True)
 
 
-def _numbers(profile: Profile) -> Table:
+def _outputs(profile: Profile) -> str:
+    if profile.outputs is None:
+        return "none, so that prediction drift stays unknown; give --prediction if the model's answers are in the table"
+    return shown(profile.outputs.order)
+
+
+def _numbers(profile: Profile, what: str = "number") -> Table:
     from detectors.profile import QUANTILE_LEVELS
 
     names = ("missing", "mean", "sd", "5 %", "median", "95 %")
-    table = table_of("number", *names, right=names)
+    table = table_of(what, *names, right=names)
     for feature in profile.numeric:
         quantiles = (feature.quantiles[QUANTILE_LEVELS.index(level)] for level in (0.05, 0.5, 0.95))
         numbers = (f"{number:.4g}" for number in (feature.mean, feature.sd, *quantiles))
@@ -102,8 +120,8 @@ def _numbers(profile: Profile) -> Table:
     return table
 
 
-def _categories(profile: Profile) -> Table:
-    table = table_of("category", "missing", "values", "most frequent", right=("missing", "values"))
+def _categories(profile: Profile, what: str = "category") -> Table:
+    table = table_of(what, "missing", "values", "most frequent", right=("missing", "values"))
     for feature in profile.categorical:
         heaviest = ", ".join(feature.categories[:MOST_FREQUENT])
         table.add_row(Text(feature.name), f"{feature.missing_rate:.1%}", f"{len(feature.categories):,}", Text(heaviest))
@@ -128,6 +146,8 @@ def activate(
     name = activate_profile(reached(site.connection), operator, profile.to_bytes(), endpoint, version)
     console.print(f"[green]active[/] for {endpoint}@{version}: {name}")
     console.print(Text(f"each prediction of {endpoint} should have {shown(profile.order)}"), soft_wrap=True)
+    if profile.outputs is not None:
+        console.print(Text(f"and `prediction` as on the table: {shown(profile.outputs.order)}"), soft_wrap=True)
 
 
 def redactor_of(config: Path | None, endpoint: str | None) -> Redactor | None:

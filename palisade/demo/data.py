@@ -30,6 +30,7 @@ WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 ORDER_COLUMN = "position"
 CALLER_COLUMN = "caller"
 LABEL_COLUMN = "late15"
+ANSWER_COLUMN = "answer"
 LATE_MINUTES = 15
 
 RATE_PER_S = 150.0

@@ -18,6 +18,7 @@ import yaml
 from detectors.profile_build import build_profile
 from palisade.demo.children import Child
 from palisade.demo.data import (
+    ANSWER_COLUMN,
     CALLER_COLUMN,
     LABEL_COLUMN,
     ORDER_COLUMN,
@@ -27,7 +28,7 @@ from palisade.demo.data import (
     training_table,
 )
 from palisade.demo.load import Answer
-from palisade.demo.models import train
+from palisade.demo.models import train, with_answers
 from palisade.dev import DevStack, prepare, start_broker, start_roles
 from palisade.operate import Operator, activate_profile
 from palisade.settings import default_policy_text
@@ -107,8 +108,14 @@ class Stage:
             profiles = {}
             for origin in ORIGINS:
                 table = training_table(origin)
-                digest = train(table).save(folder / f"{endpoint_of(origin)}.model.json")
-                profile = build_profile(table, order_by=ORDER_COLUMN, exclude=(CALLER_COLUMN, LABEL_COLUMN))
+                artifact = train(table)
+                digest = artifact.save(folder / f"{endpoint_of(origin)}.model.json")
+                profile = build_profile(
+                    with_answers(table, artifact.model),
+                    order_by=ORDER_COLUMN,
+                    exclude=(CALLER_COLUMN, LABEL_COLUMN),
+                    prediction=(ANSWER_COLUMN,),
+                )
                 profiles[endpoint_of(origin)] = profile
                 say(
                     f"trained {endpoint_of(origin)} on {table.num_rows:,} flights ({digest[7:19]}), profile {profile.hash[:12]}"

@@ -19,10 +19,10 @@ from schemas.blocks import STATUS_CODES, Floats, Longs
 from schemas.events import MAX_NUMBER, Prediction
 from schemas.flags import RowFlag
 from schemas.ids import MAX_ID_BYTES
+from schemas.outcomes import TRUTH, Outcomes, Words, nothing, of_matrix, of_vectors
 from streams.decode import envelope as env
 from streams.decode.ipc import ArrowRefused, Stream, joined
 from streams.decode.layout import NOTED, Layout
-from streams.decode.outcomes import TRUTH, Outcomes, Words, nothing, of_matrix, of_vectors
 
 _BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, NotImplementedError, IndexError, MemoryError)
 _ONE_THREAD = pa.ipc.IpcReadOptions(use_threads=False)

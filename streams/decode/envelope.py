@@ -92,21 +92,6 @@ def flag_reused_ids(reused: Sequence[bool], flags: Flags) -> None:
         flags[np.array(reused, dtype=np.bool_)] |= np.uint32(RowFlag.REUSED_ID)
 
 
-def numbers(column: Sequence[Any]) -> Floats:
-    """float64 [n] of numbers, booleans and None (NaN); integers beyond float64 become infinity."""
-    try:
-        return np.fromiter(column, dtype=np.float64, count=len(column))
-    except OverflowError:
-        return np.array([_double(value) for value in column], dtype=np.float64)
-
-
-def _double(value: Any) -> float:
-    try:
-        return np.nan if value is None else float(value)
-    except OverflowError:
-        return np.inf
-
-
 def times(column: Sequence[int | None]) -> Longs:
     """int64 [n] milliseconds, `NO_TIME` of None, clipped to what int64 holds."""
     try:

@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from schemas.blocks import MISSING, ROUTE_CODES, Bytes, Codes, Flags, Floats, Longs
 from schemas.flags import RowFlag
+from schemas.outcomes import Words, numbers, outcomes
 from streams.decode import envelope as env
 from streams.decode.columns import Columns, Group
 from streams.decode.fast import GENERIC, NAMES, Form, Plan
 from streams.decode.ipc import Stream
 from streams.decode.layout import settle
-from streams.decode.outcomes import Words, outcomes
 from streams.decode.refusals import Refusals
 
 PLAN_ROWS, ENVELOPE_ROWS = 32, 512
@@ -316,9 +316,9 @@ def _envelopes(flat: list[Any], names: SegmentNames) -> _Envelopes:
     for name in ("producer", "request_id", "served_by"):
         env.flag_odd_ids(columns[name], flags)
     env.flag_reused_ids(columns["reused_id"], flags)
-    latency_ms = env.numbers(columns["latency_ms"])
+    latency_ms = numbers(columns["latency_ms"])
     outcome = outcomes(columns["prediction"], names.labels)
-    weight = env.numbers(columns["weight"])
+    weight = numbers(columns["weight"])
     return _Envelopes(
         caller=names.callers.column(columns["caller"], flags),
         verified=env.small_codes(_AUTH, columns["caller_auth"]).astype(np.bool_),

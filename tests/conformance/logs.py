@@ -20,6 +20,8 @@ from tests.detectors.report_makers import START_MS, Log, crowd, primary
 
 ENDPOINTS = ("credit", "spam")
 PLANS = ("basic", "free", "pro")
+ANSWER = "risk"
+"""The column of what the model answered."""
 BLOCK_CHANGE = 60
 """The block of the first endpoint from which its feature `amount` is in another unit."""
 LABEL_CHANGE = 3_000
@@ -34,12 +36,13 @@ def table(rows: int, seed: int) -> dict[str, npt.NDArray[np.float64] | list[str]
         "amount": rng.normal(100, 15, rows),
         "age": rng.gamma(3, 12, rows),
         "plan": rng.choice(PLANS, rows, p=[0.3, 0.6, 0.1]).tolist(),
+        ANSWER: rng.beta(2, 6, rows),
     }
 
 
 @cache
 def profile() -> Profile:
-    return build_profile(pa.table(table(12_000, 7)), seed=1)
+    return build_profile(pa.table(table(12_000, 7)), prediction=[ANSWER], seed=1)
 
 
 def block(first: int, endpoint: str = ENDPOINTS[0], *, version: str = "v1", **changed: object) -> Block:
@@ -60,7 +63,7 @@ def block(first: int, endpoint: str = ENDPOINTS[0], *, version: str = "v1", **ch
         "latency_ms": np.full(n, np.nan),
         "status": np.zeros(n, np.uint8),
         "served_by": np.zeros(n, np.uint8),
-        "value": np.full(n, np.nan),
+        "value": np.array(drawn[ANSWER]),
         "label": np.full(n, MISSING, np.int32),
         "confidence": np.full(n, np.nan),
         "weight": np.ones(n),
@@ -103,6 +106,14 @@ def odd_blocks() -> tuple[Block, ...]:
     return tuple(blocks)
 
 
+def constant_blocks() -> tuple[Block, ...]:
+    """As the quiet ones, but the first endpoint's model answers one number from `BLOCK_CHANGE` on."""
+    blocks = list(quiet_blocks())
+    for k in range(BLOCK_CHANGE, 120, 2):
+        blocks[k] = block(k * BLOCK_ROWS, ENDPOINTS[k % 2], value=np.full(BLOCK_ROWS, 0.25))
+    return tuple(blocks)
+
+
 @cache
 def unprofiled_blocks(*, one_caller: bool = False) -> tuple[Block, ...]:
     """The quiet blocks as a version without a profile has them; `one_caller` sends nearly all of the first endpoint's."""
@@ -117,7 +128,7 @@ def unprofiled_blocks(*, one_caller: bool = False) -> tuple[Block, ...]:
 
 def rows_of_profile(rows: int) -> list[dict[str, object]]:
     """Features by name, drawn from the profile's own distribution."""
-    columns = table(rows, 3)
+    columns = {name: column for name, column in table(rows, 3).items() if name != ANSWER}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -127,6 +138,10 @@ def impossible_blocks() -> list[Block]:
     columns += [{"categorical": np.full((BLOCK_ROWS, 1), code, np.int32)} for code in (2**31 - 1, -(2**31))]
     columns += [{"weight": np.full(BLOCK_ROWS, weight)} for weight in (0.0, np.nan, np.inf, -1.0)]
     columns.append({"served_by": np.full(BLOCK_ROWS, 255, np.uint8)})
+    columns += [{"label": np.full(BLOCK_ROWS, code, np.int32)} for code in (2**31 - 1, -(2**31))]
+    columns += [
+        {name: np.full(BLOCK_ROWS, bad)} for name in ("value", "confidence") for bad in (np.inf, -np.inf, 1e308)
+    ]
     return [block(k * BLOCK_ROWS, **changed) for k, changed in enumerate(columns)]
 
 
@@ -142,6 +157,8 @@ def hostile_blocks() -> list[Block]:
     columns += [{"closed_ms": ms, "broker_ts": np.full(n, ms), "ts": np.full(n, ms)} for ms in (0, -1, 2**62)]
     columns.append({"caller": np.zeros(n, np.int32), "callers": ("only",), "verified": np.zeros(1, np.bool_)})
     columns.append({"value": np.full(BLOCK_ROWS, MAX_NUMBER), "latency_ms": np.full(BLOCK_ROWS, MAX_NUMBER)})
+    columns += [{"value": np.full(n, np.nan)}, {"label": np.full(n, UNSEEN, np.int32), "confidence": np.ones(n)}]
+    columns += [{"status": np.full(n, status, np.uint8)} for status in (1, 2, 3)]
     blocks = [block(k * BLOCK_ROWS, **changed) for k, changed in enumerate(columns)]
     first = len(blocks) * BLOCK_ROWS
     short = [block(first + k, numeric=np.full((1, 2), 1e30), categorical=np.zeros((1, 1), np.int32)) for k in range(9)]

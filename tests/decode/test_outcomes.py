@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.blocks import MISSING, UNSEEN
+from schemas.outcomes import Outcomes, Words, of_matrix, of_vectors, outcomes
 from streams.decode import Columns, Decoder
-from streams.decode.outcomes import Outcomes, Words, of_matrix, of_vectors, outcomes
 from tests.decode.cases import ARROW, FEATURES, SCHEMA, arrow_stream, as_json, segments
 
 NAN = math.nan

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from palisade.demo.data import FEATURES, flights, training_table
-from palisade.demo.models import Artifact, HourlyShare, fit_pipeline, scorecard_of
+from palisade.demo.data import ANSWER_COLUMN, FEATURES, flights, training_table
+from palisade.demo.models import Artifact, HourlyShare, fit_pipeline, scorecard_of, with_answers
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,16 @@ def test_the_served_answer_is_the_answer_of_the_fitted_sklearn_model(pipeline, r
     served = [model(dict(zip(FEATURES, row, strict=True))) for row in rows]
 
     assert np.abs(served - pipeline.predict_proba(rows)[:, 1]).max() < 1e-12
+
+
+def test_the_training_table_is_answered_as_calls_are(pipeline):
+    model = scorecard_of(pipeline)
+    table = training_table("LGA").slice(0, 300)
+
+    answered = with_answers(table, model)
+
+    rows = [{name: table[name][at].as_py() for name in FEATURES} for at in range(300)]
+    assert answered[ANSWER_COLUMN].to_pylist() == [model(row) for row in rows]
 
 
 def test_the_model_tells_late_flights_from_others_on_weeks_it_never_saw(pipeline, replayed):

@@ -178,6 +178,32 @@ def test_a_profile_is_built_and_shown(palisade: Run, tmp_path: Path) -> None:
     assert "target" not in out
 
 
+def test_a_profile_holds_what_the_model_answers_if_the_table_does(palisade: Run, tmp_path: Path) -> None:
+    rows = 3_000
+    table = pa.table(
+        {"x": [float(k % 101) for k in range(rows)], "yes": [0.25, 0.75] * 1_500, "no": [0.75, 0.25] * 1_500}
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+
+    status, out, _ = palisade("profile", "build", tmp_path / "train.parquet", "--exclude", "yes,no")
+    assert status == 0
+    assert "outputs: none" in out
+    assert "--prediction" in out
+    status, out, _ = palisade("profile", "build", tmp_path / "train.parquet", "--prediction", "yes,no")
+    assert status == 0
+    assert "1 features" in out
+    assert "outputs: confidence, label" in out
+    status, out, _ = palisade("profile", "show", tmp_path / "train.profile.json")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines() if line.startswith(("confidence", "label"))] == [
+        "confidence",
+        "label",
+    ]
+    status, _, errors = palisade("profile", "build", tmp_path / "train.parquet", "--prediction", "maybe")
+    assert status == 2
+    assert "no column 'maybe'" in errors
+
+
 def test_columns_that_are_hardly_features_are_named_when_a_profile_is_built(palisade: Run, tmp_path: Path) -> None:
     rows = 1_000
     table = pa.table({"at": list(range(rows)), "customer": [k % 7 for k in range(rows)], "target": [0] * rows,

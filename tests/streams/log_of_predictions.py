@@ -42,9 +42,9 @@ def profile() -> Profile:
     return build_profile(pa.table(table), seed=1)
 
 
-def activation(endpoint: str) -> tuple[bytes, RawHeaders]:
+def activation(endpoint: str, profile_hash: str | None = None) -> tuple[bytes, RawHeaders]:
     value = ProfileActivated(
-        endpoint=endpoint, version="v1", profile_hash=profile().hash, actor="test", at_ms=1
+        endpoint=endpoint, version="v1", profile_hash=profile_hash or profile().hash, actor="test", at_ms=1
     ).to_bytes()
     kind = ProfileActivated.KIND
     return value, [(KIND_HEADER, kind.encode()), *OPERATOR.headers(kind, value)]

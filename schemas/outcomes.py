@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schemas.blocks import MISSING, Codes, Floats, Longs
-from streams.decode.envelope import numbers
 
 _PLAIN = {float, int, type(None)}
 TRUTH = ("false", "true")
@@ -69,6 +68,21 @@ def outcomes(column: Sequence[Any], words: Words) -> Outcomes:
     return Outcomes(
         numbers(value), np.array(list(map(words.code, label)), dtype=np.int32), np.array(confidence, dtype=np.float64)
     )
+
+
+def numbers(column: Sequence[Any]) -> Floats:
+    """float64 [n] of numbers, booleans and None (NaN); integers beyond float64 become infinity."""
+    try:
+        return np.fromiter(column, dtype=np.float64, count=len(column))
+    except OverflowError:
+        return np.array([_double(value) for value in column], dtype=np.float64)
+
+
+def _double(value: Any) -> float:
+    try:
+        return np.nan if value is None else float(value)
+    except OverflowError:
+        return np.inf
 
 
 def _outcome(answer: Any) -> tuple[float | int | None, str | None, float]:
