@@ -56,6 +56,7 @@ DEEP = b'{"endpoint":"credit","caller":"ann","model_version":"v1","features":{"a
         (as_json(status="great", model_version="v1", caller_auth="verified"), ANN),
         (as_json(status="great", model_version=7, caller_auth="verified"), ("credit", "default", "ann", True)),
         (HUGE, CLAIMED),
+        (HUGE[:-3] + b"x" * 1_100_000 + HUGE[-3:], CLAIMED),
         (DEEP, CLAIMED),
         (b" \n" + garbage()[:-1] + b', "weight": 1e}', ANN),
         (garbage(caller="a b\n"), ("credit", "v1", clean_id("a b\n"), True)),
