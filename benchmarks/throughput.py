@@ -39,7 +39,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import stock_faust
-from benchmarks.throughput_load import PLANTED, RATE_PER_S, VERSION, Load, NotWritten, draw, produce, real_rows, records
+from benchmarks.throughput_load import (
+    ANSWER,
+    ORDER,
+    PLANTED,
+    RATE_PER_S,
+    VERSION,
+    Load,
+    NotWritten,
+    draw,
+    produce,
+    real_rows,
+    records,
+)
 from detectors.profile_build import build_profile
 from detectors.registry import DETECTORS_OF_PREDICTIONS
 from palisade.operate import send
@@ -169,7 +181,7 @@ class Bench:
         self.broker, self.folder, self._progress = broker, folder, progress
         self._profile_calls = profile_calls
         self._operator = SigningKey.generate()
-        self._content = build_profile(real_rows()[0].table(), order_by="position", seed=1).to_bytes()
+        self._content = build_profile(real_rows()[0].table(), order_by=ORDER, prediction=(ANSWER,), seed=1).to_bytes()
         self.cores = sorted(os.sched_getaffinity(0))
 
     def palisade(self, name: str, load: Load) -> Figures:

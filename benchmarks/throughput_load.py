@@ -44,7 +44,7 @@ NUMERIC = (
 )
 CATEGORICAL = ("dest", "origin")
 WEATHER = NUMERIC[9:]
-ORDER = "position"
+ORDER, ANSWER = "position", "outcome"
 
 Longs = npt.NDArray[np.int64]
 
@@ -61,9 +61,9 @@ class Rows:
         return len(self.who)
 
     def table(self) -> pa.Table:
-        """The features as columns, NaN as null, and the order column."""
+        """The features as columns, NaN as null, the order column, and what was answered."""
         columns = {name: pa.array(self.features[name], from_pandas=True) for name in (*NUMERIC, *CATEGORICAL)}
-        return pa.table({ORDER: pa.array(np.arange(len(self))), **columns})
+        return pa.table({ORDER: pa.array(np.arange(len(self))), **columns, ANSWER: pa.array(self.outcome)})
 
     def changed(self, rows: Longs) -> dict[str, npt.NDArray[Any]]:
         """The features of `rows` with the planted change."""

@@ -21,6 +21,7 @@ _DONE: Final[dict[str, str]] = {
 
 WHY: Final[dict[Reason, str]] = {
     "inputs_left_profile": "its inputs left the profile of the training data",
+    "outputs_left_profile": "what it answers left the profile of what it answered on the training data",
     "endpoint_failing": "it fails or is too slow",
     "caller_out_of_pattern": "the caller asks far more than its pattern",
     "evidence_renewed": "the evidence is fresh",

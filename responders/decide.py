@@ -34,6 +34,11 @@ AWAIT_MS: Final = 1_500
 RENEW_SHARE: Final = 0.1
 """An action is renewed when that adds so much of its life: each renewal is a journal entry and a new epoch."""
 
+_LEFT_PROFILE: Final[dict[str, Reason]] = {
+    "feature_drift": "inputs_left_profile",
+    "prediction_drift": "outputs_left_profile",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Clock:
@@ -179,7 +184,7 @@ def _fallback(desk: Desk, signal: Signal, may_wait: bool = False) -> None:
     rule = desk.mandate.rule_for(signal)
     cause = Cause.of(signal, None if rule is None else rule.name)
     target = Target(signal.endpoint)
-    reason: Reason = "inputs_left_profile" if signal.kind == "feature_drift" else "endpoint_failing"
+    reason = _LEFT_PROFILE.get(signal.kind, "endpoint_failing")
     terms = Terms(expires_ms=desk.now_ms + desk.mandate.action_ms)
     hold = person_holds(desk.state, signal.endpoint, None, desk.now_ms)
     action = desk.action(target)

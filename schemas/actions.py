@@ -19,6 +19,7 @@ Outcome = Literal["published", "observed", "refused"]
 Reason = Literal[
     # why something is done
     "inputs_left_profile",
+    "outputs_left_profile",
     "endpoint_failing",
     "caller_out_of_pattern",
     "evidence_renewed",

@@ -24,6 +24,8 @@ from schemas.blocks import MISSING, Codes, Floats, Longs
 
 _PLAIN = {float, int, type(None)}
 TRUTH = ("false", "true")
+LEAST_TOGETHER = 32
+"""With fewer answers, columns cost more than rows."""
 
 
 class Outcomes(NamedTuple):
@@ -64,10 +66,31 @@ def outcomes(column: Sequence[Any], words: Words) -> Outcomes:
         return nothing(len(column))._replace(value=numbers(column))
     if kinds <= {str, type(None)}:
         return nothing(len(column))._replace(label=np.array(list(map(words.code, column)), dtype=np.int32))
+    if len(kinds) == 1 and len(column) >= LEAST_TOGETHER and (parts := _alike(column)) is not None:
+        return of_matrix(*parts, words)
     value, label, confidence = zip(*map(_outcome, column), strict=True)
     return Outcomes(
         numbers(value), np.array(list(map(words.code, label)), dtype=np.int32), np.array(confidence, dtype=np.float64)
     )
+
+
+def _alike(column: Sequence[Any]) -> tuple[Floats, Sequence[str]] | None:
+    """Objects of the same labels, or vectors of one length, as finite numbers [n, labels] and the labels; else None."""
+    rows: Sequence[Any]
+    if type(column[0]) is dict:
+        names = list(column[0])
+        if not all(list(answer) == names for answer in column):
+            return None
+        rows = [list(answer.values()) for answer in column]
+    else:
+        names, rows = [str(at) for at in range(len(column[0]))], column
+        if not all(len(answer) == len(names) for answer in column):
+            return None
+    try:
+        matrix = np.array(rows, dtype=np.float64).reshape(len(column), len(names))
+    except OverflowError:
+        return None
+    return (matrix, names) if np.isfinite(matrix).all() else None
 
 
 def numbers(column: Sequence[Any]) -> Floats:

@@ -14,10 +14,12 @@ import pytest
 from benchmarks.stock_faust import Cutter, open_bank, verdict_of
 from benchmarks.throughput import Figures, summary
 from benchmarks.throughput_load import (
+    ANSWER,
     CALLERS,
     CATEGORICAL,
     KM_A_MILE,
     NUMERIC,
+    ORDER,
     PLANTED,
     PLANTED_ROWS,
     RATE_PER_S,
@@ -43,7 +45,7 @@ LOAD = Load(3, 9_000, partitions=1)
 
 @cache
 def profile() -> Profile:
-    return build_profile(real_rows()[0].table().slice(0, 6_000), order_by="position", seed=1)
+    return build_profile(real_rows()[0].table().slice(0, 6_000), order_by=ORDER, prediction=(ANSWER,), seed=1)
 
 
 @cache

@@ -144,6 +144,26 @@ def test_probabilities_as_columns_are_what_each_is_by_itself(rows: list[dict[str
     assert_equal(of_matrix(matrix, "abcd", words := Words()), words, outcomes(rows, others := Words()), others)
 
 
+ODD_PARTS = st.one_of(FINITE, st.sampled_from([NAN, math.inf, -math.inf, 10**400, True]))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(0, 4), st.data(), st.sampled_from([dict, list]))
+def test_many_answers_alike_are_what_each_is_by_itself(width: int, data: st.DataObject, form: type) -> None:
+    names = "abcd"[:width]
+    parts = data.draw(st.lists(st.lists(ODD_PARTS, min_size=width, max_size=width), min_size=40, max_size=40))
+    rows = [dict(zip(names, row, strict=True)) if form is dict else row for row in parts]
+    if data.draw(st.booleans()):
+        rows[7] = {"z": 0.5, "y": 0.25} if form is dict else [0.5, 0.25, 0.25, 0.0, 0.0]
+
+    together = outcomes(rows, words := Words())
+
+    alone = [outcomes([row], words) for row in rows]
+    np.testing.assert_array_equal(together.value, np.concatenate([each.value for each in alone]))
+    np.testing.assert_array_equal(together.label, np.concatenate([each.label for each in alone]))
+    np.testing.assert_array_equal(together.confidence, np.concatenate([each.confidence for each in alone]))
+
+
 def assert_equal(one: Outcomes, words: Words, other: Outcomes, others: Words) -> None:
     assert [words.all()[code] for code in one.label] == [others.all()[code] for code in other.label]
     np.testing.assert_array_equal(one.value, other.value)

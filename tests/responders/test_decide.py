@@ -10,7 +10,7 @@ from responders.alerts import alert_for
 from responders.decide import BATCH_MS, Clock, Delivered, decide, wake_ms
 from responders.mandate import Mandate
 from responders.state import RespondState
-from schemas.config import EndpointConfig
+from schemas.config import EndpointConfig, Rule, When
 from tests.responders.given import (
     ENDPOINTS,
     SHIPPED,
@@ -65,6 +65,20 @@ def test_no_limit_is_below_the_floor(responder: Responder) -> None:
 
 def test_critical_drift_is_answered_by_the_fallback(responder: Responder) -> None:
     assert brief(responder.take(drifted())) == [("fallback", "inputs_left_profile", "published")]
+
+
+def test_outputs_that_left_the_profile_are_told_to_people_and_nothing_is_switched(responder: Responder) -> None:
+    assert brief(responder.take(drifted(kind="prediction_drift"))) == [("notify", "told_people", "published")]
+
+
+def test_a_person_may_have_outputs_that_left_the_profile_answered_by_the_fallback() -> None:
+    when = When(kinds=("feature_drift", "prediction_drift"), subjects=("endpoint",), severity="critical")
+    responder = Responder(mandate(rules=(Rule(name="drifted", when=when, then="fallback"), *policy().rules)))
+
+    (decision,) = responder.take(drifted(kind="prediction_drift"))
+
+    assert brief([decision]) == [("fallback", "outputs_left_profile", "published")]
+    assert decision.rule == "drifted"
 
 
 @pytest.mark.parametrize("kind", ["errors", "timeouts", "latency"])
