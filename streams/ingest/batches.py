@@ -19,7 +19,8 @@ from pydantic_core import to_json
 
 from schemas.blocks import Longs
 from schemas.errors import PalisadeError
-from streams.decode.envelope import NO_TIME, numbers, times
+from schemas.outcomes import numbers
+from streams.decode.envelope import NO_TIME, times
 from streams.ingest.decode import Piece
 
 MAX_LAYOUTS = 32
