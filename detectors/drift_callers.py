@@ -312,7 +312,7 @@ class CallerCells:
             if since is not None:
                 weight, squares = (np.array(column, dtype=np.float64).reshape(held.most + 1) for column in since)
                 held.since = _Since(cells(held.most + 1), weight, squares)
-        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
             raise StateRefused(f"the callers of a drift state cannot be read: {error}") from error
         if at != len(state):
             raise StateRefused("the callers of a drift state are longer than they should be")

@@ -258,7 +258,7 @@ class EndpointStates:
         values, columns = unpack(self.hash, state, _COLUMNS)
         try:
             self._parts[part] = _restored(values, columns)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StateRefused(f"saved endpoint state of {part} cannot be read: {error}") from error
 
     def forget(self, part: str) -> None:

@@ -439,5 +439,5 @@ def _unpacked(parameter_hash: str, state: bytes) -> _Part:
             spoilt=bool(values["spoilt"]),
             learned=dict(values["learned"]),
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise StateRefused(f"saved state cannot be read: {error}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -42,10 +43,17 @@ def unpack(parameter_hash: str, state: bytes, dtypes: Mapping[str, str]) -> tupl
         raise StateRefused("saved state is damaged: its hash does not match")
     try:
         (size,) = struct.unpack_from("<I", body)
-        header = json.loads(body[4 : 4 + size])
+        header = json.loads(body[4 : 4 + size], parse_constant=_finite, parse_float=_finite)
         return header["values"], _columns(body[4 + size :], header["columns"], dtypes)
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, struct.error) as error:
         raise StateRefused(f"saved state cannot be read: {error}") from error
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number")
+    return number
 
 
 def _columns(body: bytes, shapes: Mapping[str, Any], dtypes: Mapping[str, str]) -> dict[str, Any]:

@@ -172,7 +172,7 @@ class SignalBook:
             unknown: dict[Standing, set[str]] = {
                 standing: {str(key) for key in saved["unknown"][standing]} for standing in MAX_OPEN
             }
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StateRefused(f"incidents cannot be read: {error}") from error
         self._open, self._unknown = opened, unknown
 

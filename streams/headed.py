@@ -18,6 +18,6 @@ def split_head(state: bytes) -> tuple[Any, bytes]:
     """The head and the body of `with_head`. Raises ValueError on anything else."""
     try:
         (size,) = struct.unpack_from("<I", state)
-    except struct.error as error:
+        return json.loads(state[4 : 4 + size]), state[4 + size :]
+    except (struct.error, RecursionError) as error:
         raise ValueError(str(error)) from error
-    return json.loads(state[4 : 4 + size]), state[4 + size :]

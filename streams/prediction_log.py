@@ -174,7 +174,7 @@ class PredictionLog:
             offset, row = head["applied"]
             applied, profile_hash = RowId(int(offset), int(row)), str(head["profile"])
             learned = head.get("learned") is True
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
         endpoint, version = split_part(part)
         if profile_hash:

@@ -116,7 +116,7 @@ class ReportLog:
             head, body = split_head(state)
             applied, bank = int(head["applied"]), int(head["bank"])
             lag = Lag.of(head["lag"]) if "lag" in head else Lag()
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
         running = self._make(part)
         running.bank.restore(part, body[:bank])

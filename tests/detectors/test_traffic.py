@@ -10,7 +10,7 @@ from detectors.base import ReportEvent
 from detectors.caller_rates import MAX_OFFENDERS
 from detectors.caller_table import CallerTable, caller_key
 from detectors.rate_pattern import PatternFactors, predictive_peak
-from detectors.report_state import MAGIC
+from detectors.report_state import MAGIC, unpack
 from detectors.traffic import Traffic
 from schemas.config import EndpointConfig
 from schemas.errors import StateRefused
@@ -391,3 +391,12 @@ def test_a_few_offenders_among_the_peaks_do_not_hide_others() -> None:
 
     assert predictive_peak(peaks, 0.01, PatternFactors()) < 30
     assert predictive_peak(with_offenders, 0.01, PatternFactors()) < 1_500
+
+
+@pytest.mark.parametrize("header", [b'{"values":{"x":1e999},"columns":{}}', b'{"values":{"x":NaN},"columns":{}}',
+                                    b'{"values":{},"columns":{"":""}}', b"[" * 20_000])  # fmt: skip
+def test_saved_state_whose_hash_holds_and_whose_content_is_none_is_refused(header: bytes) -> None:
+    body = len(header).to_bytes(4, "little") + header
+    state = MAGIC + b"0" * 32 + hashlib.sha256(body).digest() + body
+    with pytest.raises(StateRefused):
+        unpack("0" * 32, state, {})

@@ -65,7 +65,7 @@ def _value(value: bytes | None, other: Other, rng: Random) -> bytes | None:
         return rng.choice([None, b"", rng.choice(ATOMS), other().value])
     structured = None
     if roll < 0.75 and len(value) < 200_000:
-        structured = _arrow(value, rng) if value.startswith(ARROW_START) else _json(value, rng)
+        structured = _arrow(value, rng) if value.startswith(ARROW_START) else _json(value, rng) or _embedded(value, rng)
     if structured is None or rng.random() < 0.1:
         structured = _bytes(structured or value, other, rng)
     return structured[:MAX_BYTES]
@@ -119,6 +119,24 @@ def _json(value: bytes, rng: Random) -> bytes | None:
     for atom in atoms:
         text = text.replace(mark, atom, 1)
     return text
+
+
+def _embedded(value: bytes, rng: Random) -> bytes | None:
+    """A change of the first JSON document inside of other bytes, as saved state has one; the length before it follows."""
+    at = min((found for found in (value.find(b"{"), value.find(b"[")) if found >= 0), default=-1)
+    if at < 0:
+        return None
+    try:
+        _, length = json.JSONDecoder().raw_decode(value[at:].decode("latin-1"))
+    except (ValueError, RecursionError):
+        return None
+    changed = _json(value[at : at + length], rng)
+    if changed is None:
+        return None
+    before = value[:at]
+    if before[-4:] == struct.pack("<I", length):
+        before = before[:-4] + struct.pack("<I", len(changed))
+    return before + changed + value[at + length :]
 
 
 def _changed(document: Any, rng: Random) -> tuple[Any, bytes]:
