@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check lock schemas bench-latency bench-throughput bench-false-alarms fuzz clean
+.PHONY: help setup demo test test-fast check lock schemas bench-latency bench-throughput bench-false-alarms bench-quality fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ bench-false-alarms: $(READY)  ## False alarms of each detector on stationary dat
 MINUTES ?= 10
 fuzz: $(READY)  ## Mutated records into every decoder; status 1 on an exception that nobody declared (MINUTES=n, ARGS="--seed n")
 	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
+
+bench-quality: $(READY)  ## How well the detectors of content tell, beside what people use instead (QUICK=1, DATA=folder, SEED=n)
+	@$(BIN)/python -m benchmarks.quality --seed $(SEED) $(if $(QUICK),--quick) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 schemas: $(READY)  ## Write the JSON Schemas and the DDL again from the contracts
 	@$(BIN)/python -m schemas.generate

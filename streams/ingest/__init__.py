@@ -1,1 +1,0 @@
-"""Role ingest: requests and responses of services in any language become predictions and reports."""
