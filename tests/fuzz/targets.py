@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz import clients, control, logs, states, texts, webhooks
+from tests.fuzz import clients, control, ingest, logs, states, texts, webhooks
 from tests.fuzz.case import Target
 
 TARGETS: tuple[Target, ...] = (
@@ -11,6 +11,7 @@ TARGETS: tuple[Target, ...] = (
     logs.reports(),
     *logs.audited(),
     logs.feedback(),
+    ingest.pairing(),
     logs.redaction(),
     control.respond(),
     control.journal(),
