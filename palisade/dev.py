@@ -23,7 +23,7 @@ from schemas.ids import clean_id
 from schemas.topics import TOPICS
 from streams.admin import Cluster
 
-ROLES = ("audit", "detect", "respond")
+ROLES = ("audit", "detect", "respond", "ingest")
 """In the order of their start: what is said before audit listens is still on Kafka, but a demo's clock runs."""
 
 
@@ -117,6 +117,7 @@ def prepare(
     effective["data_dir"] = "." if cluster_id is None else f"kafka-{clean_id(cluster_id).replace(':', '_')}"
     effective["operator_keys"] = [*config.operator_keys, DevKeys.public(keys.operator)]
     effective["signing_key_file"] = str(keys.signing.relative_to(folder))
+    effective["ingest"] = {"producer_key_file": str(keys.producer.relative_to(folder))}
     for endpoint in effective["endpoints"]:
         endpoint["producer_keys"] = [*endpoint.get("producer_keys", []), producer]
     if policy is not None:

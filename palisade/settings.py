@@ -30,7 +30,11 @@ ADVICE_ON_MAKING: dict[tuple[str, ...], str] = {
     ("redaction_key_file",): "; " + HOW_TO_MAKE_KEY,
 }
 TLS_FILES = ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location")
-FILES = {"clickhouse": ("password_file",), "kafka": ("sasl_password_file", *TLS_FILES)}
+FILES = {
+    "ingest": ("producer_key_file",),
+    "clickhouse": ("password_file",),
+    "kafka": ("sasl_password_file", *TLS_FILES),
+}
 """Settings of a configuration's sections that name files, which are found from its folder."""
 
 

@@ -42,6 +42,9 @@ class Metrics:
         self.labels = self._counter("labels_joined_total", "feedback that was looked up, by what was found", "outcome")
         self.join_failures = self._counter("label_join_failures_total", "rounds of joining that are tried again")
         self.decisions = self._counter("decisions_total", "decisions, by kind and outcome", "kind", "outcome")
+        self.ingested = self._counter("ingest_rows_total", "rows of requests and responses, by outcome", "outcome")
+        self.held_rows = self._gauge("ingest_held_rows", "rows that wait for their counterpart, by topic", "topic")
+        self.held_bytes = self._gauge("ingest_held_bytes", "bytes of rows that wait, by topic", "topic")
         self.active = Gauge("palisade_respond_active", "1 while this process owns the journal", registry=self.registry)
 
         self.webhook_attempts = self._counter(
@@ -62,6 +65,9 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"palisade_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"palisade_{name}", text, labels, registry=self.registry)
 
     def run(self, topic: str, records: int, seconds: float) -> None:
         """A run was handled."""

@@ -38,7 +38,7 @@ def dev(
     ] = None,
     folder: Annotated[Path, typer.Option(help="where keys, state, logs and the audit lie")] = DEFAULT_FOLDER,
 ) -> None:
-    """Runs broker, detect, respond and audit as processes of their own until Ctrl-C, and restarts any that dies."""
+    """Runs broker, ingest, detect, respond and audit as processes of their own until Ctrl-C, and restarts any that dies."""
     from palisade.dev import start_roles
     from palisade.supervisor import Supervisor
 
@@ -50,7 +50,7 @@ def dev(
         announce(folder)
         try:
             stack = _prepared(supervisor, folder, path, base, kafka)
-            with console.status("starting audit, detect, respond"):
+            with console.status("starting audit, detect, respond, ingest"):
                 start_roles(supervisor, stack)
             _welcome(stack, base)
             ending.wait()

@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 def worker(
-    role: Annotated[str, typer.Argument(help="detect, respond or audit")],
+    role: Annotated[str, typer.Argument(help="ingest, detect, respond or audit")],
     name: Annotated[str | None, typer.Option(help="of this worker, in logs and ticks")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="serve Prometheus metrics on this port of loopback")] = None,
     config: ConfigOption = None,

@@ -47,7 +47,7 @@ def perform(
         view.note(f"{name} ended with {code}")
 
     with Stage(options, on_answer, on_exit) as stage, view:
-        view.announce("starting: broker, detect, respond, audit; training three models on even weeks of 2013")
+        view.announce("starting: broker, ingest, detect, respond, audit; training three models on even weeks of 2013")
         stage.open_broker()
         with Tap({"bootstrap.servers": stage.stack.bootstrap}, TAPPED, on_record) as tap:
             stage.start(view.note)

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from palisade.settings import Settings
 
-ROLES = ("detect", "respond", "audit")
+ROLES = ("ingest", "detect", "respond", "audit")
 COLLECT_AT = (50_000, 20, 50)
 """A run makes tens of thousands of objects that die with it and no cycles: at Python's thresholds (700, 10, 10) looking
 for cycles among them is a quarter of a detect worker's time; at these, 1 %. 50,000 young objects are about 10 MB."""

@@ -116,7 +116,7 @@ def test_without_its_broker_it_ends_within_seconds_says_so_and_leaves_nobody(dev
 
 
 def test_killed_it_leaves_no_orphan(dev: Dev) -> None:
-    assert len(dev.children) == 4
+    assert len(dev.children) == 5
     dev.process.kill()
     dev.process.wait()
 
@@ -127,7 +127,7 @@ def test_a_kill_of_a_role_is_mended_and_ctrl_c_ends_all(dev: Dev, tmp_path: Path
     killed = dev.child("worker respond")
     os.kill(killed, signal.SIGKILL)
     until(lambda: "respond ended with -9" in dev.said(), "word of the kill")
-    until(lambda: len(children_of(dev.process.pid)) == 4, "the fresh respond")
+    until(lambda: len(children_of(dev.process.pid)) == 5, "the fresh respond")
     dev.children = children_of(dev.process.pid)
     assert killed not in dev.children
 

@@ -1,0 +1,443 @@
+"""Records of requests or responses to pieces of rows: which encoding, which decoder, which dead letter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from msgspec import UNSET
+from msgspec.structs import astuple
+from pydantic_core import to_json
+
+from schemas.blocks import Longs
+from schemas.deadletter import DeadLetter, DeadReason
+from schemas.events import MAX_EVENT_BYTES, MAX_RECORD_BYTES, MAX_ROWS_PER_RECORD
+from schemas.ids import clean_id
+from schemas.wire import CONTENT_TYPE_HEADER, KIND_HEADER
+from streams.deadletters import Place, dead_letter
+from streams.decode.arrow import read_streams
+from streams.decode.fast import REFUSED
+from streams.decode.headers import ARROW_MAGIC, SPACE, shown
+from streams.decode.ipc import ArrowRefused, inspect
+from streams.decode.judge import Refused, refusal
+from streams.decode.refusals import Refusals
+from streams.decode.scan import simple, too_deep
+from streams.ingest import cloudevents
+from streams.ingest.arrow_events import columns_of, wrong_words
+from streams.ingest.cloudevents import Attributes, NoBody
+from streams.ingest.events import (
+    AT,
+    CLOSED,
+    COMBINED,
+    KIND_CODES,
+    MANY,
+    NAMES,
+    NEEDED,
+    OPEN,
+    REQUEST,
+    RESPONSE,
+    WIDTH,
+    judge,
+    judge_value,
+    missing,
+    parsed,
+)
+from streams.ingest.marks import PLAIN, Mark, marks_of
+from streams.records import Records
+
+TOGETHER = 128
+"""Events decoded at once: their objects fit the processor's second cache."""
+PIECE = 2_048
+"""Work decoded without a pause, in rows of 5 us: 10 ms."""
+JUDGED_WORK, JUDGED_BYTES, LETTER_WORK = 8, 256, 4
+"""Measured, in the same unit: an event for the judge costs 8 and 1 for each 256 bytes, a dead letter 4."""
+ROW_BITS = 14
+"""A place is `offset << 14 | row`: a record has at most 10,000 rows."""
+MAX_KEY_CHARS = 400
+"""A longer key stands as its hash: what waits is bounded by rows, not by what ids weigh."""
+SHOWN_HEADERS = frozenset({CONTENT_TYPE_HEADER, KIND_HEADER, "ce_specversion", "ce_type", "ce_source"})
+"""Headers whose values a dead letter keeps: others may carry what a caller sent."""
+_KINDS: Mapping[str, int | None] = {"": None, **KIND_CODES}
+_raw_rows = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """n rows of one kind or several, in log order, as lists of Python values by field.
+
+    place [n] int64; broker_ms [n] of each row's record; kind [n]: REQUEST, RESPONSE, COMBINED. key [n]: what request and
+    response of one call share. Ids are as they were sent.
+    """
+
+    fields: dict[str, list[Any]]
+    place: Longs
+    broker_ms: Longs
+    kind: npt.NDArray[np.uint8]
+    key: list[str]
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> Piece:
+        """The rows for which `kept` [n] holds."""
+        if kept.all():
+            return self
+        at = np.flatnonzero(kept)
+        rows = at.tolist()
+        fields = {name: [column[row] for row in rows] for name, column in self.fields.items()}
+        return Piece(fields, self.place[at], self.broker_ms[at], self.kind[at], [self.key[row] for row in rows])
+
+
+class Decoded(NamedTuple):
+    """Rows, and letters of what was refused since the last piece. `refused`: rows, with a letter of their own or not."""
+
+    piece: Piece
+    letters: tuple[DeadLetter, ...]
+    refused: int
+
+
+class _Row(NamedTuple):
+    """One row on its way: where it came from, its bytes, and what the record says of it."""
+
+    at: int
+    number: int
+    value: bytes
+    mark: Mark
+    of_array: bool = False
+
+
+@dataclass(slots=True)
+class _Gather:
+    """Rows of a piece: `flat` holds the fields end to end, the rest one entry a row; `family` what is not "" of them."""
+
+    flat: list[Any] = field(default_factory=list)
+    record: list[int] = field(default_factory=list)
+    row: list[int] = field(default_factory=list)
+    kind: list[int | None] = field(default_factory=list)
+    family: dict[int, str] = field(default_factory=dict)
+    spent: int = 0
+
+
+class EventDecoder:
+    """Decodes one partition's records; keeps nothing of them.
+
+    `keep_heads`: dead letters hold the first bytes of what was refused. Off where features are sensitive: a letter then
+    has size and hash alone.
+    """
+
+    def __init__(self, topic: str, partition: int, *, keep_heads: bool = True) -> None:
+        self._topic = topic
+        self._partition = partition
+        self._keep_heads = keep_heads
+
+    def pieces(self, records: Records) -> Iterator[Decoded]:
+        """The records as pieces of some 10 ms of work, in log order: whoever iterates may pause between them.
+
+        Letters of refused rows come with the last piece, bounded as `Refusals` says.
+        """
+        run = _Run(self, records)
+        for first in range(0, len(records), TOGETHER):
+            last = min(first + TOGETHER, len(records))
+            if not run.alike(first, last):
+                for at, short in enumerate(simple(records.values[first:last]), first):
+                    for _ in run.record(at, short):
+                        yield Decoded(run.cut(), (), 0)
+            if run.gather.spent >= PIECE:
+                yield Decoded(run.cut(), (), 0)
+        piece = run.cut()
+        yield Decoded(piece, run.refused.dead_letters(), run.buried)
+
+    def letter(
+        self, records: Records, at: int, number: int, reason: DeadReason, detail: str, value: bytes
+    ) -> DeadLetter:
+        """The letter of one row."""
+        place = Place(self._topic, self._partition, records.offsets[at], records.timestamps[at], number)
+        headers = [(name, content if name in SHOWN_HEADERS else b"...") for name, content in records.headers[at] or ()]
+        letter = dead_letter(place, reason, detail, value, headers)
+        return letter if self._keep_heads else letter.model_copy(update={"head": ""})
+
+
+class _Run:
+    """The records of one call of `pieces`, and what has been gathered of them."""
+
+    def __init__(self, decoder: EventDecoder, records: Records) -> None:
+        self._decoder = decoder
+        self.records = records
+        self.gather = _Gather()
+        self.refused = Refusals()
+        self.buried = 0
+        self._marks = marks_of(records.headers)
+        self._offset = np.array(records.offsets, dtype=np.int64)
+        self._broker_ms = np.array(records.timestamps, dtype=np.int64)
+
+    def alike(self, first: int, last: int) -> bool:
+        """Takes the records if all are single events in simple JSON; False: none was taken."""
+        marks, values = self._marks[first:last], self.records.values[first:last]
+        if marks.count(marks[0]) != len(marks) or marks[0].event is not None or marks[0].encoding not in ("", "json"):
+            return False
+        if marks[0].kind not in _KINDS or not all(simple(values)):
+            return False
+        try:
+            events = list(map(OPEN.decode, values))  # type: ignore[arg-type]  # what is simple is not None
+        except REFUSED:
+            return False
+        gather = self.gather
+        gather.flat += chain.from_iterable(map(astuple, events))
+        gather.record += range(first, last)
+        gather.row += [0] * len(events)
+        gather.kind += [_KINDS[marks[0].kind]] * len(events)
+        gather.spent += len(events)
+        return True
+
+    def record(self, at: int, short: bool) -> Iterator[None]:
+        """One record of any kind and encoding; yields where a piece is full."""
+        value, mark = self.records.values[at], self._marks[at]
+        row = _Row(at, 0, value or b"", mark)
+        if mark.kind not in _KINDS:
+            return self._bury(row, "unknown_kind", f"palisade-kind is {mark.kind[:100]!r}")
+        if value is None:
+            return self._bury(row, "tombstone", "")
+        if not value:
+            return self._bury(row, "empty", "")
+        if len(value) > MAX_RECORD_BYTES:
+            return self._bury(row, "too_large", f"{len(value)} bytes")
+        found = shown(value)
+        claimed = "json" if mark.encoding == "cloudevent" else mark.encoding
+        if claimed and found and found != claimed:
+            return self._bury(row, "encoding_mismatch", f"content-type says {mark.encoding}, the bytes are {found}")
+        if claimed == "arrow" or found == "arrow":
+            return self._arrow(row)
+        if mark.event is not None or mark.encoding == "cloudevent":
+            return self._cloud_event(row)
+        if value.lstrip(SPACE)[:1] == b"[":
+            yield from self._array(row)
+            return None
+        return self._event(row, short)
+
+    def _array(self, whole: _Row) -> Iterator[None]:
+        """A JSON array of events: at once if all are of known fields, else row by row."""
+        value = whole.value
+        if too_deep(value):
+            return self._bury(whole, "too_deep", "")
+        try:
+            events = MANY.decode(value)
+        except REFUSED:
+            events = []
+        if 0 < len(events) <= MAX_ROWS_PER_RECORD and _small(value, len(events)):
+            return self._take_many(whole, events)
+        rows = self._rows(whole)
+        for number, (row, short) in enumerate(zip(rows, simple(rows), strict=True)):
+            self._event(_Row(whole.at, number, row, whole.mark, of_array=True), short)
+            if self.gather.spent >= PIECE:
+                yield
+        return None
+
+    def _take_many(self, whole: _Row, events: Sequence[Any]) -> None:
+        gather = self.gather
+        gather.flat += chain.from_iterable(map(astuple, events))
+        gather.record += [whole.at] * len(events)
+        gather.row += range(len(events))
+        gather.kind += [_KINDS[whole.mark.kind]] * len(events)
+        gather.spent += len(events)
+
+    def _rows(self, whole: _Row) -> list[bytes]:
+        """The elements of an array as bytes; none, and the record buried, if it has too many or is no array."""
+        try:
+            rows = [bytes(raw) for raw in _raw_rows.decode(whole.value)]
+        except REFUSED:
+            try:
+                rows = [to_json(row, inf_nan_mode="constants") for row in parsed(whole.value)]
+            except (ValueError, RecursionError) as error:
+                refused = refusal(error)
+                self._bury(whole, refused.reason, refused.detail)
+                return []
+        if not rows:
+            self._bury(whole, "empty", "an array of no events")
+        elif len(rows) > MAX_ROWS_PER_RECORD:
+            self._bury(whole, "too_large", f"{len(rows)} events, at most {MAX_ROWS_PER_RECORD}")
+            return []
+        return rows
+
+    def _event(self, row: _Row, short: bool) -> None:
+        """One JSON event: fast decoder, then the judge, who sees no more of a record once it has refused many rows."""
+        value = row.value
+        self.gather.spent += 1
+        spent = row.of_array and self.refused.judge_is_spent(row.at)
+        if len(value) > MAX_EVENT_BYTES:
+            return self._bury(row, "too_large", f"an event of {len(value)} bytes, at most {MAX_EVENT_BYTES}")
+        if not short and too_deep(value):
+            return self._bury(row, "too_deep", "")
+        try:
+            return self._take(row, astuple((OPEN if short else CLOSED).decode(value)))
+        except REFUSED:
+            if spent:
+                return self._bury(row, "wrong_shape", "not judged: too many rows of the record were refused")
+        self.gather.spent += JUDGED_WORK + len(value) // JUDGED_BYTES
+        return self._judged(row, judge(value))
+
+    def _judged(self, row: _Row, verdict: tuple[Any, ...] | Refused) -> None:
+        if isinstance(verdict, Refused):
+            self.refused.judged[row.at] = self.refused.judged.get(row.at, 0) + 1
+            return self._bury(row, verdict.reason, verdict.detail)
+        return self._take(row, verdict)
+
+    def _take(self, row: _Row, fields: Sequence[Any]) -> None:
+        gather = self.gather
+        gather.flat += fields
+        gather.record.append(row.at)
+        gather.row.append(row.number)
+        gather.kind.append(_KINDS[row.mark.kind])
+
+    def _cloud_event(self, row: _Row) -> None:
+        """A CloudEvent, binary or structured: its attributes complete what its data lacks."""
+        if too_deep(row.value):
+            return self._bury(row, "too_deep", "")
+        event, data = row.mark.event, row.value
+        if event is None:
+            found = cloudevents.unwrapped(row.value)
+            if found is None:
+                detail = "no CloudEvent in structured mode: it needs specversion, id, source, type and data"
+                return self._bury(row, "wrong_shape", detail)
+            event, data = found
+        kind = row.mark.kind or event.kind
+        row = row._replace(value=data, mark=Mark(kind, "json", event))
+        try:
+            rows = cloudevents.server_rows(parsed(data), event)
+        except NoBody as error:
+            return self._bury(row, "wrong_shape", str(error))
+        except (ValueError, RecursionError) as error:
+            refused = refusal(error)
+            return self._bury(row, refused.reason, refused.detail)
+        self.gather.spent += JUDGED_WORK + len(data) // JUDGED_BYTES
+        if rows is None:
+            if len(data) > MAX_EVENT_BYTES:
+                return self._bury(row, "too_large", f"an event of {len(data)} bytes, at most {MAX_EVENT_BYTES}")
+            return self._complete(row, judge(data), event, 0)
+        known, bodies = rows
+        for number, body in enumerate(bodies):
+            if self.refused.judge_is_spent(row.at):
+                self._bury(row._replace(number=number), "wrong_shape", "not judged: too many rows were refused")
+                continue
+            self.gather.spent += JUDGED_WORK
+            self._complete(row._replace(number=number), judge_value(body), known, number)
+        return None
+
+    def _complete(self, row: _Row, verdict: tuple[Any, ...] | Refused, event: Attributes, index: int) -> None:
+        """Takes a row with what the event's attributes say where the data does not."""
+        if isinstance(verdict, Refused):
+            return self._judged(row, verdict)
+        fields = dict(zip(NAMES, verdict, strict=False))
+        own_id = fields["request_id"] is not None
+        event_id = event.id if event.caller_chooses_id or not event.id else clean_id(event.id)
+        for name, value in (
+            ("endpoint", event.endpoint),
+            ("request_id", event_id or None),
+            ("producer", clean_id(event.source) if event.source else None),
+            ("model_version", event.version),
+            ("ts", event.ms),
+        ):
+            if fields[name] is None:
+                fields[name] = value
+        # an id of the event's own means something together with source and type alone; a row of many has its number
+        if not own_id or index:
+            self.gather.family[len(self.gather.record)] = f"{event.family}\x1f{event.source}\x1f{index}"
+        return self._take(row, [*fields.values(), *([None] * (WIDTH - len(NAMES)))])
+
+    def _arrow(self, row: _Row) -> None:
+        """An Arrow IPC stream: columns by name, as in `predictions`."""
+        if not row.value.startswith(ARROW_MAGIC):
+            return self._bury(row, "arrow_broken", "the bytes do not begin as an Arrow IPC stream")
+        try:
+            stream = inspect(row.value)
+            columns = columns_of(read_streams([stream]))
+        except ArrowRefused as error:
+            return self._bury(row, error.reason, error.detail)
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            return self._bury(row, "arrow_schema", str(error))
+        gather = self.gather
+        gather.spent += len(columns[0])
+        for number, fields in enumerate(zip(*columns, strict=True)):
+            wrong = wrong_words(fields)
+            if wrong:
+                self._bury(row._replace(number=number, value=b""), "wrong_shape", wrong)
+                continue
+            gather.flat += fields
+            gather.flat += [None] * (WIDTH - len(NAMES))
+            gather.record.append(row.at)
+            gather.row.append(number)
+            gather.kind.append(_KINDS[row.mark.kind])
+        return None
+
+    def cut(self) -> Piece:
+        """What was gathered, without rows that lack what their kind needs; gathering starts anew."""
+        gather, self.gather = self.gather, _Gather()
+        fields = {name: gather.flat[at::WIDTH] for name, at in AT.items()}
+        kind = _kinds(fields, gather.kind)
+        record, number = np.array(gather.record, dtype=np.int64), np.array(gather.row, dtype=np.int64)
+        place = self._offset[record] << ROW_BITS | number if len(record) else record
+        producers = [name or "unknown" for name in fields["producer"]]
+        ids = fields["request_id"]
+        key = list(map("\x1f".join, zip(producers, [name or "" for name in ids], strict=True)))
+        for at, family in gather.family.items():
+            key[at] = f"{key[at]}\x1f{family}"
+        if key and max(map(len, key)) > MAX_KEY_CHARS:
+            key = [one if len(one) <= MAX_KEY_CHARS else clean_id(one) for one in key]
+        if not "".join(key).isascii():
+            key = [one if one.isascii() else clean_id(one) for one in key]
+        fields["producer"] = producers
+        piece = Piece(fields, place, self._broker_ms[record] if len(record) else record, kind, key)
+        return piece.where(self._whole(piece, record, number))
+
+    def _whole(self, piece: Piece, record: Longs, number: Longs) -> npt.NDArray[np.bool_]:
+        """Which rows have what their kind needs; the others are buried."""
+        kept = np.ones(len(piece), dtype=np.bool_)
+        suspects = np.flatnonzero(piece.kind > COMBINED).tolist()
+        for kind, needed in NEEDED.items():
+            of_kind = piece.kind == kind
+            for name in needed:
+                column = piece.fields[name]
+                if of_kind.any() and (None in column or UNSET in column):
+                    suspects += [at for at in np.flatnonzero(of_kind).tolist() if column[at] in (None, UNSET)]
+        for at in sorted(set(suspects)):
+            kept[at] = False
+            given = [(name, piece.fields[name][at]) for name in NAMES]
+            kind = int(piece.kind[at])
+            what = missing(kind, given) if kind <= COMBINED else "features and prediction are missing: it is no event"
+            row = _Row(int(record[at]), int(number[at]), b"", PLAIN)
+            self._bury(row, "wrong_shape", what)
+        return kept
+
+    def _bury(self, row: _Row, reason: DeadReason, detail: str) -> None:
+        self.buried += 1
+        if self.refused.lettered(row.at):
+            self.gather.spent += LETTER_WORK
+            value = row.value or (self.records.values[row.at] or b"")
+            letter = self._decoder.letter(self.records, row.at, row.number, reason, detail, value)
+            self.refused.letters.append(letter)
+
+
+_NO_KIND = 3
+
+
+def _small(value: bytes, count: int) -> bool:
+    """Whether no event of an array is above its bound: nearly always plain from the whole, else each is looked at."""
+    return len(value) - 2 * count <= MAX_EVENT_BYTES or max(map(len, _raw_rows.decode(value))) <= MAX_EVENT_BYTES
+
+
+def _kinds(fields: Mapping[str, list[Any]], said: Sequence[int | None]) -> npt.NDArray[np.uint8]:
+    """The kind [n] of each row: as the record says, else by what it has."""
+    asks = np.array([value is not UNSET for value in fields["features"]], dtype=np.bool_)
+    answers = np.array(
+        [a is not UNSET or b is not UNSET for a, b in zip(fields["prediction"], fields["status"], strict=True)],
+        dtype=np.bool_,
+    )
+    by_shape = np.where(asks, np.where(answers, COMBINED, REQUEST), np.where(answers, RESPONSE, _NO_KIND))
+    if set(said) <= {None}:
+        return by_shape.astype(np.uint8)
+    return np.array([by if one is None else one for by, one in zip(by_shape.tolist(), said, strict=True)], np.uint8)

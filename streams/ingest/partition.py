@@ -1,0 +1,301 @@
+"""One partition of requests and responses: records in; predictions, reports and dead letters out. No I/O, no clock.
+
+The log's time is the broker's. A request waits until the *responses* of its partition have been read up to 60 s past it,
+and a response until the requests have: where one topic is read behind the other, nothing runs out of time for that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from responders.signing import SigningKey
+from schemas.blocks import Longs
+from schemas.deadletter import DeadLetter, DeadReason
+from schemas.ids import clean_id
+from schemas.ingest import MAX_HELD_BYTES, MAX_WAIT_MS
+from schemas.topics import REQUESTS, RESPONSES
+from streams.deadletters import Place, dead_letter
+from streams.decode.partitioner import partition_of
+from streams.ingest.batches import Requests, Rules, request_batches, response_batch
+from streams.ingest.counting import Counts
+from streams.ingest.decode import ROW_BITS, Decoded, EventDecoder, Piece
+from streams.ingest.events import COMBINED, REQUEST, RESPONSE
+from streams.ingest.predictions import Pairs, PredictionWriter
+from streams.ingest.waiting import Waiting
+from streams.ingest.written import Already
+from streams.outgoing import dead
+from streams.records import Outgoing, Records
+from streams.turns import Pause
+
+log = logging.getLogger(__name__)
+
+MAX_LETTERS = 64
+"""Letters of responses that run out of time together; the last stands for all others."""
+
+
+class Handled(NamedTuple):
+    """What a call has led to. `oldest`: by topic, the oldest offset whose rows the outgoing records settle."""
+
+    outgoing: list[Outgoing]
+    oldest: dict[str, int]
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """Rows by what became of them, since the start."""
+
+    paired: int = 0
+    combined: int = 0
+    unanswered: int = 0
+    no_request: int = 0
+    refused: int = 0
+    again: int = 0
+
+
+class PairingLog:
+    """Pairs the events of one partition number of both topics.
+
+    Held: at most `most_bytes` of requests and responses together (the oldest give way), each at most `MAX_WAIT_MS`.
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        partitions: int,
+        rules: Rules,
+        counts: Counts,
+        *,
+        targets: int | None = None,
+        most_bytes: int = MAX_HELD_BYTES,
+        keep_heads: bool = True,
+        signer: SigningKey | None = None,
+    ) -> None:
+        """partitions: of requests and of responses; targets: of predictions (None: as many). keep_heads: letters hold bytes of what was refused."""
+        self._partition = partition
+        self._partitions = partitions
+        self._rules = rules
+        self._counts = counts
+        self._already = Already()
+        self._counted_to = -1
+        self.most_bytes = most_bytes
+        self._decoders = {
+            topic: EventDecoder(topic, partition, keep_heads=keep_heads) for topic in (REQUESTS, RESPONSES)
+        }
+        self._writer = PredictionWriter(partition, targets or partitions, signer)
+        self._requests, self._responses = Waiting("reused_id"), Waiting()
+        self.outcomes = Outcomes()
+
+    def recall(self, already: Already) -> None:
+        """What the process before this one has written: it is not written again. Requests up to the last of it were
+        counted; those of a report that was not written yet, at most a second of them, are counted by nobody."""
+        self._already = already
+        self._counted_to = already.last(REQUESTS)
+
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """By topic, of what waits."""
+        return {REQUESTS: self._requests.bytes, RESPONSES: self._responses.bytes}
+
+    @property
+    def held_rows(self) -> dict[str, int]:
+        return {REQUESTS: self._requests.rows, RESPONSES: self._responses.rows}
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """By topic, the oldest offset of which a row waits."""
+        held = {REQUESTS: self._requests.oldest_place, RESPONSES: self._responses.oldest_place}
+        return {topic: place >> ROW_BITS for topic, place in held.items() if place is not None}
+
+    async def take(self, topic: str, records: Records, now_ms: int, pause: Pause) -> Handled:
+        """What the records lead to. now_ms: the log's time, against which what waits is aged."""
+        step = _Step()
+        for chunk in self._decoded(topic, records):
+            step.letters += chunk.letters
+            self.outcomes.refused += chunk.refused
+            self._pair(topic, chunk.piece, now_ms, step)
+            await pause()
+        return self._done(step, now_ms)
+
+    def expire(self, requests_before_ms: int, responses_before_ms: int, now_ms: int) -> Handled:
+        """Requests and responses that came before these times run out of time; so do the oldest above the bound."""
+        step = _Step()
+        most = self.most_bytes
+        # what takes more room gives way: a flood of orphan responses costs no request its answer
+        of_responses = max(most - self._requests.bytes, most // 2)
+        of_requests = max(most - self._responses.bytes, most // 2)
+        for batch in self._requests.expire(requests_before_ms - MAX_WAIT_MS, of_requests):
+            self.outcomes.unanswered += batch.num_rows
+            step.pairs.append(Pairs(batch, None))
+            step.note(REQUESTS, batch)
+        for batch in self._responses.expire(responses_before_ms - MAX_WAIT_MS, of_responses):
+            self.outcomes.no_request += batch.num_rows
+            step.orphans.append(batch)
+            step.note(RESPONSES, batch)
+        return self._done(step, now_ms)
+
+    def reports(self, now_ms: int) -> list[Outgoing]:
+        """Reports that are due at the log's time."""
+        return self._counts.due(now_ms)
+
+    def _decoded(self, topic: str, records: Records) -> Iterator[Decoded]:
+        """Decoded pieces; a record on which decoding raises is found by bisection and dead-lettered."""
+        try:
+            yield from list(self._decoders[topic].pieces(records))
+        except Exception as error:
+            if len(records) > 1:
+                for half in records.halves():
+                    yield from self._decoded(topic, half)
+                return
+            log.exception("decoding failed at %s[%d] %d", topic, self._partition, records.offsets[0])
+            letter = self._decoders[topic].letter(
+                records, 0, 0, "handler_failed", type(error).__name__, records.values[0] or b""
+            )
+            empty = next(iter(self._decoders[topic].pieces(records.part(0, 0))))
+            yield Decoded(empty.piece, (letter,), 1)
+
+    def _pair(self, topic: str, piece: Piece, now_ms: int, step: _Step) -> None:
+        fresh = self._already.fresh(topic, piece.place)
+        if fresh is not None:
+            self.outcomes.again += int((~fresh).sum())
+            piece = piece.where(fresh)
+        counted = piece.place <= (self._counted_to if topic == REQUESTS else -1)
+        for again in (True, False) if counted.any() else (False,):
+            rows = piece.where(counted == again)
+            self._pair_kinds(topic, rows, _Asked(now_ms, again), step)
+
+    def _pair_kinds(self, topic: str, piece: Piece, asked: _Asked, step: _Step) -> None:
+        for kind in np.unique(piece.kind).tolist():
+            rows = piece.where(piece.kind == kind)
+            if kind == COMBINED or _HOMES[kind] == topic:
+                if kind == RESPONSE:
+                    self._answer(rows, step)
+                else:
+                    self._ask(topic, rows, asked, step)
+            else:
+                self._refuse(topic, rows, range(len(rows)), "unknown_kind", f"it belongs on {_HOMES[kind]}", step)
+
+    def _ask(self, topic: str, piece: Piece, asked: _Asked, step: _Step) -> None:
+        """Requests, or combined events, which need no pairing."""
+        combined = int(piece.kind[0]) == COMBINED
+        batches, refused = request_batches(piece, self._rules)
+        for rows in refused:
+            self._refuse(topic, piece, rows.rows.tolist(), "wrong_shape", rows.detail, step)
+        answers = response_batch(piece).drop_columns(["place"]) if combined else None
+        for batch in batches:
+            column = batch.batch.column
+            who = column("endpoint"), column("caller"), column("verified")
+            self._counts.asked(*who, asked.now_ms, again=asked.again)
+            if answers is None:
+                self._meet(batch, piece.broker_ms[batch.rows], step)
+                continue
+            self.outcomes.combined += len(batch.keys)
+            step.pairs.append(Pairs(batch.batch, answers.take(pa.array(batch.rows)), topic))
+            step.note(topic, batch.batch)
+
+    def _meet(self, asked: Requests, ms: Longs, step: _Step) -> None:
+        """Requests find responses that came before them; the others wait."""
+        waits = np.ones(len(asked.keys), dtype=np.bool_)
+        for found in self._responses.take(asked.keys, asked.endpoints):
+            waits[found.positions] = False
+            self._paired(asked.batch.take(pa.array(found.positions)), found.batch, step)
+        at = np.flatnonzero(waits)
+        if len(at) == len(waits):
+            self._requests.hold(asked.batch, asked.keys, asked.endpoints, ms)
+        elif len(at):
+            rows = at.tolist()
+            keys, endpoints = [asked.keys[row] for row in rows], [asked.endpoints[row] for row in rows]
+            self._requests.hold(asked.batch.take(pa.array(at)), keys, endpoints, ms[at])
+
+    def _answer(self, piece: Piece, step: _Step) -> None:
+        """Responses find the requests that wait for them; the others wait."""
+        batch, endpoints = response_batch(piece), piece.fields["endpoint"]
+        waits = np.ones(len(piece), dtype=np.bool_)
+        for found in self._requests.take(piece.key, endpoints):
+            waits[found.positions] = False
+            whole = np.array_equal(found.positions, np.arange(len(piece)))
+            self._paired(found.batch, batch if whole else batch.take(pa.array(found.positions)), step)
+        at = np.flatnonzero(waits)
+        if len(at):
+            rows = at.tolist()
+            keys, named = [piece.key[row] for row in rows], [endpoints[row] for row in rows]
+            self._responses.hold(batch.take(pa.array(at)), keys, named, piece.broker_ms[at])
+
+    def _paired(self, request: pa.RecordBatch, response: pa.RecordBatch, step: _Step) -> None:
+        self.outcomes.paired += request.num_rows
+        step.pairs.append(Pairs(request, response))
+        step.note(REQUESTS, request)
+        step.note(RESPONSES, response)
+
+    def _refuse(
+        self, topic: str, piece: Piece, rows: Sequence[int], reason: DeadReason, detail: str, step: _Step
+    ) -> None:
+        """Dead-letters rows that were decoded, without their bytes: one letter each, the last for all others."""
+        self.outcomes.refused += len(rows)
+        places = [(int(piece.place[at]), int(piece.broker_ms[at])) for at in rows[:MAX_LETTERS]]
+        step.letters += self._letters(topic, places, len(rows), reason, [detail] * len(places))
+
+    def _letters(
+        self, topic: str, places: list[tuple[int, int]], count: int, reason: DeadReason, details: list[str]
+    ) -> list[DeadLetter]:
+        letters = []
+        for number, ((place, broker_ms), detail) in enumerate(zip(places, details, strict=True), 1):
+            more = count - number if number == len(places) else 0
+            said = f"{more} more such rows have no letter of their own; {detail}" if more else detail
+            at = Place(topic, self._partition, place >> ROW_BITS, broker_ms, place & ((1 << ROW_BITS) - 1))
+            letters.append(dead_letter(at, reason, said, None))
+        return letters
+
+    def _orphans(self, batch: pa.RecordBatch) -> list[DeadLetter]:
+        shown = batch.slice(0, MAX_LETTERS)
+        ids = shown.column("request_id").to_pylist()
+        places = list(zip(shown.column("place").to_pylist(), shown.column("broker_ms").to_pylist(), strict=True))
+        details = [f"request_id {clean_id(one)}{self._elsewhere(one)}" for one in ids]
+        return self._letters(RESPONSES, places, batch.num_rows, "no_request", details)
+
+    def _elsewhere(self, request_id: str) -> str:
+        """What is wrong with the partition, if the id was the record's key."""
+        home = partition_of(request_id.encode(), self._partitions)
+        if home == self._partition:
+            return ""
+        return (
+            f"; as a key it belongs on partition {home}, this is {self._partition}: request and response need one key"
+        )
+
+    def _done(self, step: _Step, now_ms: int) -> Handled:
+        for batch in step.orphans:
+            step.letters += self._orphans(batch)
+        outgoing, written = self._writer.records(step.pairs)
+        self._counts.written(written, now_ms)
+        return Handled(outgoing + [dead(letter) for letter in step.letters], step.oldest)
+
+
+_HOMES = {REQUEST: REQUESTS, RESPONSE: RESPONSES}
+
+
+class _Asked(NamedTuple):
+    """When requests were read, on the log's time; `again`: they were counted before a restart."""
+
+    now_ms: int
+    again: bool
+
+
+@dataclass(slots=True)
+class _Step:
+    """What one call has led to so far."""
+
+    pairs: list[Pairs] = field(default_factory=list)
+    orphans: list[pa.RecordBatch] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    oldest: dict[str, int] = field(default_factory=dict)
+
+    def note(self, topic: str, batch: pa.RecordBatch) -> None:
+        """These rows are settled by what goes out."""
+        offset = int(pc.min(batch.column("place")).as_py()) >> ROW_BITS
+        self.oldest[topic] = min(offset, self.oldest.get(topic, offset))
