@@ -5,7 +5,8 @@ second opinion that learns nothing and so is not led by slow change (`hddm`). Ei
 predictions' order: what is judged is the stream of labels, and a shift of what becomes known early looks like drift.
 
 From the first label of a verified source on, others count for nothing. One source, or one caller, brings at most
-max(5 %, 2 / those active) of what is counted (`fair_share`); all callers whom nobody vouched for are one.
+max(5 %, 2 / those active) of what is counted, and one prediction is counted once (`fair_share`: among the last 256); all
+callers whom nobody vouched for are one.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _COLUMNS = {"last": np.dtype(np.uint64).str}
 
 @dataclass(slots=True)
 class _Version:
-    """State of one version: 2 kB, and 4 kB of who brought the last labels."""
+    """State of one version: 2 kB, and 6 kB of who brought the last labels."""
 
     first_ms: int
     errors: ErrorShare = field(default_factory=ErrorShare)
@@ -106,7 +107,7 @@ class ConceptDrift:
             [name, len(last), _saved(version)]
             for (name, version), last in zip(found.versions.items(), lasts, strict=True)
         ]
-        columns = {"last": np.concatenate(lasts) if lasts else np.zeros((0, 2), np.uint64)}
+        columns = {"last": np.concatenate(lasts) if lasts else np.zeros((0, 3), np.uint64)}
         return pack(self.hash, {"verified": found.verified, "versions": versions}, columns)
 
     def restore(self, part: str, state: bytes) -> None:
@@ -213,10 +214,11 @@ def _count(version: _Version, label: Labelled, wrong: bool, entry: float) -> Non
         errors.learn(wrong)
 
 
-def _names(label: Labelled) -> tuple[int, int]:
-    """Source and caller as numbers; all of whom nobody vouched for have the same."""
+def _names(label: Labelled) -> tuple[int, int, int]:
+    """Source, caller and prediction as numbers; all of whom nobody vouched for have the same."""
     source = _number(label.source) if label.source_auth == "verified" else ANYBODY
-    return source, _number(label.caller) if label.caller_auth == "verified" else ANYBODY
+    caller = _number(label.caller) if label.caller_auth == "verified" else ANYBODY
+    return source, caller, _number(f"{label.prediction_topic}/{label.prediction_offset}/{label.prediction_row}")
 
 
 def _number(name: str) -> int:

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 JOIN_EVERY_S = 1.0
 JOIN_ROWS = 5_000
 """Feedback of one round and partition. A full round is followed by the next at once."""
+WAITING_ROWS = 64
+"""And so many while the first of them waits for its prediction: what lies behind it is not looked up each second."""
 LATEST_S = 90.0
 """A prediction may be written so long after its feedback: ingest pairs a request with its response within 60 s."""
 RESTING_S = 120.0
@@ -82,6 +84,8 @@ class _Partition:
     latest_ms: int = 0
     stored_ms: int | None = None
     moved: float = 0.0
+    stuck: bool = False
+    """The last round decided nothing, though there was something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,6 @@ class Round:
     labelled: list[Labelled]
     ambiguous: int
     no_prediction: int
-    full: bool
 
     @property
     def decided(self) -> int:
@@ -151,8 +154,10 @@ class LabelJoin:
                 return False
             self._parts[partition] = part
         self._look(part, partition)
-        found = await asyncio.to_thread(self._fresh, partition, part.done)
+        most = WAITING_ROWS if part.stuck else JOIN_ROWS
+        found = await asyncio.to_thread(self._fresh, partition, part.done, most)
         decided = self._decided(part, partition, found)
+        part.stuck = bool(found) and not decided.decided
         if decided.decided:
             await self._say(partition, decided.labelled)
             await asyncio.to_thread(self._note, partition, decided)
@@ -160,7 +165,7 @@ class LabelJoin:
             self._metrics.joined("joined", len(decided.labelled))
             self._metrics.joined("ambiguous", decided.ambiguous)
             self._metrics.joined("no_prediction", decided.no_prediction)
-        return decided.full and self._parts.get(partition) is part
+        return decided.decided == most and self._parts.get(partition) is part
 
     def _look(self, part: _Partition, partition: int) -> None:
         """Notes whether the inserts of predictions have moved."""
@@ -184,7 +189,7 @@ class LabelJoin:
             else:
                 missing += 1
             up_to = at
-        return Round(up_to, labelled, ambiguous, missing, full=up_to != part.done and len(found) == JOIN_ROWS)
+        return Round(up_to, labelled, ambiguous, missing)
 
     def _may_come(self, part: _Partition, at: Position, broker_ms: int) -> bool:
         """Whether the prediction of a feedback at `at` may not be inserted yet."""
@@ -213,10 +218,10 @@ class LabelJoin:
         rows = self._engine.query_arrow(_UP_TO, {"topic": FEEDBACK, "partition": partition}).to_pylist()
         return (rows[0]["offset"], rows[0]["row"]) if rows else START
 
-    def _fresh(self, partition: int, after: Position) -> list[dict[str, Any]]:
+    def _fresh(self, partition: int, after: Position, most: int) -> list[dict[str, Any]]:
         offset, row = after
         parameters: dict[str, Parameter] = {
-            "topic": FEEDBACK, "partition": partition, "offset": offset, "row": row, "most": JOIN_ROWS,
+            "topic": FEEDBACK, "partition": partition, "offset": offset, "row": row, "most": most,
         }  # fmt: skip
         return self._engine.query_arrow(JOIN, parameters).to_pylist()  # type: ignore[no-any-return]
 

@@ -106,6 +106,24 @@ def test_a_label_that_overtakes_its_prediction_waits_for_it_and_keeps_the_order(
     ]  # fmt: skip
 
 
+def test_a_backlog_behind_a_waiting_label_is_joined_once_that_is_decided(
+    stage: Labelling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels, "JOIN_ROWS", 50)
+    monkeypatch.setattr(labels, "WAITING_ROWS", 3)
+    stage.insert(PREDICTIONS, [prediction(f"r{n}") for n in range(200)])
+    stage.insert(FEEDBACK, [feedback("nobody-asked"), *(feedback(f"r{n}") for n in range(200))])
+    stage.stored = LATELY
+    assert [stage.round(), stage.round()] == [False, False]
+
+    stage.stored = LATELY + int(LATEST_S * 1000)
+    rounds = 1
+    while stage.round():
+        rounds += 1
+    assert [one.request_id for one in stage.said()] == [f"r{n}" for n in range(200)]
+    assert rounds == 1 + 4  # 3 rows, then 50 at a time
+
+
 def test_nobody_waits_for_a_prediction_once_all_that_could_be_it_is_inserted(stage: Labelling) -> None:
     stage.insert(PREDICTIONS, [prediction("known")])
     stage.insert(FEEDBACK, [feedback("nobody-asked"), feedback("known")])

@@ -99,7 +99,8 @@ def test_stationary_errors_alarm_no_more_often_than_stated() -> None:
         one, found = detector(), 0
         for n, wrong in enumerate(drawn.tolist()):
             at = LogPoint("palisade.labelled", 0, n, 0, logs.START_MS + n * 518_400)
-            found += len(firing(one.update([LabelledAt(record[wrong], at)])))
+            label = record[wrong].model_copy(update={"prediction_offset": n})
+            found += len(firing(one.update([LabelledAt(label, at)])))
         alarms += found > 0
 
     assert alarms < 4
@@ -171,18 +172,27 @@ def test_sources_that_nobody_vouches_for_are_one() -> None:
     assert len(counted._parts[ENDPOINT].versions["v1"].fair._counts[0]) == 1
 
 
+def test_a_prediction_that_is_labelled_again_and_again_counts_once() -> None:
+    one = detector()
+    one.update(stream([0.1] * 600))
+    one.update([logs.label(599, wrong=True)] * 500)
+    version = one._parts[ENDPOINT].versions["v1"]
+
+    assert (version.counted, version.passed_over) == (600, 500)
+
+
 def test_within_the_last_labels_nobody_has_more_than_their_share() -> None:
     fair = FairShare()
     rng = np.random.default_rng(4)
-    for _ in range(3_000):
-        fair.admits(1, 7 if rng.random() < 0.8 else int(rng.integers(100, 160)))
+    for n in range(3_000):
+        fair.admits(1, 7 if rng.random() < 0.8 else int(rng.integers(100, 160)), n)
     callers = fair.saved()[:, 1].tolist()
 
     active = len(set(callers))
     assert len(callers) == WINDOW
     assert callers.count(7) <= max(0.05, 2 / active) * WINDOW + 1
     again = FairShare(fair.saved())
-    assert [again.admits(1, n) for n in (7, 200, 7)] == [fair.admits(1, n) for n in (7, 200, 7)]
+    assert [again.admits(1, n, n + 9_000) for n in (7, 200, 7)] == [fair.admits(1, n, n + 9_000) for n in (7, 200, 7)]
     assert again.saved().tolist() == fair.saved().tolist()
 
 
