@@ -247,6 +247,23 @@ def test_probes_and_versions_asked_by_name_count(route: int) -> None:
     assert detector.update(blocks)[-1].firing
 
 
+def test_a_model_that_is_well_again_is_calm_after_500_probes() -> None:
+    by = of_labels()
+    detector = fitted(by)
+    broken = [block_of(answered(constant(probabilities()[:256]), by), by, k * 256) for k in range(4)]
+    assert detector.update(broken)[-1].firing
+
+    readings = []
+    for k in range(100):
+        at = 6_000 + 8 * k
+        answers = answered(probabilities()[at : at + 8], by)
+        readings += detector.update([block_of(answers, by, 1_024 + 8 * k, served_by=ROUTE_CODES["probe"])])
+
+    own = [reading for reading in readings if reading.subject_kind == "endpoint"]
+    assert own[10].firing
+    assert all(reading.calm for reading in own[63:])
+
+
 def test_a_profile_without_outputs_is_said_once_a_second() -> None:
     by = profile()
     detector = fitted(by)
