@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from schemas.blocks import ROUTE_CODES, Block, Floats
+from schemas.blocks import ROUTE_CODES, STATUS_CODES, VERSION_ROUTE, Block, Floats
 
 MIN_CAP = 0.05
 """A caller weighs at most max(5 %, 2 / active callers) of a block."""
 MAX_WEIGHT = 1e6
 """Bound of a row's sampling weight, so that sums of squares stay finite."""
+
+
+_OF_A_MODEL = np.zeros(256, np.bool_)
+_OF_A_MODEL[[ROUTE_CODES["primary"], ROUTE_CODES["probe"], VERSION_ROUTE]] = True
+
+
+def of_a_model(block: Block) -> npt.NDArray[np.bool_]:
+    """Which rows [n] a model of the version answered without an error: no fallback's, no refused ones."""
+    return np.asarray(_OF_A_MODEL[block.served_by] & (block.status == STATUS_CODES["ok"]))
 
 
 def row_weights(blocks: Sequence[Block]) -> list[Floats]:

@@ -11,24 +11,26 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from detectors.base import LogPoint, Reading, part_of
-from detectors.caller_weights import capped_totals
+from detectors.caller_weights import capped_totals, of_a_model
 from detectors.profile import Profile
-from detectors.profile_build import Coded, categorical_feature, numeric_feature, profile_of
+from detectors.profile_build import Coded, categorical_feature, numeric_feature, profile_of, with_outputs
+from detectors.profile_outputs import Answers
 from detectors.report_state import pack, unpack
 from detectors.schema_vote import SCHEMA_ROWS, SchemaVote
-from schemas.blocks import BLOCK_ROWS, ROUTE_CODES, Block, FeatureSchema, Floats, RowId
+from schemas.blocks import BLOCK_ROWS, MISSING, ROUTE_CODES, Block, FeatureSchema, Floats, RowId
 from schemas.errors import StateRefused
 from schemas.events import MAX_NUMBER
 from schemas.ids import stable_id
+from schemas.outcomes import Outcomes
 
-VERSION = 1
+VERSION = 2
 LEARN_ROWS = 40 * BLOCK_ROWS
 """40 blocks: fewer say little of how blocks differ; more would leave a version unwatched for longer."""
 LEARN_MS = 600_000
@@ -43,8 +45,8 @@ SILENT_MS = 3_600_000
 """A part that sent nothing for an hour gives its place away and begins anew."""
 MAX_TABLE_BYTES = 216_000
 """Of a part's rows; a longer table keeps every second stretch. With the rest of the state below 256 kB."""
-MAX_LEARNED_FEATURES = MAX_TABLE_BYTES // (2 * LEAST_ROWS) // 2 - 2
-"""50: so many leave room for twice `LEAST_ROWS`; a wider version needs a profile that is built."""
+MAX_LEARNED_FEATURES = MAX_TABLE_BYTES // (2 * LEAST_ROWS) // 2 - 5
+"""47: so many leave room for twice `LEAST_ROWS`; a wider version needs a profile that is built."""
 SAY_EVERY_MS = 1_000
 CALM_EVERY_MS = 10_000
 _MAX_HALF = 60_000.0
@@ -58,7 +60,8 @@ Identities = npt.NDArray[np.uint16]
 @dataclass(frozen=True, slots=True)
 class _Table:
     """Kept rows in log order. numbers [n, numeric] float16 are (value - centre) / scale: 0.05 % of the distance from
-    the centre; codes [n, categorical]; who [n] the caller's number, 0 for all that nobody vouched for.
+    the centre; codes [n, categorical]; who [n] the caller's number, 0 for all that nobody vouched for. Score and confidence
+    come after the numeric features, the label after the categorical ones.
 
     Of the rows that came, those of every `step`-th stretch are kept, from the first one on.
     """
@@ -72,7 +75,7 @@ class _Table:
 
     @classmethod
     def empty(cls, schema: FeatureSchema) -> _Table:
-        n, c = len(schema.numeric), len(schema.categorical)
+        n, c = len(schema.numeric) + 2, len(schema.categorical) + 1
         return cls(np.zeros((0, n), "<f2"), np.zeros((0, c), "<i2"), np.zeros(0, "<u2"), np.zeros(n), np.zeros(n))
 
     @property
@@ -83,15 +86,20 @@ class _Table:
 
     def with_rows(self, block: Block, seen: npt.NDArray[np.bool_], first: int) -> _Table:
         """With the `seen` rows of a block, the first of which is the part's row number `first`."""
-        values = np.where(np.abs(block.numeric[seen]) <= MAX_NUMBER, block.numeric[seen], np.nan)
-        table = self if len(self.who) else self._measured(values)
+        answered = of_a_model(block)[seen]
+        scores = np.where(answered, (block.value[seen], block.confidence[seen]), np.nan).T
+        values = np.concatenate([block.numeric[seen], scores], axis=1)
+        values = np.where(np.abs(values) <= MAX_NUMBER, values, np.nan)
+        labels = np.where(answered, block.label[seen], MISSING)
+        codes = np.concatenate([block.categorical[seen], labels[:, None]], axis=1)
+        table = self._measured(values)
         number = first + np.arange(len(values))
         kept = (number // BLOCK_ROWS) % table.step == 0
         scaled = np.clip((values[kept] - table.centre) / table.scale, -_MAX_HALF, _MAX_HALF)
         table = replace(
             table,
             numbers=np.concatenate([table.numbers, scaled.astype("<f2")]),
-            codes=np.concatenate([table.codes, block.categorical[seen][kept].astype("<i2")]),
+            codes=np.concatenate([table.codes, codes[kept].astype("<i2")]),
             who=np.concatenate([table.who, _identities(block)[seen][kept]]),
         )
         return table if len(table.who) <= table.capacity else table._thinned()
@@ -99,6 +107,10 @@ class _Table:
     def numeric(self, at: int, kept: npt.NDArray[np.bool_]) -> Floats:
         """Values of a numeric feature in the kept rows."""
         return np.asarray(self.numbers[kept, at].astype(np.float64) * self.scale[at] + self.centre[at])
+
+    def outcomes(self, kept: npt.NDArray[np.bool_]) -> Outcomes:
+        """What was answered in the kept rows."""
+        return Outcomes(self.numeric(-2, kept), self.codes[kept, -1].astype(np.int32), self.numeric(-1, kept))
 
     def fair(self) -> npt.NDArray[np.bool_]:
         """Rows [n] left when each caller has at most its cap of them, spread evenly over those of the caller."""
@@ -116,11 +128,15 @@ class _Table:
         return float(np.unique(self.who, return_counts=True)[1].max() / len(self.who))
 
     def _measured(self, values: Floats) -> _Table:
-        """Centre and scale of each feature, from the first rows: only the range of float16 depends on them."""
-        present = np.where(np.isnan(values), 0.0, values)
-        low, high = present.min(axis=0, initial=np.inf), present.max(axis=0, initial=-np.inf)
-        centre = low / 2 + high / 2
-        scale = np.maximum(high / 2 - low / 2, np.maximum(np.abs(centre) * 1e-6, 1e-30))
+        """Centre and scale of each feature, from the first block in which it has a value: only the range of float16 depends
+        on them. A scale of 0 is not known yet."""
+        fresh = (self.scale == 0) & ~np.isnan(values).all(axis=0)
+        if not fresh.any():
+            return self
+        low, high = np.nanmin(values[:, fresh], axis=0), np.nanmax(values[:, fresh], axis=0)
+        centre, scale = self.centre.copy(), self.scale.copy()
+        centre[fresh] = low / 2 + high / 2
+        scale[fresh] = np.maximum(high / 2 - low / 2, np.maximum(np.abs(centre[fresh]) * 1e-6, 1e-30))
         return replace(self, centre=centre, scale=scale)
 
     def _thinned(self) -> _Table:
@@ -206,11 +222,17 @@ class Learning:
         start = sum(row <= part.voted for row in rows)
         return range(start, min(len(rows), start + SCHEMA_ROWS - part.vote.rows))
 
-    def vote(self, name: str, row: RowId, features: Mapping[str, object] | Sequence[object] | None) -> None:
-        """The features of a row, as they came, vote on the schema."""
+    def vote(
+        self,
+        name: str,
+        row: RowId,
+        features: Mapping[str, object] | Sequence[object] | None,
+        label: str | None = None,
+    ) -> None:
+        """The features of a row, as they came, and the label that was answered, if one was, vote on the schema."""
         part = self._parts[name]
         assert part.vote is not None
-        part.vote.add(features)
+        part.vote.add(features, label)
         part.voted = row
 
     def schema(self, name: str) -> FeatureSchema | None:
@@ -256,7 +278,8 @@ class Learning:
             found, coded = categorical_feature(feature, schema.categories[at], raw)
             categorical.append(found)
             codes.append(coded)
-        return profile_of(Coded(numeric, values, categorical, codes), schema.order, order_by=None, seed=0)
+        profile = profile_of(Coded(numeric, values, categorical, codes), schema.order, order_by=None, seed=0)
+        return with_outputs(profile, Answers(table.outcomes(kept), list(schema.labels)))
 
     def finish(self, name: str, profile_hash: str) -> None:
         """The profile that the part has learned is in force; its table goes."""
@@ -400,7 +423,7 @@ def _packed(parameter_hash: str, part: _Part) -> bytes:
         "heard_ms": part.heard_ms,
         "vote": None if part.vote is None else part.vote.state(),
         "voted": part.voted,
-        "schema": None if schema is None else [schema.numeric, schema.categorical, schema.categories, schema.order],
+        "schema": None if schema is None else list(astuple(schema)),
         "rows": part.rows,
         "first": part.first,
         "last": part.last,
@@ -419,9 +442,9 @@ def _unpacked(parameter_hash: str, state: bytes) -> _Part:
     try:
         schema = values["schema"]
         if schema is not None:
-            numeric, categorical, categories, order = schema
+            numeric, categorical, categories, order, labels = schema
             schema = FeatureSchema(
-                tuple(numeric), tuple(categorical), tuple(tuple(words) for words in categories), tuple(order)
+                tuple(numeric), tuple(categorical), tuple(map(tuple, categories)), tuple(order), tuple(labels)
             )
         return _Part(
             endpoint=str(values["endpoint"]),

@@ -13,18 +13,16 @@ from typing import Any, Literal
 import numpy as np
 
 from detectors.base import Budget, LogPoint, Reading, part_of
-from detectors.caller_weights import row_weights
+from detectors.caller_weights import of_a_model, row_weights
 from detectors.feature_drift import FeatureDrift
 from detectors.profile import CONFIDENCE, SCORE, Profile
-from schemas.blocks import ROUTE_CODES, STATUS_CODES, VERSION_ROUTE, Block, Floats
+from schemas.blocks import ROUTE_CODES, Block, Floats
 from schemas.ids import stable_id
 from schemas.signals import Evidence
 
 VERSION = 1
 TOP_LABELS = 5
 _REFUSED = ROUTE_CODES["refused"]
-_OF_A_MODEL = np.zeros(256, np.bool_)
-_OF_A_MODEL[[ROUTE_CODES["primary"], ROUTE_CODES["probe"], VERSION_ROUTE]] = True
 _COLUMNS = {SCORE: "value", CONFIDENCE: "confidence"}
 
 
@@ -99,7 +97,7 @@ class PredictionDrift:
         reference = self._references.get(part_of(block.endpoint, block.version))
         if reference is None or block.profile_hash != reference.profile_hash:
             return block
-        answered = _OF_A_MODEL[block.served_by] & (block.status == STATUS_CODES["ok"])
+        answered = of_a_model(block)
         return replace(
             block,
             profile_hash=reference.outputs_hash,

@@ -85,13 +85,23 @@ def build_profile(
     profile = profile_of(Coded(numeric, values, categorical, codes), names, order_by=order_by, seed=seed)
     if not prediction:
         return profile
-    answered = outputs_of(answers_of(table, prediction))
-    outputs = profile_of(answered, answered.names, order_by=order_by, seed=seed, adaptive=False)
+    profile = with_outputs(profile, answers_of(table, prediction))
+    if profile.outputs is None:
+        raise ConfigError("no row of the table has an answer of the model: fill its column, or leave --prediction out")
+    return profile
+
+
+def with_outputs(profile: Profile, answers: Answers) -> Profile:
+    """The profile with that of what the model answered on the same rows in the same order; as it is if it never did."""
+    coded = outputs_of(answers)
+    if not coded.names:
+        return profile
+    outputs = profile_of(coded, coded.names, order_by=profile.order_by, seed=profile.seed, adaptive=False)
     return profile.model_copy(update={"outputs": outputs})
 
 
 def outputs_of(answers: Answers) -> Coded:
-    """What the model answered, as features: the outputs that any row has. Raises ConfigError if no row has one.
+    """What the model answered, as features: the outputs that any row has.
 
     A boolean is its label and no score beside it. Equal outputs would share the budget and see nothing more.
     """
@@ -106,8 +116,6 @@ def outputs_of(answers: Answers) -> Coded:
         feature, coded = categorical_feature(LABEL, words, outcome.label.astype(np.int64))
         categorical.append(feature)
         codes.append(coded)
-    if not values and not codes:
-        raise ConfigError("no row of the table has an answer of the model: fill its column, or leave --prediction out")
     return Coded(numeric, values, categorical, codes)
 
 

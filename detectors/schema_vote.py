@@ -1,4 +1,5 @@
-"""Which features does a version send that nobody profiled? Its first rows vote: names, numbers or texts, categories."""
+"""Which features does a version send that nobody profiled, and which labels does it answer? Its first rows vote: names,
+numbers or texts, categories."""
 
 from __future__ import annotations
 
@@ -18,9 +19,12 @@ MAX_WORD = 128
 MAX_VOTE_BYTES = 32_000
 """Names and categories that are counted, as they are saved: names twice, 16 bytes beside each. Later ones are not."""
 
+_LABELS = ""
+"""Where labels are counted among the texts: no feature has this name."""
+
 
 class SchemaVote:
-    """Counts of `rows` rows of features: how often each name came as a number, and as which texts."""
+    """Counts of `rows` rows of features: how often each name came as a number, and as which texts; and of labels."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -33,9 +37,12 @@ class SchemaVote:
     def complete(self) -> bool:
         return self.rows >= SCHEMA_ROWS
 
-    def add(self, features: Mapping[str, object] | Sequence[object] | None) -> None:
-        """One row as it came: by name, or in order (names "0", "1", ...); None: it could not be read again."""
+    def add(self, features: Mapping[str, object] | Sequence[object] | None, label: str | None = None) -> None:
+        """One row as it came: by name, or in order (names "0", "1", ...); None: it could not be read again. `label`: what
+        was answered."""
         self.rows += 1
+        if label is not None:
+            self._count(self._words.setdefault(_LABELS, {}), label)
         if features is None:
             return
         if not isinstance(features, Mapping):
@@ -47,9 +54,7 @@ class SchemaVote:
             self._numbers.setdefault(name, 0)
             words = self._words.setdefault(name, {})
             if isinstance(value, str | bool):
-                word = value if isinstance(value, str) else str(value).lower()
-                if word in words or (len(word) <= MAX_WORD and self._room(word)):
-                    words[word] = words.get(word, 0) + 1
+                self._count(words, value if isinstance(value, str) else str(value).lower())
             elif isinstance(value, int | float):
                 self._numbers[name] += 1
 
@@ -65,6 +70,7 @@ class SchemaVote:
             categorical=categorical,
             categories=tuple(self._categories(name) for name in categorical),
             order=order,
+            labels=self._categories(_LABELS),
         )
 
     def state(self) -> dict[str, Any]:
@@ -92,8 +98,12 @@ class SchemaVote:
         return vote
 
     def _categories(self, name: str) -> tuple[str, ...]:
-        words = self._words[name]
+        words = self._words.get(name, {})
         return tuple(sorted(words, key=lambda word: (-words[word], word))[:MAX_CATEGORIES])
+
+    def _count(self, words: dict[str, int], word: str) -> None:
+        if word in words or (len(word) <= MAX_WORD and self._room(word)):
+            words[word] = words.get(word, 0) + 1
 
     def _room(self, text: str, times: int = 1) -> bool:
         size = times * (16 + len(json.dumps(text)))

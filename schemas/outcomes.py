@@ -74,6 +74,11 @@ def outcomes(column: Sequence[Any], words: Words) -> Outcomes:
     )
 
 
+def label_of(answer: Any) -> str | None:
+    """The label of one answer as JSON decoders give it, if it has one."""
+    return _outcome(answer)[1]
+
+
 def _alike(column: Sequence[Any]) -> tuple[Floats, Sequence[str]] | None:
     """Objects of the same labels, or vectors of one length, as finite numbers [n, labels] and the labels; else None."""
     rows: Sequence[Any]

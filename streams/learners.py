@@ -14,6 +14,7 @@ from detectors.base import part_of
 from detectors.learning import Learning
 from schemas.blocks import RowId
 from schemas.flags import RowFlag
+from schemas.outcomes import Words, label_of
 from streams.blocks import OTHER
 from streams.decode import Columns
 from streams.decode.arrow import Batch, read_streams
@@ -43,25 +44,41 @@ def let_vote(learning: Learning, columns: Columns, records: Records) -> None:
         part = part_of(group.endpoint, group.version)
         offsets, numbers = columns.offset[group.rows].tolist(), columns.row[group.rows].tolist()
         rows = [RowId(offset, number) for offset, number in zip(offsets, numbers, strict=True)]
-        read: dict[int, Sequence[Any]] = {}
+        read: dict[int, tuple[Sequence[Features | None], Sequence[str | None]]] = {}
         for at in learning.voters(part, rows):
             row = rows[at]
             if row.offset not in read:
                 value = records.values[bisect_left(records.offsets, row.offset)]
-                read = {row.offset: features_of(value or b"")}
-            found = read[row.offset]
-            learning.vote(part, row, found[row.row] if row.row < len(found) else None)
+                read = {row.offset: rows_of(value or b"")}
+            features, labels = read[row.offset]
+            if row.row < len(features):
+                learning.vote(part, row, features[row.row], labels[row.row])
+            else:
+                learning.vote(part, row, None)
 
 
-def features_of(value: bytes) -> Sequence[Features | None]:
-    """The features of each row of a record that has been decoded; None for a row that has none."""
+def rows_of(value: bytes) -> tuple[Sequence[Features | None], Sequence[str | None]]:
+    """The features of each row of a record that has been decoded, and the label that was answered; None for a row that
+    has none."""
     if value.startswith(ARROW_MAGIC):
-        columns = Batch(read_streams([inspect(value)])).features
-        return [
+        batch, words = Batch(read_streams([inspect(value)])), Words()
+        columns, label = batch.features, batch.outcomes(words).label.tolist()
+        names = words.all()
+        features = [
             dict(zip(columns, row, strict=True)) for row in zip(*(c.to_pylist() for c in columns.values()), strict=True)
         ]
-    found = [each.get("features") if isinstance(each, dict) else None for each in _events(value)]
-    return [each if isinstance(each, dict | list) else None for each in found]
+        return features, [names[code] for code in label]
+    events = [each if isinstance(each, dict) else {} for each in _events(value)]
+    found = [each.get("features") for each in events]
+    return [each if isinstance(each, dict | list) else None for each in found], [_label(each) for each in events]
+
+
+def _label(event: Mapping[str, Any]) -> str | None:
+    """A row that was refused, beside ones that were not, may have anything as its answer."""
+    try:
+        return label_of(event.get("prediction"))
+    except TypeError:
+        return None
 
 
 def _events(value: bytes) -> Sequence[Any]:

@@ -20,6 +20,7 @@ from detectors.learning import (
     SILENT_MS,
     Learning,
 )
+from detectors.profile import QUANTILE_LEVELS
 from detectors.profile_build import build_profile
 from detectors.report_state import MAX_STATE_BYTES
 from detectors.schema_vote import SCHEMA_ROWS, SchemaVote
@@ -111,6 +112,64 @@ def test_the_profile_is_that_of_the_rows_to_half_a_per_mille() -> None:
         assert learned.mean == pytest.approx(built.mean, abs=0.01)
         assert learned.quantiles == pytest.approx(built.quantiles, abs=0.02)
         assert learned.probabilities == pytest.approx(built.probabilities, abs=0.005)
+
+
+def test_what_was_answered_meanwhile_becomes_the_profile_of_outputs() -> None:
+    learning, made = learner([{"a": 1.0, "b": 1.0}]), blocks(40)
+    fallbacks = [
+        replace(block, served_by=np.full(BLOCK_ROWS, 2, np.uint8), value=block.value + 7) for block in made[:4]
+    ]
+    learning.update([*fallbacks, *made[4:]])
+
+    outputs = learning.build(PART).outputs
+
+    assert outputs is not None
+    (score,) = outputs.numeric
+    value = np.concatenate([block.value for block in made[4:]])
+    assert score.name == "score"
+    assert score.mean == pytest.approx(value.mean(), abs=0.001)
+    assert score.quantiles == pytest.approx(np.quantile(value, QUANTILE_LEVELS), abs=0.002)
+    assert score.missing_rate == pytest.approx(0.1)
+
+
+def test_a_feature_that_comes_late_is_learned_as_it_is() -> None:
+    learning, made = learner([{"a": 1.0, "b": 1.0}]), blocks(40)
+    late = [replace(block, numeric=block.numeric * (1.0, np.nan)) for block in made[:3]]
+    learning.update([*late, *made[3:]])
+
+    b = learning.build(PART).numeric[1]
+
+    assert b.mean == pytest.approx(np.concatenate([block.numeric[:, 1] for block in made[3:]]).mean(), abs=0.01)
+    assert b.missing_rate == pytest.approx(3 / 40)
+
+
+def test_labels_are_voted_and_learned_with_their_confidence() -> None:
+    learning = Learning(40 * BLOCK_ROWS, at_least_ms=0)
+    learning.admit("credit", "v1", 0)
+    for at in range(SCHEMA_ROWS):
+        learning.vote(PART, RowId(at, 0), {"a": 1.0}, "yes" if at % 4 else "no")
+    learning.decide(PART)
+    assert learning.schema(PART).labels == ("yes", "no")  # type: ignore[union-attr]
+    again = Learning(40 * BLOCK_ROWS, at_least_ms=0)
+    again.restore(PART, learning.snapshot(PART))
+    label = (np.arange(BLOCK_ROWS) % 4 == 0).astype(np.int32)
+    confidence = np.where(label, 0.625, 0.875)
+
+    again.update([replace(block, label=label, confidence=confidence, value=np.full(BLOCK_ROWS, np.nan))
+                  for block in blocks(40, width=1)])  # fmt: skip
+    profile = again.build(PART)
+
+    assert profile.labels == ("yes", "no")
+    assert profile.outputs.categorical[0].category_rates == pytest.approx((0.75, 0.25))  # type: ignore[union-attr]
+    (sure,) = profile.outputs.numeric  # type: ignore[union-attr]
+    assert (sure.name, sure.mean) == ("confidence", pytest.approx(0.8125, abs=1e-3))
+
+
+def test_a_version_that_answers_nothing_learns_no_outputs() -> None:
+    learning = learner([{"a": 1.0, "b": 1.0}])
+    learning.update([replace(block, value=np.full(BLOCK_ROWS, np.nan)) for block in blocks(40)])
+
+    assert learning.build(PART).outputs is None
 
 
 def test_a_caller_over_its_cap_is_thinned_and_not_dropped() -> None:

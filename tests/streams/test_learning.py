@@ -17,7 +17,7 @@ from schemas.deadletter import DeadLetter
 from schemas.signals import Signal
 from schemas.topics import DEAD_LETTERS, PROFILES
 from schemas.wire import KIND_HEADER
-from streams.learners import features_of
+from streams.learners import rows_of
 from streams.prediction_log import PredictionLog
 from streams.records import Outgoing, RawHeaders, Records
 from tests.streams.log_of_predictions import activation, content_of_log, open_log
@@ -218,23 +218,25 @@ def test_a_profile_activated_while_no_block_is_open_is_saved_with_its_part() -> 
 
 def test_features_are_read_again_from_every_encoding() -> None:
     rows = [{"a": 1.0, "b": "x"}, {"a": None, "b": "y"}]
-    table = pa.table({"endpoint": ["e", "e"], "features": rows})
+    answers = [{"yes": 0.25, "no": 0.75}, {"yes": 1.0, "no": 0.0}]
+    table = pa.table({"endpoint": ["e", "e"], "features": rows, "prediction": answers})
+    events = [{"features": row, "prediction": answer} for row, answer in zip(rows, answers, strict=True)]
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
 
-    assert features_of(sink.getvalue()) == rows
-    assert features_of(json.dumps([{"features": row} for row in rows]).encode()) == rows
-    assert features_of(json.dumps({"features": [1, "x"]}).encode()) == [[1, "x"]]
-    assert features_of(b'{"features": {"a": NaN}}') != [None]
+    assert rows_of(sink.getvalue()) == (rows, ["no", "yes"])
+    assert rows_of(json.dumps(events).encode()) == (rows, ["no", "yes"])
+    assert rows_of(json.dumps({"features": [1, "x"]}).encode()) == ([[1, "x"]], [None])
+    assert rows_of(b'{"features": {"a": NaN}}')[0] != [None]
 
 
 def test_a_row_that_is_refused_keeps_no_neighbour_from_voting_and_stops_nothing() -> None:
     good, bad = b'{"endpoint":"credit","features":{"a":1.5}}', b'{"endpoint":"credit","x":"\xff"}'
     array = b"[" + b",".join([good, bad, good]) + b"]"
 
-    assert features_of(array) == [{"a": 1.5}, None, {"a": 1.5}]
-    assert features_of(bad) == []
+    assert rows_of(array) == ([{"a": 1.5}, None, {"a": 1.5}], [None, None, None])
+    assert rows_of(bad) == ([], [])
     values = [array, good]
     out = feed(open_log(), Records(values, [b"credit"] * 2, [None] * 2, [0, 1], [1_000_000, 1_000_001]), [])
     reasons = [DeadLetter.from_bytes(record.value).reason for record in out if record.topic == DEAD_LETTERS]
