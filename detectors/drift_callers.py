@@ -163,7 +163,7 @@ class CallerCells:
             usual = self._usual(k, shift.expected, shift.leading, mean)
             own += shift.own(k, mean - usual, self._usual_share(k))
             changes.append(_beyond(mean, usual, shift.rows_of([k]), self._usual_rows(k)))
-        if found.named and (min(changes) < OWN_LEAST or own < MIX_MOST * shift.strength):
+        if found.named and not (min(changes) >= OWN_LEAST and own >= MIX_MOST * shift.strength):
             return Attribution("unclear", (), found.shares, found.left)
         for k, change in zip(found.named, changes, strict=True):
             if self.keys[k] != ALL_CLAIMED:
@@ -217,7 +217,8 @@ class CallerCells:
         if self.usual_rows[k] >= LEAST_USUAL_ROWS:
             return np.asarray(self.usual[k, leading].astype(np.float64) / self.usual_rows[k])
         near = np.minimum(mean, expected / NEWCOMER_SHARE)
-        return np.asarray(near + (1.0 - near.sum(axis=1, keepdims=True)) * expected)
+        rest = np.maximum(1.0 - near.sum(axis=1, keepdims=True), 0.0)  # rounding may take `mean` above 1
+        return np.asarray(near + rest * expected)
 
     def _usual_share(self, k: int) -> float:
         """Caller k's usual share of the traffic; 1 of one without a past."""
@@ -228,6 +229,7 @@ class CallerCells:
 
     def _sight(self, block: Block, edges: Floats) -> Sight:
         weight = row_weights([block])[0]
+        weight *= np.count_nonzero(weight) / max(float(weight.sum()), 1e-300)  # as many as there are rows, if sampled
         auth = block.verified.tolist()
         names: list[Key] = [
             (name, "verified") if known else ALL_CLAIMED for name, known in zip(block.callers, auth, strict=True)

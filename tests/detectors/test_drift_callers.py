@@ -198,6 +198,16 @@ def test_a_mended_caller_is_read_on_for_a_while_and_then_let_go() -> None:
     assert not any(reading.subject == "caller-0" for reading in detector.update([later]))
 
 
+@pytest.mark.parametrize("weight", [0.01, 50.0])
+def test_sampled_traffic_is_judged_by_its_rows(weight: float) -> None:
+    detector = fitted()
+    sampled = [replace(block, weight=np.full(BLOCK_ROWS, weight)) for block in blocks(40, HEAVY)]
+    broken = [replace(block, weight=np.full(BLOCK_ROWS, weight)) for block in blocks(3, HEAVY, feet(0), first=40)]
+
+    assert named(detector.update(sampled)) == set()
+    assert named(detector.update(broken)) == {"caller-0"}
+
+
 def test_refused_rows_accuse_nobody() -> None:
     detector = fitted()
     detector.update(blocks(LEARNED, HEAVY))
