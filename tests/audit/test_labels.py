@@ -16,8 +16,10 @@ from schemas.feedback import Labelled
 from schemas.tables import RAW, TABLES, VIEWS, all_ddl
 from schemas.topics import DEAD_LETTERS, FEEDBACK, LABELLED, PREDICTIONS
 from streams.audit import labels
-from streams.audit.engine import EmbeddedClickHouse, Unavailable
+from streams.audit.engine import EmbeddedClickHouse, ServerClickHouse, Unavailable
+from streams.audit.http_port import HttpPort
 from streams.audit.labels import LATEST_S, RESTING_S
+from tests.audit.http_asking import WRITER_TOKEN
 from tests.audit.labelling import LATELY, Labelling, feedback, once, position, prediction
 
 
@@ -264,6 +266,24 @@ def test_a_label_comes_two_hundred_days_late_when_the_features_are_long_gone(sta
 
     (one,) = stage.said()
     assert (one.delay_ms, one.prediction_ts) == (200 * day, then)
+
+
+def test_over_http_the_same_sql_joins_the_same(stage: Labelling, clickhouse_port: HttpPort, tmp_path: Path) -> None:
+    """The client for a server against our own port; a real server is not run here."""
+    (tmp_path / "password").write_text(WRITER_TOKEN)
+    stage.engine = server = ServerClickHouse(clickhouse_port.url, "writer", tmp_path / "password")
+    stage.restart()
+    stage.insert(PREDICTIONS, [prediction("a", {"yes": 0.5}), prediction("b"), prediction("b")])
+    stage.insert(FEEDBACK, [feedback("a", "yes"), feedback("b"), feedback("c"), feedback("a", False)])
+    stage.round()
+    stage.restart()
+    stage.round()
+
+    assert [(position(one), one.prediction, one.label) for one in stage.said()] == [
+        ((0, 0), {"yes": 0.5}, "yes"), ((3, 0), {"yes": 0.5}, False),
+    ]  # fmt: skip
+    assert [stage.counted(outcome) for outcome in ("joined", "ambiguous", "no_prediction")] == [2, 1, 1]
+    server.close()
 
 
 def test_hostile_feedback_is_dead_lettered_and_stops_no_label(stage: Labelling) -> None:
