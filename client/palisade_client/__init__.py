@@ -5,6 +5,7 @@ from palisade_client._caller import Caller, current_caller
 from palisade_client._emitter import Emitter
 from palisade_client._errors import CallerLimited, PalisadeError, PredictTimeout
 from palisade_client._guard import Guard
+from palisade_client._request_id import name_request
 from palisade_client.asgi import PalisadeMiddleware
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "PredictTimeout",
     "current_caller",
     "last_answer",
+    "name_request",
 ]

@@ -10,17 +10,19 @@ from palisade_client._caller import CallerAuth
 from palisade_client._counts import CallerKey, Failure, Route
 from palisade_client._fallback import NO_ANSWER
 from palisade_client._live import Live
+from palisade_client._request_id import take_request_id
 
 
 class Call:
     """One guarded call from admission to its end, which is counted exactly once."""
 
-    __slots__ = ("_attempt", "_begun", "_taken", "_ts", "features", "key", "live", "route")
+    __slots__ = ("_attempt", "_begun", "_request_id", "_taken", "_ts", "features", "key", "live", "route")
 
     def __init__(self, live: Live, features: Any, caller: str, auth: CallerAuth) -> None:
         self.live, self.features = live, features
         self.key: CallerKey = (live.known_as(caller), auth)
         self._ts = live.clock.wall_ms()
+        self._request_id = take_request_id()  # also of a call that is refused
         self.route: Route = live.admit(self.key, features)
         self._taken = live.take(features)  # now: the model may change them
         self._begun = self._attempt = perf_counter()
@@ -82,5 +84,12 @@ class Call:
         if self._taken is not None:
             latency_ms = (now - self._begun) * 1000
             self.live.emit(
-                self.key, self._taken, value, served_by=route, status=status, ts=self._ts, latency_ms=latency_ms
+                self.key,
+                self._taken,
+                value,
+                served_by=route,
+                status=status,
+                ts=self._ts,
+                latency_ms=latency_ms,
+                request_id=self._request_id,
             )

@@ -34,7 +34,8 @@ IDLE_S = 0.25
 class Details(TypedDict, total=False):
     """Fields of a prediction besides endpoint, features and outcome, with the contract's defaults.
 
-    `ts`: event time, ms since the epoch, default now. `weight`: 1 / sampling rate.
+    `ts`: event time, ms since the epoch, default now. `weight`: 1 / sampling rate. `request_id`: the service's own, by which
+    labels find the prediction later; see `name_request`.
     """
 
     model_version: str
@@ -46,6 +47,7 @@ class Details(TypedDict, total=False):
     status: Literal["ok", "error", "timeout", "unanswered"]
     served_by: str
     weight: float
+    request_id: str
 
 
 class Waiting(NamedTuple):
@@ -61,6 +63,7 @@ class Waiting(NamedTuple):
     status: str
     served_by: str
     weight: float
+    request_id: str = ""
 
 
 class Taken(NamedTuple):
@@ -170,6 +173,7 @@ class Emitter:
             "weight": 1.0,
         }
         known.update(details)
+        known["request_id"] = clean_id(known["request_id"]) if known.get("request_id") else ""
         endpoint = clean_id(endpoint)
         redactor = self._redactors.get(endpoint)
         known["caller"] = clean_id(known["caller"]) if redactor is None else redactor.caller(known["caller"])
@@ -323,7 +327,7 @@ def _event(waiting: Waiting, features: Any, prediction: Any, producer: str, seq:
         features,
         producer,
         seq,
-        f"{producer}-{seq}",
+        waiting.request_id or f"{producer}-{seq}",
         waiting.model_version,
         waiting.artifact_digest,
         waiting.caller,

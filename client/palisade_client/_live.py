@@ -168,6 +168,7 @@ class Live:
         status: str = "ok",
         ts: int,
         latency_ms: float = 0.0,
+        request_id: str = "",
     ) -> None:
         """Queues the prediction."""
         identity = self.identity
@@ -182,6 +183,7 @@ class Live:
             status,
             served_by,
             1.0 / identity.sample,
+            request_id,
         )
         self.emitter.put(waiting, taken, prediction)
 
