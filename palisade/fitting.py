@@ -65,6 +65,17 @@ def misfits(profile: Profile, features: pa.StructArray) -> list[str]:
     return said
 
 
+def unanswered(profile: Profile, predictions: pa.Table) -> list[str]:
+    """What predictions without an answer would only look like drift for, as `misfits` says it."""
+    absent = "prediction" not in predictions.column_names or predictions["prediction"].null_count == len(predictions)
+    if profile.outputs is None or not absent:
+        return []
+    return [
+        "no row has a prediction, and the profile knows what the model answers: that counts as drift to missing. "
+        "Name the column of the answers with --field prediction=COLUMN, or build the profile again without --prediction"
+    ]
+
+
 def hardly_features(table: pa.Table, names: tuple[str, ...]) -> list[tuple[str, str]]:
     """Columns, in the order of the rows, that look like an identifier or a clock, and why: these never repeat in live
     data, so that they would be drift at once."""

@@ -141,7 +141,7 @@ def _warn_of_misfits(recorded: Recorded, connection: KafkaConnection, redactors:
     """Says where the rows and the active profile of their endpoint cannot agree."""
     from confluent_kafka import KafkaException
 
-    from palisade.fitting import active_profiles, misfits
+    from palisade.fitting import active_profiles, misfits, unanswered
 
     table = recorded.table
     endpoints = set(table["endpoint"].unique().to_pylist())
@@ -157,7 +157,7 @@ def _warn_of_misfits(recorded: Recorded, connection: KafkaConnection, redactors:
     for (endpoint, version), profile in active.items():
         if endpoint in endpoints and version in versions:
             sent = redactors[endpoint].struct(features) if endpoint in redactors else features
-            for sentence in misfits(profile, sent):
+            for sentence in (*misfits(profile, sent), *unanswered(profile, table)):
                 _warn(f"{endpoint}@{version}: {sentence}")
 
 

@@ -14,7 +14,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from palisade.fitting import hardly_features, misfits
+from detectors.profile_build import build_profile
+from palisade.fitting import hardly_features, misfits, unanswered
 from palisade.recorded import FIELDS, Mapping, read_predictions
 from palisade.tables import UnusableFile
 from schemas.events import Prediction
@@ -250,6 +251,18 @@ def test_what_rows_lack_or_have_too_much_for_a_profile_is_named_with_the_remedy(
     (said,) = misfits(wanted, rows(**{min(numbers): pa.array(["1", "2"])}))
     assert f"the profile has {min(numbers)} as numbers, these rows have not" in said
     assert others
+
+
+def test_rows_without_an_answer_are_named_where_the_profile_knows_answers() -> None:
+    rows = pa.table({"x": np.arange(600.0) % 7, "answer": np.arange(600.0) % 5})
+    knows, knows_none = build_profile(rows, prediction=["answer"]), build_profile(rows)
+    silent = pa.table({"endpoint": ["credit"] * 2})
+
+    (said,) = unanswered(knows, silent)
+    assert "--field prediction=COLUMN" in said
+    assert unanswered(knows, silent.append_column("prediction", pa.nulls(2, pa.float64()))) == [said]
+    assert unanswered(knows, silent.append_column("prediction", pa.array([None, 0.5]))) == []
+    assert unanswered(knows_none, silent) == []
 
 
 def test_identifiers_and_clocks_are_told_from_measurements() -> None:
