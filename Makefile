@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check lock schemas bench-latency bench-throughput bench-false-alarms bench-quality fuzz clean
+.PHONY: help setup demo test test-fast check lock schemas bench-latency bench-throughput bench-ingest bench-false-alarms bench-quality fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ bench-latency: $(READY)  ## From a caller's first event over its pattern to its 
 
 bench-throughput: $(READY)  ## Predictions a second on one core, beside stock Faust
 	@$(BIN)/python -m benchmarks.throughput
+
+bench-ingest: $(READY)  ## Requests and responses paired a second on one core
+	@$(BIN)/python -m benchmarks.ingest
 
 bench-false-alarms: $(READY)  ## False alarms of each detector on stationary data, beside the rate it states
 	@$(BIN)/python -m benchmarks.false_alarms $(ARGS)
