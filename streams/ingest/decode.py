@@ -223,14 +223,14 @@ class _Run:
     def _array(self, whole: _Row) -> Iterator[None]:
         """A JSON array of events: at once if all are of known fields, else row by row."""
         value = whole.value
-        if too_deep(value):
-            return self._bury(whole, "too_deep", "")
         try:
-            events = MANY.decode(value)
+            events = MANY.decode(value)  # of known fields alone, which nest no deeper than their types
         except REFUSED:
             events = []
         if 0 < len(events) <= MAX_ROWS_PER_RECORD and _small(value, len(events)):
             return self._take_many(whole, events)
+        if too_deep(value):
+            return self._bury(whole, "too_deep", "")
         rows = self._rows(whole)
         for number, (row, short) in enumerate(zip(rows, simple(rows), strict=True)):
             self._event(_Row(whole.at, number, row, whole.mark, of_array=True), short)
