@@ -178,7 +178,7 @@ class Counts:
         """Reports whose second is over at `now_ms`, or that must not wait."""
         reports = []
         for one in list(self._endpoints.values()):
-            if now_ms - one.seen_ms > QUIET_MS and not one.in_flight:
+            if now_ms - one.seen_ms > QUIET_MS and not one.in_flight and not one.interval.callers:
                 del self._endpoints[one.name]
                 continue
             since = now_ms - one.interval.from_ms
