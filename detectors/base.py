@@ -99,6 +99,7 @@ class Reading:
     detector lacks data, which is `unknown`, never `healthy`. `first_ms` is the log's time of the first evidence.
     `shares`: (caller, auth, share 0-1), heaviest first, at most 20. `rate`, `usual_rate`: events/s of a caller.
     Detectors of callers give readings only of callers over or near their threshold, or that fired lately.
+    `p_values`: of each row of the block that the reading closes, where the detector judges rows one by one; else empty.
     """
 
     detector: str
@@ -122,6 +123,7 @@ class Reading:
     shares: tuple[tuple[str, CallerAuth, float], ...] = ()
     evidence: Evidence = field(default_factory=dict)
     atlas: tuple[str, ...] = ()
+    p_values: tuple[float, ...] = ()
 
 
 Input_contra = TypeVar("Input_contra", contravariant=True)

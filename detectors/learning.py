@@ -278,7 +278,9 @@ class Learning:
             found, coded = categorical_feature(feature, schema.categories[at], raw)
             categorical.append(found)
             codes.append(coded)
-        profile = profile_of(Coded(numeric, values, categorical, codes), schema.order, order_by=None, seed=0)
+        callers = table.who[kept].astype(np.int64)  # those whom nobody vouched for count as one
+        coded_table = Coded(numeric, values, categorical, codes, callers)
+        profile = profile_of(coded_table, schema.order, order_by=None, seed=0)
         return with_outputs(profile, Answers(table.outcomes(kept), list(schema.labels)))
 
     def finish(self, name: str, profile_hash: str) -> None:

@@ -13,6 +13,7 @@ equal on any machine for points within 64 deviations. Beyond that they are as ex
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -133,17 +134,20 @@ class Whitening:
         spread[np.diag_indices_from(spread)] = np.maximum(spread.diagonal(), least)
         strength, directions = np.linalg.eigh(spread)
         floor = ridge * max(float(strength.mean()), 1e-9)
-        return cls(centre, directions / np.sqrt(np.maximum(strength, 0.0) + floor))
+        matrix = directions / np.sqrt(np.maximum(strength, 0.0) + floor)
+        return cls(centre, matrix.astype(np.float32).astype(np.float64))  # a profile keeps it in single precision
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shape:
-    """What a table's rows look like: how they become points, how points are whitened, and some of them."""
+    """What a table's rows look like: how they become points, how points are whitened, some of them, and the squared radius
+    of each one's neighbourhood in the plain view."""
 
     coordinates: Coordinates
     whitening: Whitening
     plain: Whitening
     references: Halves
+    radii: Floats32
 
     @classmethod
     def fit(cls, numeric: Floats, categorical: Codes, sizes: Sequence[int]) -> Shape:
@@ -154,17 +158,16 @@ class Shape:
         least = np.zeros(coordinates.size)
         least[len(coordinates.centre)] = 1.0  # one nat: a value that was never missing is strange, not infinitely so
         most = min(REFERENCES["rich"], MAX_REFERENCE_NUMBERS // coordinates.size, len(points))
-        return cls(
-            coordinates,
-            Whitening.fit(points, WHITEN_RIDGE, least),
-            Whitening.fit(coordinates.plain(points), PLAIN_RIDGE, least),
-            points[: most - most % GROUPS].astype(np.float16),
-        )
+        references = points[: most - most % GROUPS].astype(np.float16)
+        plain = Whitening.fit(coordinates.plain(points), PLAIN_RIDGE, least)
+        whitened = plain.of(coordinates.plain(references.astype(np.float64)))
+        radii = _Distances(whitened).neighbourhoods(whitened)
+        return cls(coordinates, Whitening.fit(points, WHITEN_RIDGE, least), plain, references, radii)
 
 
 class Measures:
-    """The measures of one tier, ready to be taken. Holds 4 kB a reference of the fast tier's, twice that of the rich one's;
-    not for several threads at once."""
+    """The measures of one tier, ready to be taken: 100 kB in the fast tier at 20 coordinates, 800 kB in the rich one. Not for
+    several threads at once."""
 
     def __init__(self, shape: Shape, tier: Tier) -> None:
         self._shape = shape
@@ -172,9 +175,8 @@ class Measures:
         points = shape.references[: REFERENCES[tier]].astype(np.float64)
         self._near = _Distances(shape.whitening.of(points))
         if tier == "rich":
-            plain = shape.plain.of(shape.coordinates.plain(points))
-            self._local = _Distances(plain)
-            self._closeness = 1.0 / self._local.neighbourhoods(plain)[:, None]
+            self._local = _Distances(shape.plain.of(shape.coordinates.plain(points)))
+            self._closeness = 1.0 / shape.radii[:, None]
 
     def of(self, numeric: Floats, categorical: Codes) -> list[Floats]:
         """The tier's measures [n] of rows [n, ...], block by block, so that a row's bits do not depend on other blocks."""
@@ -209,13 +211,12 @@ class _Distances:
         ones = np.ones_like(squares)
         self._left = np.column_stack([-2.0 * references, squares, ones]).astype(np.float32)
         self._right = np.ones((BLOCK_ROWS, self._left.shape[1]), np.float32)
-        self._out = np.empty((len(references), BLOCK_ROWS), np.float32)
 
     def to(self, points: Floats32, squares: Floats32) -> Floats32:
         """To `points` [256, q] with `squares` [256]: [m, 256], overwritten by the next call."""
         self._right[:, :-2] = points
         self._right[:, -1] = squares
-        return np.dot(self._left, self._right.T, out=self._out)
+        return np.dot(self._left, self._right.T, out=_workspace(len(self._left)))
 
     def neighbourhoods(self, references: Floats32) -> Floats32:
         """The squared radius of each reference's neighbourhood [m], never next to nothing."""
@@ -233,6 +234,14 @@ class _Distances:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class HeldOut:
+    """Numbers of the rows held out, rising, and the p-value of each in each tier."""
+
+    rows: Longs
+    p_values: dict[Tier, Floats]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class OutlierModel:
     """The shape of a table, and each tier's calibration."""
 
@@ -245,21 +254,40 @@ class OutlierModel:
     ) -> OutlierModel:
         """Of a table in any order: numeric [n, numeric] with NaN = missing, categorical [n, categorical] of codes below
         `sizes`, `MISSING` or `UNSEEN`. A second or two at 100,000 rows of 20 features. Raises ConfigError below 32 rows."""
+        return cls.fit_held_out(numeric, categorical, sizes, seed=seed)[0]
+
+    @classmethod
+    def fit_held_out(
+        cls, numeric: Floats, categorical: Codes | None = None, sizes: Sequence[int] = (), *, seed: int = 0
+    ) -> tuple[OutlierModel, HeldOut]:
+        """As `fit`, and what it found of the rows held out."""
         rows = len(numeric)
         if categorical is None:
             categorical = np.zeros((rows, 0), np.int32)
         if rows < LEAST_ROWS:
             raise ConfigError(f"{rows} rows show no shape: outliers need at least {LEAST_ROWS}")
         order = np.random.default_rng(seed).permutation(rows)
-        taken: dict[Tier, list[list[Floats]]] = {tier: [] for tier in TIERS}
+        parts: dict[Tier, list[list[Floats]]] = {tier: [] for tier in TIERS}
+        held: list[Longs] = []
         shape = None
         for fitted, held_out in _plan(order):
+            held.append(held_out)
             shape = Shape.fit(numeric[fitted], categorical[fitted], sizes)
             for tier in TIERS:
-                taken[tier].append(Measures(shape, tier).of(numeric[held_out], categorical[held_out]))
+                parts[tier].append(Measures(shape, tier).of(numeric[held_out], categorical[held_out]))
         if rows < HOLD_OUT_ROWS or shape is None:
             shape = Shape.fit(numeric[order], categorical[order], sizes)
-        return cls(shape, {tier: _calibrated(tier, parts) for tier, parts in taken.items()})
+        which = np.concatenate(held)
+        rising = np.argsort(which)
+        calibrations: dict[Tier, Calibration] = {}
+        p_values: dict[Tier, Floats] = {}
+        for tier, found in parts.items():
+            measures = [np.concatenate(each) for each in zip(*found, strict=True)]
+            curves = tuple(map(Curve.fit, measures))
+            scores = _combined(tier, curves, measures)
+            calibrations[tier] = Calibration.fit(curves, scores)
+            p_values[tier] = calibrations[tier].p_values(scores)[rising]
+        return cls(shape, calibrations), HeldOut(which[rising], p_values)
 
 
 class OutlierScorer:
@@ -280,6 +308,18 @@ class OutlierScorer:
         return Scored(scores, self._calibration.p_values(scores))
 
 
+_own = threading.local()
+
+
+def _workspace(references: int) -> Floats32:
+    """Room for distances [references, 256], one a thread: 1 MB in the fast tier, 4 MB in the rich one. Taking it anew for
+    each block would cost a fifth of the time."""
+    room: Floats32 | None = getattr(_own, "room", None)
+    if room is None or len(room) < references:
+        room = _own.room = np.empty((references, BLOCK_ROWS), np.float32)
+    return room[:references]
+
+
 def _plan(order: Longs) -> Iterator[tuple[Longs, Longs]]:
     """Which rows make the shape, and which are held out for calibration; rows in random order."""
     if len(order) >= HOLD_OUT_ROWS:
@@ -289,12 +329,6 @@ def _plan(order: Longs) -> Iterator[tuple[Longs, Longs]]:
     for fold in range(FOLDS):
         held = np.arange(len(order)) % FOLDS == fold
         yield order[~held], order[held]
-
-
-def _calibrated(tier: Tier, parts: Sequence[Sequence[Floats]]) -> Calibration:
-    measures = [np.concatenate(each) for each in zip(*parts, strict=True)]
-    curves = tuple(map(Curve.fit, measures))
-    return Calibration.fit(curves, _combined(tier, curves, measures))
 
 
 def _combined(tier: Tier, curves: Sequence[Curve], measures: Sequence[Floats]) -> Floats:

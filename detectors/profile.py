@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from detectors.cells import CELLS, EDGES
+from detectors.outlier_section import OutlierSection
 from schemas.blocks import FeatureSchema
 from schemas.errors import ConfigError
 
@@ -29,7 +30,8 @@ MAX_FEATURES = 512
 MAX_CATEGORIES = 200
 MAX_NAME = 256
 MAX_PROFILE_BYTES = 8 << 20
-"""512 features of 200 categories of 40 bytes, with their calibration; 20 numeric features take about 40 kB."""
+"""512 features of 200 categories of 40 bytes, with their calibration; 20 numeric features take about 40 kB, and 250 kB more
+for outliers."""
 MIN_ROWS = 512
 """Fewer rows say nothing about how blocks of 256 rows differ."""
 QUANTILE_LEVELS = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -181,6 +183,7 @@ class Profile(_Part):
     `order_by` names the column that ordered the rows; None means that the rows' own order in the table was taken.
     Spreads are in the order of `numeric`, then `categorical`. `outputs`: the profile of what the model answered on the same
     rows, whose features are `SCORE` and `CONFIDENCE`, numbers, and `LABEL`; as many of them as it answers.
+    `outliers` is None in profiles of releases before it, and of tables too wide for it.
     """
 
     format: Literal[1] = 1
@@ -192,13 +195,16 @@ class Profile(_Part):
     categorical: tuple[CategoricalFeature, ...] = Field(max_length=MAX_FEATURES)
     calibration: Calibration
     outputs: Profile | None = None
+    outliers: OutlierSection | None = None
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A profile without outputs has the bytes, and so the name, that it had before profiles could have any."""
+        """A profile without outputs, or without outliers, has the bytes, and so the name, that it had before profiles
+        could have any."""
         data: dict[str, Any] = dumped(self)
-        if self.outputs is None:
-            del data["outputs"]
+        for name in ("outputs", "outliers"):
+            if data[name] is None:
+                del data[name]
         return data
 
     @model_validator(mode="after")
@@ -219,6 +225,9 @@ class Profile(_Part):
             raise ValueError("the calibration is of other features")
         if any(tail.feature >= len(self.numeric) for tail in self.calibration.adaptive):
             raise ValueError("the adaptive calibration is of a feature that is not numeric")
+        sizes = [len(feature.categories) for feature in self.categorical]
+        if self.outliers is not None and not self.outliers.fits(len(self.numeric), sizes):
+            raise ValueError("the section of outliers is of other features")
         return self
 
     @property

@@ -22,6 +22,7 @@ from detectors.cells import (
     padded_edges,
 )
 from detectors.drift_thresholds import UNIT_ROWS, OrderedTable, adaptive_tails, alarm_tails, feature_spreads
+from detectors.outlier_section import OutlierSection, section_of
 from detectors.profile import (
     CONFIDENCE,
     LABEL,
@@ -55,16 +56,22 @@ def build_profile(
     order_by: str | None = None,
     exclude: Sequence[str] = (),
     prediction: Sequence[str] = (),
+    caller_column: str | None = None,
+    outliers: bool = True,
     seed: int = 0,
 ) -> Profile:
-    """The profile of a training `table`: every column but `order_by` and those of `exclude` and `prediction` is a feature.
+    """The profile of a training `table`: every column but `order_by`, `caller_column` and those of `exclude` and
+    `prediction` is a feature.
 
     Numbers are numeric; strings, dictionaries and booleans (as "true", "false") are categorical. Rows are sorted by
     `order_by` (missing last), else taken in their own order: thresholds come from how contiguous rows differ.
     `prediction` holds what the model itself answers on these rows (`answers_of`): the profile then has `outputs`.
+    `caller_column` says whose each row is: how many strange rows a caller may send comes from how callers differ.
+    `outliers`: with what judges single rows, among it some thousand rows of the table itself.
     A table of 170,000 rows and 15 features takes a few seconds. Raises ConfigError with what to do about it.
     """
-    names = _feature_names(table, order_by, exclude, prediction)
+    aside = [*exclude, *([] if caller_column is None else [caller_column])]
+    names = _feature_names(table, order_by, aside, prediction)
     if table.num_rows < MIN_ROWS:
         raise ConfigError(f"the table has {table.num_rows} rows: a profile needs at least {MIN_ROWS}")
     if order_by is not None:
@@ -82,7 +89,9 @@ def build_profile(
             codes.append(coded)
         else:
             raise ConfigError(f"column {name!r} is {column.type}: exclude it, or make it a number or a string")
-    profile = profile_of(Coded(numeric, values, categorical, codes), names, order_by=order_by, seed=seed)
+    callers = None if caller_column is None else _coded(table.column(caller_column))[1]
+    whole = Coded(numeric, values, categorical, codes, callers)
+    profile = profile_of(whole, names, order_by=order_by, seed=seed, outliers=outliers)
     if not prediction:
         return profile
     profile = with_outputs(profile, answers_of(table, prediction))
@@ -96,7 +105,9 @@ def with_outputs(profile: Profile, answers: Answers) -> Profile:
     coded = outputs_of(answers)
     if not coded.names:
         return profile
-    outputs = profile_of(coded, coded.names, order_by=profile.order_by, seed=profile.seed, adaptive=False)
+    outputs = profile_of(
+        coded, coded.names, order_by=profile.order_by, seed=profile.seed, adaptive=False, outliers=False
+    )
     return profile.model_copy(update={"outputs": outputs})
 
 
@@ -121,12 +132,15 @@ def outputs_of(answers: Answers) -> Coded:
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """A table's features, and its columns in order: numbers [rows] with NaN = missing, category codes [rows]."""
+    """A table's features, and its columns in order: numbers [rows] with NaN = missing, category codes [rows].
+
+    `callers` [rows] are numbers for who sent them, negative where nobody knows; None: the table does not say."""
 
     numeric: list[NumericFeature]
     values: list[Floats]
     categorical: list[CategoricalFeature]
     codes: list[Codes]
+    callers: Longs | None = None
 
     @property
     def names(self) -> list[str]:
@@ -138,10 +152,16 @@ class Coded:
 
 
 def profile_of(
-    table: Coded, order: Sequence[str], *, order_by: str | None, seed: int, adaptive: bool = True
+    table: Coded,
+    order: Sequence[str],
+    *,
+    order_by: str | None,
+    seed: int,
+    adaptive: bool = True,
+    outliers: bool = True,
 ) -> Profile:
     """The profile of a table whose features are known; `order` names them as they lay in it. `adaptive`: ADWIN is to watch
-    their means, too."""
+    their means, too; `outliers`: rows are to be judged one by one."""
     ordered = _ordered_table(table)
     spreads = feature_spreads(ordered)
     return Profile(
@@ -156,6 +176,17 @@ def profile_of(
             tails=alarm_tails(ordered, spreads, seed),
             adaptive=adaptive_tails(ordered, seed) if adaptive else (),
         ),
+        outliers=_outliers(table, seed) if outliers else None,
+    )
+
+
+def _outliers(table: Coded, seed: int) -> OutlierSection | None:
+    return section_of(
+        np.stack(table.values, axis=1) if table.values else np.zeros((table.rows, 0)),
+        np.stack(table.codes, axis=1) if table.codes else np.zeros((table.rows, 0), np.int32),
+        [len(feature.categories) for feature in table.categorical],
+        table.callers,
+        seed,
     )
 
 
@@ -216,13 +247,17 @@ def numeric_feature(name: str, numbers: Floats) -> NumericFeature:
 
 def _categorical_feature(name: str, column: pa.ChunkedArray) -> tuple[CategoricalFeature, Codes]:
     """The feature and the code of each row: most frequent category first, ties by name."""
+    return categorical_feature(name, *_coded(column))
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[list[str], Longs]:
+    """The distinct words of a column, and for each row the index of its word or `MISSING`."""
     text = column.cast(pa.string()).combine_chunks()
     if isinstance(text, pa.ChunkedArray):
         text = text.chunk(0) if text.num_chunks else pa.array([], pa.string())
     encoded = text.dictionary_encode()
-    words: list[str] = encoded.dictionary.to_pylist()
-    raw = encoded.indices.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
-    return categorical_feature(name, words, raw)
+    raw: Longs = encoded.indices.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
+    return encoded.dictionary.to_pylist(), raw
 
 
 def categorical_feature(name: str, words: Sequence[str], raw: Longs) -> tuple[CategoricalFeature, Codes]:

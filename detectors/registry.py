@@ -11,13 +11,15 @@ from detectors.feature_drift import FeatureDrift
 from detectors.health import Health
 from detectors.learning import Learning
 from detectors.odd_input import OddInput
+from detectors.outlier_scores import Tier
+from detectors.outliers import Outliers
 from detectors.prediction_drift import PredictionDrift
 from detectors.profile import Profile
 from detectors.traffic import Traffic
 from schemas.blocks import Block
 from schemas.config import EndpointConfig, PolicyConfig
 
-DETECTORS_OF_PREDICTIONS = ("feature_drift", "prediction_drift", "odd_input", "learning")
+DETECTORS_OF_PREDICTIONS = ("feature_drift", "prediction_drift", "outliers", "odd_input", "learning")
 DETECTORS_OF_REPORTS = ("traffic", "health")
 DETECTORS_OF_LABELS = ("concept_drift",)
 
@@ -25,7 +27,13 @@ DETECTORS_OF_LABELS = ("concept_drift",)
 def block_detectors(policy: PolicyConfig) -> list[Detector[Block]]:
     """The default bank of the predictions log."""
     factor = policy.drift_critical_factor
-    return [FeatureDrift(critical_factor=factor), PredictionDrift(critical_factor=factor), OddInput(), Learning()]
+    return [
+        FeatureDrift(critical_factor=factor),
+        PredictionDrift(critical_factor=factor),
+        Outliers(),
+        OddInput(),
+        Learning(),
+    ]
 
 
 LINGER_MS = 900_000
@@ -46,13 +54,21 @@ def labelled_detectors(endpoints: Mapping[str, EndpointConfig], recover_for_ms: 
 
 
 def fit(
-    detectors: Iterable[Detector[Block]], part: str, profile: Profile, budget: Budget, *, learned: bool = False
+    detectors: Iterable[Detector[Block]],
+    part: str,
+    profile: Profile,
+    budget: Budget,
+    *,
+    learned: bool = False,
+    outliers: Tier = "fast",
 ) -> None:
-    """Tells the detectors that are judged against a profile which one holds for a part, its budget, and whether it was
-    learned from the log and not approved by anybody."""
+    """Tells the detectors that are judged against a profile which one holds for a part, its budget, whether it was
+    learned from the log and not approved by anybody, and the tier in which its outliers are scored."""
     for detector in detectors:
         if isinstance(detector, FeatureDrift | PredictionDrift):
             detector.fit(part, profile, budget, learned=learned)
+        elif isinstance(detector, Outliers):
+            detector.fit(part, profile, budget, learned=learned, tier=outliers)
 
 
 def names(detectors: Sequence[Detector[Block] | Detector[ReportEvent] | Detector[LabelledAt]]) -> tuple[str, ...]:

@@ -41,8 +41,10 @@ class PartitionLogs:
         detectors = block_detectors(self._policy)
 
         def switch_on(endpoint: str, version: str, profile: Profile, learned: bool) -> None:
-            budget = Budget.of(self._endpoints.get(endpoint), DEFAULT_EVENTS_PER_DAY)
-            fit(detectors, part_of(endpoint, version), profile, budget, learned=learned)
+            config = self._endpoints.get(endpoint)
+            budget = Budget.of(config, DEFAULT_EVENTS_PER_DAY)
+            tier = "fast" if config is None else config.outliers
+            fit(detectors, part_of(endpoint, version), profile, budget, learned=learned, outliers=tier)
 
         return PredictionLog(
             partition,

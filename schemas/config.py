@@ -105,7 +105,8 @@ class EndpointConfig(Config):
     `claimed`, and nobody is acted on by their word. `sensitive`: what becomes of features that must not reach Kafka as they
     are, by name, or by place (`"0"` is the first) where features are a list; `@caller: hash` hides who asks. `events_per_day`
     turns the false-alarm budget into alarms a row. `label_tolerance`: how far an amount that was predicted may be from
-    its label and still be right; without it labels of amounts are not judged.
+    its label and still be right; without it labels of amounts are not judged. `outliers`: the tier in which single rows
+    are scored; `rich` tells more of what lies near usual rows, at up to 20 us a row.
     """
 
     name: str
@@ -120,6 +121,7 @@ class EndpointConfig(Config):
     latency_max_ms: float | None = Field(None, gt=0)
     error_share_max: float | None = Field(None, gt=0, le=1)
     label_tolerance: float | None = Field(None, ge=0, allow_inf_nan=False)
+    outliers: Literal["fast", "rich"] = "fast"
     allowlist: tuple[CallerId, ...] = ()
     webhook: WebhookConfig | None = None
     sensitive: dict[Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)], SensitiveRule] = Field(

@@ -20,7 +20,7 @@ from schemas.deadletter import DeadLetter
 from schemas.events import Prediction, ProfileActivated, Report
 from schemas.feedback import Feedback, Labelled
 from schemas.signals import EndpointState, Signal
-from schemas.verdicts import VERDICT_BLOCKS, VERDICT_ROWS
+from schemas.verdicts import VERDICT_BLOCKS, VERDICT_P_VALUES, VERDICT_ROWS
 from schemas.wire import Column
 
 RAW = "palisade_raw"
@@ -42,6 +42,7 @@ _ARROW_TYPES: dict[pa.DataType, str] = {
     pa.int32(): "Int32",
     pa.uint8(): "UInt8",
     pa.uint32(): "UInt32",
+    pa.float32(): "Float32",
     pa.float64(): "Float64",
     pa.string(): "String",
     pa.dictionary(pa.int32(), pa.string()): "LowCardinality(String)",
@@ -202,6 +203,14 @@ TABLES: tuple[TableSpec, ...] = (
         _arrow_columns(VERDICT_BLOCKS),
         ("endpoint", "version", "detector", "last_offset", "last_row", *_ROW),
         ("endpoint", "version", "detector", "first_offset", "first_row", "last_offset", "last_row"),
+        90,
+    ),
+    TableSpec(
+        "p_values",
+        "how strange each row of a log is: the share of usual rows that are at least as strange",
+        _arrow_columns(VERDICT_P_VALUES, frozenset({"offset", "row"})),
+        ("endpoint", "detector", *_ROW),
+        _ROW,
         90,
     ),
     _table("signals", Signal, "what detectors concluded", ("endpoint",), ("signal_id",), 400),

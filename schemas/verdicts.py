@@ -1,4 +1,4 @@
-"""Verdicts: the outcome of each row, as Arrow: one record a run, and one record a batch of closed blocks."""
+"""Verdicts: the outcome of each row, as Arrow: one record a run, and two records a batch of closed blocks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pyarrow as pa
 
 VERDICT_ROWS_KIND = "verdict_rows"
 VERDICT_BLOCKS_KIND = "verdict_blocks"
+VERDICT_P_VALUES_KIND = "verdict_p_values"
 
 OUTCOMES = ("scored", "dead_lettered")
 
@@ -40,3 +41,16 @@ VERDICT_BLOCKS = pa.schema(
     ]
 )
 """One row a reading of a block. Schema metadata: `topic`, `partition`, `bank`."""
+
+VERDICT_P_VALUES = pa.schema(
+    [
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("p_value", pa.float32(), nullable=False),
+        pa.field("endpoint", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("version", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("detector", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("profile_hash", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+    ]
+)
+"""One row for each row of a closed block that a detector judges rows of, by the profile that held. Metadata as above."""

@@ -363,8 +363,7 @@ class PredictionLog:
         await pause()
         for first in range(0, len(batch.readings), READINGS_AT_ONCE):
             readings = batch.readings[first : first + READINGS_AT_ONCE]
-            blocks = block_verdicts(PREDICTIONS, self._partition, batch.closed, readings, quiet_below, self._bank.hash)
-            out += [] if blocks is None else [blocks]
+            out += block_verdicts(PREDICTIONS, self._partition, batch.closed, readings, quiet_below, self._bank.hash)
             await pause()
         for letter in batch.letters:
             if letter.log_offset >= quiet_below:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from detectors.base import Reading, part_of
 from schemas.blocks import Block, RowId
+from schemas.flags import RowFlag
 from schemas.topics import VERDICTS
-from schemas.verdicts import VERDICT_BLOCKS, VERDICT_BLOCKS_KIND, VERDICT_ROWS, VERDICT_ROWS_KIND
+from schemas.verdicts import (
+    VERDICT_BLOCKS,
+    VERDICT_BLOCKS_KIND,
+    VERDICT_P_VALUES,
+    VERDICT_P_VALUES_KIND,
+    VERDICT_ROWS,
+    VERDICT_ROWS_KIND,
+)
 from schemas.wire import ARROW_TYPE, CONTENT_TYPE_HEADER, KIND_HEADER
 from streams.decode import Columns, DeadRows
 from streams.records import Outgoing
@@ -34,23 +43,48 @@ def row_verdicts(
 
 def block_verdicts(
     topic: str, partition: int, blocks: Iterable[Block], readings: Sequence[Reading], quiet_below: int, bank: str
-) -> Outgoing | None:
-    """One record with a row for each reading of a block closed at or above `quiet_below`; None if there is none."""
+) -> list[Outgoing]:
+    """Of blocks closed at or above `quiet_below`: a record with a row for each reading, and one with the p-value of each row
+    that a detector gave one. None where there is nothing to say."""
     closed = {(part_of(block.endpoint, block.version), block.closed_at): block for block in blocks}
-    rows = []
+    said: list[tuple[Block, Reading]] = []
     for reading in readings:
         at = reading.at
         if at.offset >= quiet_below:
             block = closed.get((part_of(reading.endpoint, reading.version or ""), RowId(at.offset, at.row)))
             if block is not None:
-                rows.append(_reading_row(block, reading))
-    if not rows:
-        return None
+                said.append((block, reading))
+    if not said:
+        return []
+    rows = [_reading_row(block, reading) for block, reading in said]
     columns = [
         pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), VERDICT_BLOCKS.types, strict=True)
     ]
     meta = {"topic": topic, "partition": str(partition), "bank": bank}
-    return _record(pa.RecordBatch.from_arrays(columns, schema=VERDICT_BLOCKS), VERDICT_BLOCKS_KIND, meta, partition)
+    batch = pa.RecordBatch.from_arrays(columns, schema=VERDICT_BLOCKS)
+    records = [_record(batch, VERDICT_BLOCKS_KIND, meta, partition)]
+    judged = [(block, reading) for block, reading in said if reading.p_values]
+    return records if not judged else [*records, _record(_p_values(judged), VERDICT_P_VALUES_KIND, meta, partition)]
+
+
+def _p_values(judged: Sequence[tuple[Block, Reading]]) -> pa.RecordBatch:
+    """The p-value of each scored row of each block."""
+    scored = [(block.flags & np.uint32(RowFlag.MALFORMED)) == 0 for block, _ in judged]  # others are dead letters
+    lengths = [int(each.sum()) for each in scored]
+    named = [(block.endpoint, block.version, reading.detector, block.profile_hash) for block, reading in judged]
+    columns: list[list[np.ndarray[Any, Any]]] = [
+        [block.offsets for block, _ in judged],
+        [block.rows for block, _ in judged],
+        [np.array(reading.p_values, np.float32) for _, reading in judged],
+    ]
+    arrays = [
+        pa.array(np.concatenate([part[rows] for part, rows in zip(column, scored, strict=True)])) for column in columns
+    ]
+    for words in zip(*named, strict=True):
+        places = {word: place for place, word in enumerate(dict.fromkeys(words))}
+        codes = np.repeat(np.array([places[word] for word in words], np.int32), lengths)
+        arrays.append(pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(list(places), pa.string())))
+    return pa.RecordBatch.from_arrays(arrays, schema=VERDICT_P_VALUES)
 
 
 def _joined(parts: Sequence[pa.RecordBatch]) -> pa.RecordBatch:

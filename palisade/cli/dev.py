@@ -149,7 +149,7 @@ def _welcome(stack: DevStack, config: PalisadeConfig) -> None:
         console.print(f"  export PALISADE_CONFIG={stack.config_path.resolve()}", soft_wrap=True)
     endpoint = names[0] if names else "NAME"
     for line in (
-        "profile build train.parquet --order-by TIME --exclude CALLER,TARGET",
+        "profile build train.parquet --order-by TIME --caller-column CALLER --exclude TARGET",
         f"profile activate train.profile.json --endpoint {endpoint}",
         f"publish live.parquet --endpoint {endpoint} --caller-column CALLER --time-column TIME --drop TARGET",
         "status",

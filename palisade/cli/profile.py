@@ -38,7 +38,7 @@ def build(
     order_by: Annotated[str | None, typer.Option(help="the column of time, when rows are in another order")] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help="columns that the model does not see: target, caller, time; repeated or a,b,c"),
+        typer.Option(help="columns that the model does not see: target, time; repeated or a,b,c"),
     ] = None,
     prediction: Annotated[
         list[str] | None,
@@ -47,6 +47,13 @@ def build(
             "of each label's probability; repeated or a,b,c. Best of rows that it was not trained on"
         ),
     ] = None,
+    caller_column: Annotated[
+        str | None,
+        typer.Option(help="the column that says who asked, no feature: how callers differ sets when one is strange"),
+    ] = None,
+    outliers: Annotated[
+        bool, typer.Option(help="with what judges single rows: it holds some thousand rows of the table")
+    ] = True,
     seed: int = 0,
     endpoint: Annotated[
         str | None, typer.Option(help="redact the table first by the `sensitive` rules of this endpoint")
@@ -66,8 +73,16 @@ def build(
     with console.status("building"):
         rows, left_out, answers = read_table(table), listed_names(exclude), listed_names(prediction)
         if redactor is not None:
-            rows = redact_training(rows, redactor, aside={*left_out, *answers, order_by})
-        profile = build_profile(rows, order_by=order_by, exclude=left_out, prediction=answers, seed=seed)
+            rows = redact_training(rows, redactor, aside={*left_out, *answers, order_by, caller_column})
+        profile = build_profile(
+            rows,
+            order_by=order_by,
+            exclude=left_out,
+            prediction=answers,
+            caller_column=caller_column,
+            outliers=outliers,
+            seed=seed,
+        )
         doubts = hardly_features(rows.sort_by(order_by) if order_by else rows, profile.order)
     path = out or table.with_suffix(".profile.json")
     path.write_bytes(profile.to_bytes())
@@ -80,6 +95,8 @@ def build(
     console.print(Text(f"outputs: {_outputs(profile)}"), soft_wrap=True)
     if redactor is not None:
         console.print(Text(f"redacted: {redactor.described()}"), soft_wrap=True)
+    if outliers and profile.outliers is None:
+        console.print(Text("warning: ", "yellow").append("so wide a table has no part for outliers", "default"))
     for name, why in doubts:
         warning = Text("warning: ", "yellow").append(f"{name} {why}; if the model does not see it, ", "default")
         console.print(warning.append(f"build again with --exclude {name}", "default"), soft_wrap=True)

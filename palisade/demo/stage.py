@@ -113,7 +113,8 @@ class Stage:
                 profile = build_profile(
                     with_answers(table, artifact.model),
                     order_by=ORDER_COLUMN,
-                    exclude=(CALLER_COLUMN, LABEL_COLUMN),
+                    exclude=(LABEL_COLUMN,),
+                    caller_column=CALLER_COLUMN,
                     prediction=(ANSWER_COLUMN,),
                 )
                 profiles[endpoint_of(origin)] = profile

@@ -245,6 +245,28 @@ FROM palisade_raw.block_readings
 ORDER BY `topic`, `partition`, `offset`, `row`
 LIMIT 1 BY `endpoint`, `version`, `detector`, `first_offset`, `first_row`, `last_offset`, `last_row`;
 
+CREATE TABLE IF NOT EXISTS palisade_raw.p_values
+(
+    `topic` LowCardinality(String),
+    `partition` Int32,
+    `offset` Int64,
+    `row` Int32,
+    `broker_time` DateTime64(3, 'UTC'),
+    `p_value` Float32,
+    `endpoint` LowCardinality(String),
+    `version` LowCardinality(String),
+    `detector` LowCardinality(String),
+    `profile_hash` LowCardinality(String)
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (`endpoint`, `detector`, `topic`, `partition`, `offset`, `row`)
+TTL toDateTime(broker_time) + INTERVAL 90 DAY
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+
+CREATE OR REPLACE VIEW palisade.p_values AS
+SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `p_value`, `endpoint`, `version`, `detector`, `profile_hash`
+FROM palisade_raw.p_values FINAL;
+
 CREATE TABLE IF NOT EXISTS palisade_raw.signals
 (
     `topic` LowCardinality(String),

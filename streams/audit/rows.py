@@ -33,7 +33,7 @@ from schemas.topics import (
     SIGNALS,
     VERDICTS,
 )
-from schemas.verdicts import VERDICT_BLOCKS_KIND, VERDICT_ROWS_KIND
+from schemas.verdicts import VERDICT_BLOCKS_KIND, VERDICT_P_VALUES_KIND, VERDICT_ROWS_KIND
 from schemas.wire import KIND_HEADER
 from streams.audit.prediction_rows import ARROW_START, arrow_predictions, json_predictions, json_text, scored_rows
 from streams.decode.ipc import ArrowRefused, inspect
@@ -46,6 +46,11 @@ Tables = dict[str, list[pa.Table]]
 Identity = tuple[str, int, int, int, int]
 """topic, partition, offset, row, broker's ms."""
 
+VERDICT_TABLES = {
+    VERDICT_ROWS_KIND: "verdicts",
+    VERDICT_BLOCKS_KIND: "block_readings",
+    VERDICT_P_VALUES_KIND: "p_values",
+}
 Kept = tuple[str, type[BaseModel]]
 """The table that a kind of record is kept in, and its contract."""
 
@@ -53,7 +58,7 @@ AUDITED: Mapping[str, Mapping[bytes, Kept | None]] = {
     PREDICTIONS: {b"prediction": None, b"profile_activated": ("activations", ProfileActivated)},
     REPORTS: {b"report": ("reports", Report)},
     LABELLED: {b"labelled": ("labelled", Labelled)},
-    VERDICTS: {VERDICT_ROWS_KIND.encode(): None, VERDICT_BLOCKS_KIND.encode(): None},
+    VERDICTS: {kind.encode(): None for kind in VERDICT_TABLES},
     SIGNALS: {b"signal": ("signals", Signal), b"endpoint_state": ("endpoint_states", EndpointState)},
     ACTIONS: {b"action": ("journal", JournalEntry)},
     DIRECTIVES: {
@@ -73,6 +78,7 @@ _PLAIN: dict[str, pa.DataType] = {
     "Int32": pa.int32(),
     "UInt8": pa.uint8(),
     "UInt32": pa.uint32(),
+    "Float32": pa.float32(),
     "Float64": pa.float64(),
     "Bool": pa.bool_(),
     "DateTime64(3, 'UTC')": pa.timestamp("ms", "UTC"),
@@ -290,7 +296,7 @@ def _verdicts(kind: str, value: bytes, identity: Identity) -> tuple[str, pa.Tabl
     batch.validate(full=True)
     meta = {name.decode(): text.decode() for name, text in (batch.schema.metadata or {}).items()}
     n = batch.num_rows
-    name = "verdicts" if kind == VERDICT_ROWS_KIND else "block_readings"
+    name = VERDICT_TABLES[kind]
     schema = ARROW_SCHEMAS[name]
     constant: dict[str, Callable[[], Any]] = {
         "topic": lambda: [meta["topic"]] * n,

@@ -115,6 +115,19 @@ def constant_blocks() -> tuple[Block, ...]:
 
 
 @cache
+def strange_blocks() -> tuple[Block, ...]:
+    """As the quiet ones, but one caller of the first endpoint sends numbers drawn from four times the range of the profile."""
+    blocks = list(quiet_blocks())
+    rng = np.random.default_rng(9)
+    for k in range(BLOCK_CHANGE, 120, 2):
+        numeric = np.array(blocks[k].numeric)
+        own = blocks[k].caller == 7
+        numeric[own] = rng.uniform((0, 0), (500, 600), (int(own.sum()), 2))
+        blocks[k] = block(k * BLOCK_ROWS, ENDPOINTS[k % 2], numeric=numeric)
+    return tuple(blocks)
+
+
+@cache
 def unprofiled_blocks(*, one_caller: bool = False) -> tuple[Block, ...]:
     """The quiet blocks as a version without a profile has them; `one_caller` sends nearly all of the first endpoint's."""
     blocks = [replace(each, profile_hash="") for each in quiet_blocks()]

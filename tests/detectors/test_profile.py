@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -9,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors.cells import CELLS, numeric_cells, numeric_edges, padded_edges
+from detectors.outlier_scores import TIERS, OutlierModel, OutlierScorer
+from detectors.outlier_section import section_of
 from detectors.profile import MAX_CATEGORIES, MAX_PROFILE_BYTES, Profile
 from detectors.profile_build import build_profile, calibration_rows
 from schemas.errors import ConfigError
-from tests.detectors.drift_data import PLACES, columns, profile, table
+from tests.detectors.drift_data import PLACES, columns, decoded, profile, table
 
 
 def small(**more: object) -> pa.Table:
@@ -155,6 +159,85 @@ def test_a_profile_with_a_number_that_is_none_is_refused() -> None:
     for broken in (text.replace('"mean":', '"mean":1e999,"x":', 1), text.replace('"level":[', '"level":[-1,', 1)):
         with pytest.raises(ConfigError):
             Profile.from_bytes(broken.encode())
+
+
+def test_a_profile_of_a_release_without_outliers_keeps_its_name() -> None:
+    bare = build_profile(small(), outliers=False)
+
+    assert b"outliers" not in bare.to_bytes()
+    assert Profile.from_bytes(bare.to_bytes()).outliers is None
+    assert Profile.from_bytes(bare.to_bytes()).hash == hashlib.sha256(bare.to_bytes()).hexdigest()
+
+
+def test_the_section_of_outliers_scores_as_the_model_of_the_table_does() -> None:
+    section = Profile.from_bytes(profile().to_bytes()).outliers
+    assert section is not None
+    numeric, codes = decoded(table(), profile())
+    model = OutlierModel.fit(numeric, codes, [len(PLACES)], seed=0)
+
+    for tier in TIERS:
+        built = OutlierScorer(model, tier).score(numeric[:500], codes[:500])
+        kept = OutlierScorer(section.model, tier).score(numeric[:500], codes[:500])
+        assert np.array_equal(kept.scores, built.scores)
+        assert np.array_equal(kept.p_values, built.p_values)
+
+
+def test_the_caller_column_is_no_feature_and_says_how_callers_differ() -> None:
+    rng = np.random.default_rng(5)
+    who = rng.choice(["a", "b", "rare"], 9_000, p=[0.6, 0.397, 0.003])
+    size = np.where(who == "rare", 9.0, rng.normal(0, 1, 9_000))
+    data = pa.table({"size": size, "load": rng.normal(0, 1, 9_000), "who": who.tolist()})
+
+    built, blind = build_profile(data, caller_column="who"), build_profile(data, exclude=["who"])
+
+    assert built.features.order == ("size", "load")
+    assert built.outliers is not None
+    assert blind.outliers is not None
+    assert [tier.of_callers for tier in blind.outliers.tiers] == [None, None]
+    # all rows of the rare caller are among the strangest hundredth, few as they are
+    of_callers = built.outliers.tiers[0].of_callers
+    assert of_callers is not None
+    assert of_callers[0] == 1.0
+    assert of_callers[2] < 0.3
+    with pytest.raises(ConfigError, match="no column 'whom'"):
+        build_profile(data, caller_column="whom")
+
+
+@pytest.mark.parametrize(
+    ("place", "broken"),
+    [
+        (("references", "shape"), [4, 4]),
+        (("references", "data"), "AAAA"),
+        (("references", "data"), "no base64!"),
+        (("scale", "data"), "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+        (("radii", "shape"), [8]),
+        (("whitening", 0, "shape"), [2]),
+        (("categories", 0, "shape"), [2, 14]),
+        (("tiers", 0, "rows"), 40),
+        (("tiers", 0, "of_endpoint"), [0.1]),
+        (("tiers", 0, "of_callers"), [0.1, 0.1, 2.0]),
+        (("tiers", 1, "curves"), []),
+        (("tiers", 0, "above", "dtype"), "<f8"),
+        (("tiers",), []),
+    ],
+    ids=lambda value: "/".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_a_broken_section_of_outliers_is_refused(place: tuple[str | int, ...], broken: object) -> None:
+    whole = json.loads(profile().to_bytes())
+    at = whole["outliers"]
+    for step in place[:-1]:
+        at = at[step]
+    at[place[-1]] = broken
+
+    with pytest.raises(ConfigError):
+        Profile.from_bytes(json.dumps(whole).encode())
+
+
+def test_a_very_wide_table_has_no_section_of_outliers() -> None:
+    wide = OutlierModel.fit(np.random.default_rng(0).normal(size=(64, 800)))  # the scorer itself takes it
+
+    assert wide.shape.coordinates.size == 801
+    assert section_of(np.zeros((64, 800)), np.zeros((64, 0), np.int32), (), None, 0) is None
 
 
 def test_a_large_table_is_calibrated_on_long_stretches_all_over_it() -> None:

@@ -96,7 +96,9 @@ def plain(value: Any) -> Any:
 
 
 def test_every_kind_of_record_that_has_a_table_is_tried_here() -> None:
-    tried = {name for name, _ in CONTRACTS} | {"decisions", "predictions", "verdicts", "block_readings", "profiles"}
+    tried = {name for name, _ in CONTRACTS} | {
+        "decisions", "predictions", "verdicts", "block_readings", "p_values", "profiles",
+    }  # fmt: skip
     tried |= {"answers", "feedback", "label_joins"}  # in tests/audit/test_labels
 
     assert tried == {table.name for table in TABLES}
@@ -286,7 +288,13 @@ def test_verdicts_become_rows_of_the_log_that_they_are_about() -> None:
     assert len(verdicts) == len(in_log)
     assert {row["topic"] for row in verdicts} == {PREDICTIONS}
     assert {row["endpoint"] for row in verdicts} == {"credit", "spam"}
-    assert {row["detector"] for row in readings} >= {"feature_drift:feature_drift"}
+    assert {row["detector"] for row in readings} >= {"feature_drift:feature_drift", "outliers:outliers"}
+    judged = {(row["offset"], row["row"]): row for row in rows(tables, "p_values")}
+    closed = [row for row in readings if row["detector"] == "outliers:outliers"]
+    assert len(judged) == sum(row["rows"] for row in closed) > 500
+    assert set(judged) <= {(row["offset"], row["row"]) for row in verdicts}
+    assert all(0 < row["p_value"] <= 1 and row["detector"] == "outliers" for row in judged.values())
+    assert {row["profile_hash"] for row in judged.values()} == {row["profile_hash"] for row in closed}
 
 
 def test_rows_of_several_runs_are_merged_table_by_table() -> None:

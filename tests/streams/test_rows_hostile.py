@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas.signals import Signal
 from schemas.topics import PROFILES, SIGNALS
-from schemas.verdicts import VERDICT_BLOCKS, VERDICT_ROWS
+from schemas.verdicts import VERDICT_BLOCKS, VERDICT_P_VALUES, VERDICT_ROWS
 from schemas.wire import KIND_HEADER
 from streams.audit import rows as rows_module
 from streams.audit.rows import ARROW_SCHEMAS, AUDITED, LAST_MS, kept_rows, merged, rows_of
@@ -50,7 +50,9 @@ COLUMNS = {
     "words": pa.array(["a", None]).dictionary_encode(),
     "null": pa.nulls(2),
 }
-NAMES = sorted({*VERDICT_ROWS.names, *VERDICT_BLOCKS.names, *ARROW_SCHEMAS["verdicts"].names, "other"})
+NAMES = sorted(
+    {*VERDICT_ROWS.names, *VERDICT_BLOCKS.names, *VERDICT_P_VALUES.names, *ARROW_SCHEMAS["verdicts"].names, "other"}
+)
 
 
 @st.composite
