@@ -56,6 +56,7 @@ SERVICES = 4
 KINDS: dict[str, tuple[SignalKind, ...]] = {
     "feature_drift": ("feature_drift", "adaptive_drift"),
     "prediction_drift": ("prediction_drift",),
+    "outliers": ("outliers",),
     "odd_input": (),
     "learning": (),
     "traffic": ("caller_rate", "endpoint_rate", "silence"),
