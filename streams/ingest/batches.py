@@ -46,6 +46,11 @@ class Redaction(Protocol):
     def features(self, features: Mapping[str, Any] | list[Any]) -> dict[str, Any] | list[Any]: ...
 
 
+def hidden(caller: str, redaction: Redaction | None) -> str:
+    """The caller's id as it may be written."""
+    return caller if redaction is None else str(redaction.callers(pa.array([caller], pa.string()))[0].as_py())
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What the configuration says of requests. `vouched`: whether who wrote them authenticated the endpoint's callers.

@@ -116,14 +116,19 @@ class Counts:
         self._signer = signer
         self._endpoints: dict[str, _Endpoint] = {}
 
-    def asked(self, endpoint: pa.Array, caller: pa.Array, verified: pa.Array, now_ms: int, *, again: bool) -> None:
-        """Requests [n] that were read at `now_ms`. again: they were counted before a restart, and only wait anew."""
+    def asked(
+        self, endpoint: pa.Array, caller: pa.Array, verified: pa.Array, now_ms: int, *, again: bool, waits: bool = True
+    ) -> None:
+        """Requests [n] that were read at `now_ms`. again: they were counted before a restart, and only wait anew.
+
+        waits False: nothing will be written of them.
+        """
         kept = self._mask(endpoint)
         if kept is None:
             return
         for name, who, vouched, count in _grouped(kept, endpoint, caller, verified):
             one = self._of(name, now_ms)
-            one.in_flight += count
+            one.in_flight += count if waits else 0
             if again:
                 continue
             one.interval.asked += count

@@ -26,6 +26,7 @@ from streams.decode.fast import REFUSED
 from streams.decode.headers import ARROW_MAGIC, SPACE, shown
 from streams.decode.ipc import ArrowRefused, inspect
 from streams.decode.judge import Refused, refusal
+from streams.decode.malformed import HEAD_BYTES, OF_CALLER, top_level
 from streams.decode.refusals import Refusals
 from streams.decode.scan import simple, too_deep
 from streams.ingest import cloudevents
@@ -55,7 +56,7 @@ TOGETHER = 128
 """Events decoded at once: their objects fit the processor's second cache."""
 PIECE = 2_048
 """Work decoded without a pause, in rows of 5 us: 10 ms."""
-JUDGED_WORK, JUDGED_BYTES, LETTER_WORK = 8, 256, 4
+JUDGED_WORK, JUDGED_BYTES, LETTER_WORK, BLAME_WORK = 8, 256, 4, 2
 """Measured, in the same unit: an event for the judge costs 8 and 1 for each 256 bytes, a dead letter 4."""
 ROW_BITS = 14
 """A place is `offset << 14 | row`: a record has at most 10,000 rows."""
@@ -94,12 +95,23 @@ class Piece:
         return Piece(fields, self.place[at], self.broker_ms[at], self.kind[at], [self.key[row] for row in rows])
 
 
+class Blamed(NamedTuple):
+    """A row that was refused and shows whose it is: nobody becomes invisible by being malformed."""
+
+    place: int
+    endpoint: str
+    caller: str
+    caller_auth: str
+    version: str
+
+
 class Decoded(NamedTuple):
     """Rows, and letters of what was refused since the last piece. `refused`: rows, with a letter of their own or not."""
 
     piece: Piece
     letters: tuple[DeadLetter, ...]
     refused: int
+    blamed: Sequence[Blamed] = ()
 
 
 class _Row(NamedTuple):
@@ -151,7 +163,7 @@ class EventDecoder:
             if run.gather.spent >= PIECE:
                 yield Decoded(run.cut(), (), 0)
         piece = run.cut()
-        yield Decoded(piece, run.refused.dead_letters(), run.buried)
+        yield Decoded(piece, run.refused.dead_letters(), run.buried, run.blamed)
 
     def letter(
         self, records: Records, at: int, number: int, reason: DeadReason, detail: str, value: bytes
@@ -172,6 +184,7 @@ class _Run:
         self.gather = _Gather()
         self.refused = Refusals()
         self.buried = 0
+        self.blamed: list[Blamed] = []
         self._marks = marks_of(records.headers)
         self._offset = np.array(records.offsets, dtype=np.int64)
         self._broker_ms = np.array(records.timestamps, dtype=np.int64)
@@ -415,11 +428,24 @@ class _Run:
 
     def _bury(self, row: _Row, reason: DeadReason, detail: str) -> None:
         self.buried += 1
+        if reason in OF_CALLER and row.value and row.mark.event is None:
+            self._blame(row)
         if self.refused.lettered(row.at):
             self.gather.spent += LETTER_WORK
             value = row.value or (self.records.values[row.at] or b"")
             letter = self._decoder.letter(self.records, row.at, row.number, reason, detail, value)
             self.refused.letters.append(letter)
+
+    def _blame(self, row: _Row) -> None:
+        """Notes whose the row is, where its own top level shows it."""
+        self.gather.spent += BLAME_WORK + min(len(row.value), HEAD_BYTES) // JUDGED_BYTES
+        shown = top_level(row.value)
+        if "endpoint" in shown and "caller" in shown:
+            place = int(self._offset[row.at]) << ROW_BITS | row.number
+            auth, version = shown.get("caller_auth", "claimed"), shown.get("model_version", "default")
+            self.blamed.append(
+                Blamed(place, clean_id(shown["endpoint"]), clean_id(shown["caller"]), auth, clean_id(version))
+            )
 
 
 _NO_KIND = 3

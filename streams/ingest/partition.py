@@ -23,9 +23,9 @@ from schemas.ingest import MAX_HELD_BYTES, MAX_WAIT_MS
 from schemas.topics import REQUESTS, RESPONSES
 from streams.deadletters import Place, dead_letter
 from streams.decode.partitioner import partition_of
-from streams.ingest.batches import Requests, Rules, request_batches, response_batch
+from streams.ingest.batches import Requests, Rules, hidden, request_batches, response_batch
 from streams.ingest.counting import Counts
-from streams.ingest.decode import ROW_BITS, Decoded, EventDecoder, Piece
+from streams.ingest.decode import ROW_BITS, Blamed, Decoded, EventDecoder, Piece
 from streams.ingest.events import COMBINED, REQUEST, RESPONSE
 from streams.ingest.predictions import Pairs, PredictionWriter
 from streams.ingest.waiting import Waiting
@@ -120,6 +120,7 @@ class PairingLog:
             step.letters += chunk.letters
             self.outcomes.refused += chunk.refused
             self._pair(topic, chunk.piece, now_ms, step)
+            self._blame(topic, chunk.blamed, now_ms, step)
             await pause()
         return self._done(step, now_ms)
 
@@ -227,6 +228,18 @@ class PairingLog:
             keys, named = [piece.key[row] for row in rows], [endpoints[row] for row in rows]
             self._responses.hold(batch.take(pa.array(at)), keys, named, piece.broker_ms[at])
 
+    def _blame(self, topic: str, rows: Sequence[Blamed], now_ms: int, step: _Step) -> None:
+        """Passes on whose the refused requests are, without a byte of theirs: to detect they are malformed, and count
+        against their caller. They were asked, and do not wait."""
+        if topic != REQUESTS or not rows:
+            return
+        names = [row.endpoint for row in rows]
+        callers = [hidden(row.caller, self._rules.redactions.get(row.endpoint)) for row in rows]
+        verified = [row.caller_auth == "verified" and self._rules.vouched(row.endpoint) for row in rows]
+        step.blamed += self._writer.malformed(topic, rows, callers, verified)
+        columns = pa.array(names, pa.string()), pa.array(callers, pa.string()), pa.array(verified, pa.bool_())
+        self._counts.asked(*columns, now_ms, again=False, waits=False)
+
     def _paired(self, request: pa.RecordBatch, response: pa.RecordBatch, step: _Step) -> None:
         self.outcomes.paired += request.num_rows
         step.pairs.append(Pairs(request, response))
@@ -273,7 +286,7 @@ class PairingLog:
             step.letters += self._orphans(batch)
         outgoing, written = self._writer.records(step.pairs)
         self._counts.written(written, now_ms)
-        return Handled(outgoing + [dead(letter) for letter in step.letters], step.oldest)
+        return Handled(outgoing + step.blamed + [dead(letter) for letter in step.letters], step.oldest)
 
 
 _HOMES = {REQUEST: REQUESTS, RESPONSE: RESPONSES}
@@ -293,6 +306,7 @@ class _Step:
     pairs: list[Pairs] = field(default_factory=list)
     orphans: list[pa.RecordBatch] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
+    blamed: list[Outgoing] = field(default_factory=list)
     oldest: dict[str, int] = field(default_factory=dict)
 
     def note(self, topic: str, batch: pa.RecordBatch) -> None:

@@ -20,12 +20,14 @@ from schemas.topics import PREDICTIONS, REQUESTS, RESPONSES
 from schemas.wire import ARROW_TYPE, CONTENT_TYPE_HEADER, JSON_TYPE, KIND_HEADER, SCHEMA_VERSION
 from streams.decode.partitioner import partition_of
 from streams.ingest.batches import FEATURES, FEATURES_TEXT, texts
-from streams.ingest.decode import ROW_BITS
+from streams.ingest.decode import ROW_BITS, Blamed
 from streams.records import Outgoing
 
 MAX_BYTES = 900_000
 """Of one record: below what a broker takes by default (1 MiB), headers and envelope included."""
 MAX_ROWS = 8_192
+MALFORMED = 1_000
+"""Refused rows of one record, each at most 800 bytes."""
 MAX_ENDPOINTS = 16_384
 """Endpoints whose partition is remembered: hashing a name costs some microseconds."""
 INGEST_HEADER = "palisade-ingest"
@@ -80,6 +82,22 @@ class PredictionWriter:
                     part = batch if len(mine) == len(at) else batch.take(pa.array(mine))
                     tables.setdefault((partition, part.schema), []).append(part)
         return [record for (home, _), parts in tables.items() for record in self._of(home, parts)], written
+
+    def malformed(
+        self, topic: str, rows: Sequence[Blamed], callers: Sequence[str], verified: Sequence[bool]
+    ) -> list[Outgoing]:
+        """What is passed on of rows that were refused: whose they are, and where they lie. No prediction: it has no features."""
+        by_home: dict[int, list[bytes]] = {}
+        for row, caller, vouched in zip(rows, callers, verified, strict=True):
+            origin = f"{topic}/{self._partition}/{row.place >> ROW_BITS}/{row.place & ((1 << ROW_BITS) - 1)}"
+            said = {"endpoint": row.endpoint, "caller": caller, "model_version": row.version, "origin": origin}
+            auth = {"caller_auth": "verified"} if vouched else {}
+            by_home.setdefault(self._home(row.endpoint), []).append(to_json(said | auth))
+        return [
+            Outgoing(PREDICTIONS, None, b"[" + b",".join(parts[at : at + MALFORMED]) + b"]", _MALFORMED_HEADERS, home)
+            for home, parts in by_home.items()
+            for at in range(0, len(parts), MALFORMED)
+        ]
 
     def _columns(self, pairs: Pairs) -> dict[str, pa.Array]:
         """Columns of predictions, the prediction itself excepted."""
@@ -156,6 +174,7 @@ class PredictionWriter:
         yield Outgoing(PREDICTIONS, key, value, tuple(headers), home)
 
 
+_MALFORMED_HEADERS = ((KIND_HEADER, Prediction.KIND.encode()), (CONTENT_TYPE_HEADER, JSON_TYPE.encode()))
 _COUNTED = ("endpoint", "caller", "verified", "model_version", "served_by", "status", "latency_ms")
 
 

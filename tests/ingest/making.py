@@ -82,6 +82,15 @@ class Pairing:
 
     @property
     def predictions(self) -> list[dict[str, Any]]:
+        return [row for row in self._rows if "features" in row]
+
+    @property
+    def blamed(self) -> list[dict[str, Any]]:
+        """Refused rows that were passed on."""
+        return [row for row in self._rows if "features" not in row]
+
+    @property
+    def _rows(self) -> list[dict[str, Any]]:
         return [row for record in self.sent if record.topic == PREDICTIONS for row in rows_of(record.value)]
 
     @property

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from schemas.deadletter import DeadLetter
 from schemas.events import MAX_ROWS_PER_RECORD
 from schemas.ingest import MAX_WAIT_MS
-from schemas.topics import DEAD_LETTERS, REQUESTS, RESPONSES
+from schemas.topics import DEAD_LETTERS, PREDICTIONS, REQUESTS, RESPONSES
 from schemas.wire import KIND_HEADER
-from streams.decode import Decoder
-from streams.records import RawHeaders
+from streams.decode import Decoder, Segment
+from streams.records import Outgoing, RawHeaders
 from tests.ingest.making import NOW, PARTITIONS, Pairing, as_json, records, request, response
 from tests.ingest.test_encodings import KSERVE, arrow
 
@@ -94,6 +94,33 @@ def test_a_letter_keeps_nothing_of_what_was_refused_where_features_are_sensitive
     assert hidden.letters[0].size == len(secret)
     assert b"078-05-1120" not in hidden.sent[0].value
     assert b"078-05-1120" not in b"".join(str(letter.headers).encode() for letter in shown.letters)
+
+
+def test_a_malformed_request_counts_against_its_caller_without_a_byte_of_it() -> None:
+    """A caller whose every request is malformed is no less visible to the detectors, and to the counters of traffic."""
+    pairing = Pairing(vouched=True)
+    bad = request("r", caller="mallory", caller_auth="verified", features={"amount": {"$": "078-05-1120"}})
+
+    pairing.take(REQUESTS, json.dumps([bad, request("r1"), bad]).encode(), as_json(bad)[0])
+
+    assert [(row["endpoint"], row["caller"], row["caller_auth"], row["origin"]) for row in pairing.blamed] == [
+        ("credit", "mallory", "verified", f"palisade.requests/0/{offset}/{row}") for offset, row in ((0, 0), (0, 2), (1, 0))
+    ]  # fmt: skip
+    passed = [one for one in pairing.sent if one.topic == PREDICTIONS]
+    assert all(b"078-05" not in one.value for one in passed)
+    (report,) = pairing.reports(NOW + 1_000)
+    assert ({each["caller"]: each["asked"] for each in report["callers"]}, report["in_flight"]) == (
+        {"mallory": 3, "ann": 1},
+        1,
+    )
+    (segment,) = detected(passed[0])
+    assert [(letter.reason, letter.caller) for letter in segment.dead_letters] == [("wrong_shape", "mallory")] * 3
+
+
+def detected(record: Outgoing) -> list[Segment]:
+    """What role detect makes of a record of ingest."""
+    decoder = Decoder(PREDICTIONS, record.partition or 0, PARTITIONS, lambda _endpoint, _version: None)
+    return list(decoder.segments([record.value], [record.key], [record.headers], [0], [NOW]))
 
 
 def test_a_row_of_an_array_is_refused_alone() -> None:
@@ -197,7 +224,9 @@ def assert_scored(pairing: Pairing) -> None:
         log = records([one.value for one in mine])
         keys = [one.key for one in mine]
         for segment in decoder.segments(log.values, keys, [one.headers for one in mine], log.offsets, log.timestamps):
-            assert not [letter.detail for letter in segment.dead_letters]
+            refused = [letter.detail for letter in segment.dead_letters]
+            assert not refused or pairing.blamed
+            assert all("features: Field required" in detail for detail in refused)
 
 
 @settings(max_examples=150, deadline=None)
