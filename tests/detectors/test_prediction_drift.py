@@ -155,9 +155,10 @@ def test_inverted_labels_are_found(by: Callable[[], Profile]) -> None:
     assert first_firing(played(by(), inverted)) <= 4
 
 
-@pytest.mark.parametrize("by", [of_labels, of_scores], ids=["labels", "score"])
-def test_a_change_of_the_class_prior_is_found(by: Callable[[], Profile]) -> None:
-    assert first_firing(played(by(), other_prior)) <= 6
+@pytest.mark.parametrize(("by", "within"), [(of_labels, 6), (of_scores, 14)], ids=["labels", "score"])
+def test_a_change_of_the_class_prior_is_found(by: Callable[[], Profile], within: int) -> None:
+    """Later by the score, whose thresholds are as wide as the table's slow warmth makes it swing."""
+    assert first_firing(played(by(), other_prior)) <= within
 
 
 def test_a_model_that_became_less_sure_is_found_though_its_labels_are_the_same() -> None:
