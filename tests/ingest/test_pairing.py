@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from schemas.ingest import MAX_WAIT_MS
 from schemas.topics import PREDICTIONS, REQUESTS, RESPONSES
 from schemas.wire import KIND_HEADER
+from streams.audit.rows import rows_of as rows_of_log
 from streams.decode.partitioner import partition_of
 from streams.ingest.written import Already, places_of
+from streams.records import Outgoing, Records
 from tests.ingest.making import NOW, PARTITIONS, Pairing, as_json, request, response, rows_of
 
 
@@ -245,3 +248,33 @@ def test_what_was_written_before_a_restart_is_not_written_again() -> None:
     assert sorted(row["origin"] for row in rows) == [f"palisade.requests/0/{number}/0" for number in range(6)]
     assert [row["request_id"] for row in after.predictions] == ["r2", "r4", "r5"]
     assert not after.letters
+
+
+@pytest.mark.parametrize("features", [{"amount": 12.5}, [12.5]], ids=["arrow", "json"])
+def test_the_audit_keeps_where_a_prediction_came_from(features: Any) -> None:
+    pairing = Pairing()
+    pairing.ask(request("r1", features=features), request("r1", features=features))
+    pairing.answer(response("r1", prediction="fraud"), response("r1"))
+    pairing.ask(request("r2", features=features))
+    pairing.expire(NOW + MAX_WAIT_MS)
+
+    rows = [
+        row
+        for offset, record in enumerate(pairing.sent)
+        for table in audited(record, offset)
+        for row in table.select(["origin", "answer", "reused_id", "status", "prediction"]).to_pylist()
+    ]
+
+    assert sorted(tuple(row.values()) for row in rows if row["answer"]) == [
+        ("palisade.requests/0/0/0", "palisade.responses/0/0/0", False, "ok", '"fraud"'),
+        ("palisade.requests/0/1/0", "palisade.responses/0/1/0", True, "ok", "0.25"),
+    ]
+    assert [(row["origin"], row["status"]) for row in rows if not row["answer"]] == [
+        ("palisade.requests/0/2/0", "unanswered")
+    ]
+
+
+def audited(record: Outgoing, offset: int) -> list[pa.Table]:
+    """The rows that role audit inserts of a record of predictions."""
+    log = Records([record.value], [record.key], [record.headers], [offset], [NOW])
+    return rows_of_log(PREDICTIONS, record.partition or 0, log, PARTITIONS)["predictions"]

@@ -56,8 +56,9 @@ def test_each_request_is_one_prediction_through_kills_and_rebalances(story: Stor
     }  # fmt: skip
     reports = story.reports()
     asked = sum(report["asked"] for report in reports)
-    # a restart counts again what was read and open, and loses what no report had said yet: a second of it each time
-    assert 0.5 * len(story.asked) <= asked <= 1.02 * len(story.asked)
+    # a restart counts again what was read and open; what no report had said yet is lost, here whole bursts of less than a
+    # second, but nothing that came after the last kill
+    assert 2_050 <= asked <= 1.02 * len(story.asked)
 
 
 def test_only_what_was_written_since_a_time_is_read_back(story: Story, tmp_path: Path) -> None:
