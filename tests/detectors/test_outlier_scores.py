@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from river.anomaly import HalfSpaceTrees
 from scipy.stats import binom
 
 from detectors.outlier_scores import TIERS, OutlierModel, OutlierScorer, Tier
@@ -142,6 +143,37 @@ def test_odd_tables_have_a_shape_too(numeric: Floats, categorical: Codes | None,
         scored = OutlierScorer(fitted, tier).score(numeric, categorical)
         assert np.isfinite(scored.scores).all()
         assert (scored.p_values <= 0.02).mean() <= 0.1
+
+
+def area(scores: Floats, strange: Floats) -> float:
+    """The area under the ROC curve: how often a strange row scores above a usual one."""
+    ranks = np.argsort(np.argsort(scores)) + 1.0
+    many = strange.sum()
+    return float((ranks[strange > 0].sum() - many * (many + 1) / 2) / (many * (len(strange) - many)))
+
+
+def half_space_trees(train: Floats, rows: Floats) -> Floats:
+    """river's half-space trees (Tan, Ting and Liu, 2011) in its own parameters: the reference for ranking."""
+    low, high = train.min(axis=0), train.max(axis=0)
+    trees = HalfSpaceTrees(seed=1)
+    for row in (train - low) / (high - low):
+        trees.learn_one(dict(enumerate(row.tolist())))
+    scaled = np.clip((rows - low) / (high - low), 0, 1)
+    return np.array([trees.score_one(dict(enumerate(row.tolist()))) for row in scaled])
+
+
+@each_tier
+def test_it_ranks_at_least_as_well_as_half_space_trees(tier: Tier) -> None:
+    rng = np.random.default_rng(8)
+    directions = rng.normal(size=(2, 6))
+    train, usual = (rng.normal(size=(rows, 2)) @ directions + 0.1 * rng.normal(size=(rows, 6)) for rows in (3_000, 500))
+    strange = rng.uniform(train.min(axis=0), train.max(axis=0), (50, 6))
+    rows, labels = np.concatenate([usual, strange]), np.repeat([0.0, 1.0], [500, 50])
+
+    ours = area(OutlierScorer(OutlierModel.fit(train), tier).score(rows).scores, labels)
+
+    assert ours > 0.99
+    assert ours >= area(half_space_trees(train, rows), labels)
 
 
 def test_equal_tables_give_equal_scores() -> None:
