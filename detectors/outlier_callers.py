@@ -78,10 +78,13 @@ class WatchedCallers:
 
     def suspects(self, least: float) -> list[tuple[Key, int, float]]:
         """Callers with at least so much evidence or that fired: (caller, slot, evidence), in order of slots."""
-        if not self.slots:
+        log_r, fired = self.columns["log_r"], self.columns["fired"]
+        if not self.slots or (
+            float(log_r.max()) < least and not fired.any()
+        ):  # the mixture is at most its largest part
             return []
-        found = evidence(self.columns["log_r"])
-        wanted = (found >= least) | (self.columns["fired"] != 0)
+        found = evidence(log_r)
+        wanted = (found >= least) | (fired != 0)
         if not wanted.any():
             return []
         return [

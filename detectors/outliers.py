@@ -46,7 +46,7 @@ DISPERSION = 64.0
 ABOVE = 4.0
 """Evidence is kept at most so far above the threshold: some 20 usual rows, and the caller is calm."""
 SUSPECT = 3.0
-"""Evidence (nats) from which on a caller's rows are noted."""
+"""Evidence (nats, of the strongest part of the mixture) from which on a caller's rows are noted."""
 WINDOW_ROWS = 512.0
 """Half-life of what the others send now; below `LEAST_OTHERS` rows there are no others."""
 LEAST_OTHERS = 32.0
@@ -230,7 +230,7 @@ class Outliers:
         if (others > part.usual.callers).any():
             usual = odds(np.maximum(part.usual.callers, others))
         log_r = columns["log_r"][slots]
-        before = evidence(log_r)
+        before = log_r.max(axis=(1, 2))
         log_r = step(log_r, log_ratios(hits, rows, usual), part.thresholds[0] + ABOVE)
         columns["log_r"][slots] = log_r
         fade = 0.5 ** (rows / OWN_ROWS)
@@ -240,7 +240,7 @@ class Outliers:
         columns["last_ms"][slots[is_strange]] = block.closed_ms
         begins = is_strange & ((before < 1.0) | (columns["first_ms"][slots] == 0))
         columns["first_ms"][slots[begins]] = int(block.broker_ts[0])
-        for place in np.flatnonzero(evidence(log_r) >= SUSPECT).tolist():
+        for place in np.flatnonzero(log_r.max(axis=(1, 2)) >= SUSPECT).tolist():
             own = np.flatnonzero(block.caller == at[place])
             watched.note(int(slots[place]), counts.p_values[own], block.offsets[own])
 
