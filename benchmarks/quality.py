@@ -1,8 +1,9 @@
 """How well do the detectors of content tell, at one configuration for all data? `make bench-quality`.
 
 Feature drift: false alarms on clean data in real order and resampled, over at least 100 budget periods; the share of
-planted changes missed, and events until the alarm; beside river, Kolmogorov-Smirnov windows, PSI and two dummies. The last
-line is one JSON object. `DATA=folder` judges on one's own data too: tables in time order (.parquet, .csv).
+planted changes missed, and events until the alarm; beside river, Kolmogorov-Smirnov windows, PSI and two dummies.
+Outliers: how they are ranked, beside Mahalanobis, half-space trees, neighbours and isolation forest. The last line is one
+JSON object. `DATA=folder` judges on one's own data too: tables in time order (.parquet, .csv), X and y (.npz).
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,8 +44,17 @@ from benchmarks.quality_drift import (
     periods,
     trials,
 )
+from benchmarks.quality_outlier_sets import Labelled, labelled_sets
+from benchmarks.quality_outliers import (
+    CLEAN,
+    CONTAMINATED,
+    Ranked,
+    outlier_faults,
+    outlier_line,
+    rank,
+)
 from detectors import budget as shares
-from detectors import drift_thresholds
+from detectors import drift_thresholds, outlier_coordinates, outlier_scores
 from detectors.registry import block_detectors
 from palisade.settings import default_policy
 from schemas.config import PolicyConfig
@@ -74,8 +84,9 @@ class Plan:
 
 @dataclass
 class Done:
-    clean: list[Clean]
-    planted: list[Trials]
+    clean: list[Clean] = field(default_factory=list)
+    planted: list[Trials] = field(default_factory=list)
+    ranked: list[Ranked] = field(default_factory=list)
 
 
 class _Counter:
@@ -98,7 +109,7 @@ def judge(plan: Plan) -> Done:
     """All that is measured of one source with one of its profiles: in a process of its own."""
     source = source_of(plan.source, plan.seed, ordered=plan.ordered)
     data = REAL_ORDER if plan.ordered else RESAMPLED
-    done = Done([clean(source, data, plan.rows, plan.seed, _Counter.add)], [])
+    done = Done([clean(source, data, plan.rows, plan.seed, _Counter.add)])
     if plan.ordered:
         done.clean.append(clean(source, CROSSED, int(plan.rows * CROSSED_SHARE), plan.seed, _Counter.add))
     for name in BASELINES:
@@ -106,6 +117,11 @@ def judge(plan: Plan) -> Done:
     for change in plan.changes:
         done.planted += trials(source, data, change, plan.trials, plan.seed, ("palisade", *BASELINES))
     return done
+
+
+def judge_outliers(given: Labelled, seed: int) -> Done:
+    """All contenders on one set with outliers."""
+    return Done(ranked=rank(given, seed))
 
 
 def plans(given: argparse.Namespace, seed: int) -> list[Plan]:
@@ -127,7 +143,7 @@ def plans(given: argparse.Namespace, seed: int) -> list[Plan]:
     ]
 
 
-def run(every: Sequence[Plan], processes: int, console: Console) -> Done:
+def run(every: Sequence[Plan], sets: Iterable[Labelled], processes: int, seed: int, console: Console) -> Done:
     """Side by side in `processes`; with the bar of rows done."""
     context = multiprocessing.get_context("spawn")
     shared = context.Value("q", 0)
@@ -138,21 +154,23 @@ def run(every: Sequence[Plan], processes: int, console: Console) -> Done:
         TextColumn("{task.percentage:.0f} %"),
         TimeElapsedColumn(),
     )
-    done = Done([], [])
+    done = Done()
     with (
         Progress(*columns, console=console) as progress,
         ProcessPoolExecutor(processes, context, _Counter.take, (shared,)) as pool,
     ):
-        bar = progress.add_task("feature drift", total=total)
+        bar = progress.add_task("clean rows", total=total)
         waiting: set[Future[Done]] = {pool.submit(judge, plan) for plan in every}
+        waiting |= {pool.submit(judge_outliers, each, seed) for each in sets}
+        runs = len(waiting)
         while waiting:
             ready, waiting = wait(waiting, 0.5, FIRST_COMPLETED)
             for future in ready:
                 found = future.result()
                 done.clean += found.clean
                 done.planted += found.planted
-            left = len(waiting)
-            progress.update(bar, completed=shared.value, description=f"feature drift, {left} of {len(every)} runs left")
+                done.ranked += found.ranked
+            progress.update(bar, completed=shared.value, description=f"clean rows; {len(waiting)} of {runs} runs left")
     return done
 
 
@@ -164,6 +182,7 @@ def config_hash(policy: PolicyConfig) -> str:
         "budget": repr(BUDGET),
         "shares": dict(shares.SHARES),
         "calibration": constants(drift_thresholds),
+        "outliers": constants(outlier_scores) | constants(outlier_coordinates),
     }
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
 
@@ -175,8 +194,8 @@ def constants(module: ModuleType) -> dict[str, str]:
 
 
 def summary(done: Done, seed: int, wall_s: float) -> dict[str, Any]:
-    line = drift_line(done.clean, done.planted)
-    faults = faults_of(line)
+    line, outliers = drift_line(done.clean, done.planted), outlier_line(done.ranked)
+    faults = faults_of(line) + outlier_faults(outliers)
     return {
         "config_hash": config_hash(default_policy()),
         "budget": {
@@ -187,6 +206,7 @@ def summary(done: Done, seed: int, wall_s: float) -> dict[str, Any]:
         },
         "periods_simulated": round(periods(done.clean), 1),
         "feature_drift": line,
+        "outliers": outliers,
         "seed": seed,
         "wall_s": round(wall_s),
         "faults": faults,
@@ -218,6 +238,17 @@ def show(line: dict[str, Any], console: Console) -> None:
         )
 
 
+def show_outliers(line: dict[str, Any], console: Console) -> None:
+    """ROC and average precision of each set and contender."""
+    for split in (CLEAN, CONTAMINATED):
+        table = Table("set", *line, title=f"outliers, {split}: ROC, PR")
+        for name in line["palisade"]["sets"][split]:
+            table.add_row(name, *("{:.3f}, {:.3f}".format(*figures["sets"][split][name]) for figures in line.values()))
+        means = (figures["over_mahalanobis"][split] for figures in line.values())
+        table.add_row("mean over Mahalanobis", *(f"{mean['roc']:+.3f}, {mean['pr']:+.3f}" for mean in means))
+        console.print(table)
+
+
 def main() -> int:
     """Exit status 0 if the bounds hold, 1 if not, 2 if it could not run."""
     parser = argparse.ArgumentParser(prog="benchmarks.quality")
@@ -229,14 +260,19 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    console, began = Console(stderr=True), time.monotonic()
+    console, began = Console(stderr=True, width=160), time.monotonic()
     try:
-        done = run(plans(given, given.seed), given.processes, console)
+        os.environ.setdefault(
+            "OPENBLAS_NUM_THREADS", "1"
+        )  # of the processes to come: else waiting threads count as work
+        sets = labelled_sets(given.seed, given.data, quick=given.quick)
+        done = run(plans(given, given.seed), sets, given.processes, given.seed, console)
     except (ImportError, OSError, ValueError, ConfigError) as error:
         console.print(f"could not run: {error}")
         return 2
     line = summary(done, given.seed, time.monotonic() - began)
     show(line, console)
+    show_outliers(line["outliers"], console)
     print(json.dumps(line))
     return 0 if line["ok"] else 1
 
