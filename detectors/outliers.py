@@ -38,7 +38,7 @@ from schemas.errors import StateRefused
 from schemas.flags import RowFlag
 from schemas.ids import stable_id
 
-VERSION = 1
+VERSION = 2
 ENDPOINT_PART = 0.1
 """Of the detector's share of the false-alarm budget, a tenth is for the endpoint as a whole, the rest over all callers."""
 DISPERSION = 64.0
@@ -47,9 +47,12 @@ ABOVE = 4.0
 """Evidence is kept at most so far above the threshold: some 20 usual rows, and the caller is calm."""
 SUSPECT = 3.0
 """Evidence (nats, of the strongest part of the mixture) from which on a caller's rows are noted."""
-WINDOW_ROWS = 512.0
-"""Half-life of what the others send now; below `LEAST_OTHERS` rows there are no others."""
+WINDOW_ROWS = 128.0
+"""Half-life of what the others send now, the block at hand included: what breaks for everybody makes the rows of all
+strange at once, and some ten rows are evidence enough. Below `LEAST_OTHERS` rows there are no others."""
 LEAST_OTHERS = 32.0
+LEAST_BESIDE = 8.0
+"""Rows of others in the very block from which on they tell what everybody sends at that moment."""
 OWN_ROWS = 64.0
 """Half-life, in its own rows, of the share that is told of a caller."""
 QUIET_MS = 30_000
@@ -201,11 +204,10 @@ class Outliers:
         counts = _counted(block, part)
         readings = [self._of_endpoint(block, part, counts)]
         at, slots = self._watched(block, part, counts)
+        _slide(block, part, counts, at, slots)
         if len(at):
             self._count_callers(block, part, counts, at, slots)
-        readings += self._of_callers(block, part)
-        _slide(block, part, counts, at, slots)
-        return readings
+        return readings + self._of_callers(block, part)
 
     @staticmethod
     def _watched(block: Block, part: _Part, counts: _Counts) -> tuple[Longs, Longs]:
@@ -225,7 +227,7 @@ class Outliers:
         """Evidence against callers at places `at` of a block, in `slots`."""
         watched, columns = part.callers, part.callers.columns
         hits, rows = counts.hits[at], counts.rows[at]
-        others = OTHERS_TIMES * _others(part, slots)
+        others = OTHERS_TIMES * np.maximum(_others(part, slots), _beside(block, counts, at))
         usual = part.usual.callers_odds
         if (others > part.usual.callers).any():
             usual = odds(np.maximum(part.usual.callers, others))
@@ -421,7 +423,7 @@ def _cap_factors(rows: Floats, verified: Bools) -> Floats:
 
 
 def _slide(block: Block, part: _Part, counts: _Counts, at: Longs, slots: Longs) -> None:
-    """The block joins what the others of later blocks send: each caller at most at its cap."""
+    """The block joins what the others send: each caller at most at its cap."""
     fade = 0.5 ** (len(block) / WINDOW_ROWS)
     columns = part.callers.columns
     sums = np.column_stack([counts.served_hits, counts.served])
@@ -434,13 +436,24 @@ def _slide(block: Block, part: _Part, counts: _Counts, at: Longs, slots: Longs) 
 
 
 def _others(part: _Part, slots: Longs) -> Floats:
-    """The share of strange rows [slots, level] of everybody but the caller of each slot, as of the blocks before; to a
-    verified caller, everybody are the verified ones."""
+    """The share of strange rows [slots, level] of everybody but the caller of each slot; to a verified caller, everybody
+    are the verified ones."""
     columns = part.callers.columns
     window = part.window[(slots >= MAX_CALLERS).astype(np.int64)]
     rows = window[:, -1] - columns["capped_rows"][slots]
     hits = np.maximum(window[:, :-1] - columns["capped_strange"][slots], 0.0)
     return np.where((rows >= LEAST_OTHERS)[:, None], hits / np.maximum(rows, 1.0)[:, None], 0.0)
+
+
+def _beside(block: Block, counts: _Counts, at: Longs) -> Floats:
+    """As `_others`, of callers at places `at` [m] of a block, in this block alone [m, level]: what breaks for everybody
+    breaks at once, before any window knows it."""
+    known = block.verified if len(block.callers) else np.zeros(1, np.bool_)
+    sums = np.column_stack([counts.served_hits, counts.served])
+    among = np.where(known[at, None], sums[known].sum(axis=0), sums.sum(axis=0))
+    rest = np.maximum(among - sums[at], 0.0)
+    rows = rest[:, -1:]
+    return np.where(rows >= LEAST_BESIDE, rest[:, :-1] / np.maximum(rows, 1.0), 0.0)
 
 
 def _shares(block: Block, counts: _Counts) -> tuple[tuple[str, Any, float], ...]:

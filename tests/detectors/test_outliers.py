@@ -246,3 +246,23 @@ def test_who_maps_the_model_among_flights_is_found_within_thirty_rows(origin: st
         assert {reading.subject for reading in readings} == {"mallory"}
         # a block is cut at 64 rows: at three rows a second up to five more of its rows lie in the block that tells
         assert (own <= readings[0].at.offset).sum() <= 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [32, 64, BLOCK_ROWS])
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_pipeline_that_breaks_for_everybody_is_no_carriers_fault(origin: str, size: int) -> None:
+    profile = flight_profile(origin, callers=True)
+    numeric, codes, who = flight_rows(origin, profile, training=False)
+    names = [feature.name for feature in profile.numeric]
+    told = []
+    for seed, (feature, factor) in enumerate([("duration", 1 / 60), ("pressure", 0.02953), ("distance", 1.609344)] * 4):
+        start = int(np.random.default_rng(seed).integers(0, len(who) - 4_000))
+        part = slice(start, start + 4_000)
+        broken = numeric[part].copy()
+        broken[1_037:3_011, names.index(feature)] *= factor
+
+        told += fired(fitted(profile), flight_blocks(profile, (broken, codes[part], who[part]), size=size))
+
+    assert {reading.subject for reading in told if reading.subject_kind == "caller"} == set()
+    assert {reading.subject_kind for reading in told} == {"endpoint"}
