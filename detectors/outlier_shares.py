@@ -20,7 +20,8 @@ from schemas.blocks import Floats, Longs
 LEVELS = (0.01, 0.001, 0.0001)
 """A row is strange at a level if its p-value is at most that. Where one caller sends what is one in a thousand, the last
 level still tells what nobody sent."""
-ALTERNATIVES = (0.6, 0.95)
+ALTERNATIVES = (0.35, 0.6, 0.95)
+"""The least of them is for whoever hides what he does among ordinary rows of his own."""
 MARGIN = 0.1
 """On top of the largest share of any stretch: next year's is somewhat larger."""
 ALL_ROWS = 1.0
