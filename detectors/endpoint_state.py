@@ -41,7 +41,7 @@ LIVELY_MS = 10_000
 """How long after the last sign of an action a state is still given each second."""
 FALLBACK_ANEW_MS = 30_000
 """Fallback answers after so long without any: what went well before says nothing of the fault that begins."""
-SAY_EVERY_MS, SAY_QUIET_EVERY_MS = 1_000, 30_000
+SAY_EVERY_MS, SAY_QUIET_EVERY_MS = 1_000, 8_000
 MAX_SAID = 100
 EVEN_SHARE = 0.2
 """So much of a limit is split evenly: a caller who moves to a quiet guard finds something there until the next split."""
@@ -179,7 +179,7 @@ class EndpointStates:
     """Endpoint states from reports and ticks. One part is one endpoint, at most 256 kB.
 
     A state is given each second while something is under action or watched, else on change of live guards, epoch,
-    `fallback_ok`, `killed` or live version, and every 30 s. From an endpoint's first signed
+    `fallback_ok`, `killed` or live version, and every 8 s. From an endpoint's first signed
     report on, unsigned ones count for nothing here, nor does what they said before.
     """
 

@@ -30,7 +30,7 @@ from schemas.signals import EndpointState, Signal
 BATCH_MS: Final = 250
 """The first caller signal of an endpoint is decided at once, those of the next `BATCH_MS` together."""
 AWAIT_MS: Final = 1_500
-"""A quiet endpoint reports every 30 s, one with an incident each second: a fallback waits so long for that report."""
+"""A quiet endpoint reports every 8 s, one with an incident each second: a fallback waits so long for a late one."""
 RENEW_SHARE: Final = 0.1
 """An action is renewed when that adds so much of its life: each renewal is a journal entry and a new epoch."""
 

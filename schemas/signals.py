@@ -102,7 +102,7 @@ class KnockingCaller(Wire):
 
 
 class EndpointState(Wire):
-    """What the responder must know of an endpoint: each second under action or incident, else on change and every 30 s.
+    """What the responder must know of an endpoint: each second under action or incident, else on change and every 8 s.
 
     `active_callers` are the callers by name of the last minute; `median_caller_rate` is events/s of the median one.
     `good_probes` counts probes of the primary that went well since the last one that did not. `guard_shares`: how much of

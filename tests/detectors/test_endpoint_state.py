@@ -10,12 +10,12 @@ from schemas.errors import StateRefused
 from tests.detectors.report_makers import ENDPOINT, START_MS, Log, cuts, primary
 
 
-def test_a_quiet_endpoint_is_told_of_on_change_and_each_thirty_seconds() -> None:
+def test_a_quiet_endpoint_is_told_of_on_change_and_each_eight_seconds() -> None:
     states, log = EndpointStates({}), Log()
 
     said = states.update([log.report({"a": 10, "b": 4}) for _ in range(70)])
 
-    assert [state.at_ms - START_MS for state in said] == [1_000, 31_000, 61_000]
+    assert [state.at_ms - START_MS for state in said] == [1_000 + 8_000 * k for k in range(9)]
     assert said[-1].asked_per_s == 14
     assert (said[-1].guards_live, said[-1].active_callers) == (1, 2)
     assert said[-1].median_caller_rate == pytest.approx(7, rel=0.1)
