@@ -22,7 +22,7 @@ $(READY): requirements.lock pyproject.toml client/pyproject.toml
 	@touch $(READY)
 
 SEED ?= 1
-demo: $(READY)  ## The main job on real data: three attacks and faults, seen, answered, released, proven (SEED=n)
+demo: $(READY)  ## The main job on real data: five attacks and faults, seen, answered, released, proven (SEED=n)
 	@$(BIN)/python -m palisade.demo --seed $(SEED)
 
 test: $(READY)  ## All tests, real Kafka included

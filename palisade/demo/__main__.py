@@ -15,7 +15,7 @@ from rich.console import Console
 
 from palisade.demo.load import Answer
 from palisade.demo.script import TAPPED, Fault, Script, Seen, balance, judge
-from palisade.demo.stage import ENDPOINTS, Stage, StageOptions, policy_difference
+from palisade.demo.stage import CITY_ENDPOINT, ENDPOINTS, Stage, StageOptions, policy_difference
 from palisade.demo.tap import Record, Tap
 from palisade.demo.view import DemoView, final_line, scene_table
 from schemas.errors import PalisadeError
@@ -30,7 +30,7 @@ def perform(
     """Runs the whole demo and returns its last line. `fault` is called in the middle of each scene."""
     seen = Seen()
     started = time.monotonic()
-    view = DemoView(console, ENDPOINTS)
+    view = DemoView(console, (*ENDPOINTS, CITY_ENDPOINT))
 
     def on_record(record: Record) -> None:
         signal, actions = seen.record(record)
@@ -47,7 +47,7 @@ def perform(
         view.note(f"{name} ended with {code}")
 
     with Stage(options, on_answer, on_exit) as stage, view:
-        view.announce("starting: broker, ingest, detect, respond, audit; training three models on even weeks of 2013")
+        view.announce("starting: broker, ingest, detect, respond, audit; training four models on even weeks of 2013")
         stage.open_broker()
         with Tap({"bootstrap.servers": stage.stack.bootstrap}, TAPPED, on_record) as tap:
             stage.start(view.note)

@@ -8,7 +8,7 @@ no feature, because it is who asks. Nothing is downloaded.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 ORIGINS = ("EWR", "JFK", "LGA")
+CITY = "NYC"
+CITY_EVERY = 3
+"""The city's endpoint is asked about every third flight of all three airports, and trained on as many."""
 WEATHER = ("temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib")
 """Fahrenheit, Fahrenheit, percent, mph, inches, hPa, miles."""
 NUMERIC = ("departs", "arrives", "duration", "distance", "departures_in_hour", *WEATHER)
@@ -107,10 +110,10 @@ def endpoint_of(origin: str) -> str:
 
 
 def origin_of(endpoint: str) -> str:
-    """The airport that an endpoint serves; raises ValueError on any other name."""
+    """The airport, or the city, that an endpoint serves; raises ValueError on any other name."""
     origin = endpoint.removeprefix("flights-").upper()
-    if origin not in ORIGINS or endpoint_of(origin) != endpoint:
-        raise ValueError(f"{endpoint!r} is none of {', '.join(map(endpoint_of, ORIGINS))}")
+    if origin not in (*ORIGINS, CITY) or endpoint_of(origin) != endpoint:
+        raise ValueError(f"{endpoint!r} is none of {', '.join(map(endpoint_of, (*ORIGINS, CITY)))}")
     return origin
 
 
@@ -191,11 +194,16 @@ def _spread(minute: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return minute + rank / np.repeat(count, count)
 
 
-def training_table(origin: str) -> pa.Table:
-    """The training weeks of one airport in real order: `position`, `caller`, the features, `late15` (null: unknown)."""
+def _training_rows(origin: str) -> npt.NDArray[np.int64]:
     data = flights()
     rows = data.rows(training=True)
-    rows = rows[data.origin[rows] == origin]
+    return rows[::CITY_EVERY] if origin == CITY else rows[data.origin[rows] == origin]
+
+
+def training_table(origin: str) -> pa.Table:
+    """The training weeks of one airport, or of the city, in real order: `position`, `caller`, the features, `late15`
+    (null: unknown)."""
+    data, rows = flights(), _training_rows(origin)
     label = data.label[rows]
     return pa.table(
         {
@@ -223,6 +231,16 @@ def replay(seed: int) -> Iterator[Request]:
         start = 0
 
 
+def city_replay(seed: int) -> Iterator[Request]:
+    """What the city's endpoint is asked: every third request of a replay of its own, as often as an airport's is asked."""
+    gap_s = 0.0
+    for number, request in enumerate(replay(seed)):
+        gap_s += request.gap_s
+        if number % CITY_EVERY == 0:
+            yield replace(request, gap_s=gap_s, origin=CITY)
+            gap_s = 0.0
+
+
 def caller_rows(caller: str) -> Iterator[Features]:
     """The real rows of one caller in the weeks between, in order, again and again. Raises ValueError if it has none."""
     data = flights()
@@ -233,6 +251,20 @@ def caller_rows(caller: str) -> Iterator[Features]:
     while True:
         for row in rows:
             yield _features(data, int(row))
+
+
+def drawn_rows(origin: str, seed: int) -> Iterator[Features]:
+    """Rows drawn evenly over the range of each feature that the airport's training rows span, and over its categories.
+
+    What somebody asks who copies a model without data of his own: each value is ordinary, the rows are not.
+    """
+    data, rows = flights(), _training_rows(origin)
+    spans = {name: (data.columns[name][rows].min(), data.columns[name][rows].max()) for name in NUMERIC}
+    values = {name: np.unique(data.columns[name][rows]) for name in CATEGORICAL}
+    rng = np.random.default_rng(seed)
+    while True:
+        drawn: Features = {name: float(rng.uniform(low, high)) for name, (low, high) in spans.items()}
+        yield drawn | {name: str(rng.choice(known)) for name, known in values.items()}
 
 
 def caller_shares() -> dict[str, float]:

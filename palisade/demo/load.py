@@ -3,9 +3,12 @@
 Commands come as JSON lines on standard input, answers go as JSON lines (`Answer.line`) to standard output:
 
     {"do": "replay"}                                   start the background: real rows, real order, real shares
+    {"do": "city"}                                     the same for the city's endpoint
     {"do": "scene", "name": "flood"}                   name the scene that answers are logged under
     {"do": "flood", "endpoint": "flights-lga", "caller": "US@LGA", "rate": 300, "seconds": 10}
-    {"do": "calm"}                                     end the flood
+    {"do": "copy", "endpoint": "flights-lga", "caller": "MQ@LGA", "rate": 4, "seconds": 30}
+                                                       one caller asks rows drawn evenly over the ranges of the features
+    {"do": "calm"}                                     end the flood, or the copying
     {"do": "break", "endpoint": "flights-jfk", "change": "distance_km"}
     {"do": "mend", "endpoint": "flights-jfk"}
     {"do": "stop"}                                     ends as the end of the input does, once all calls have their answer
@@ -25,14 +28,26 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from palisade.demo.data import UNIT_CHANGES, Features, Request, UnitChange, caller_rows, flights, replay
+from palisade.demo.data import (
+    UNIT_CHANGES,
+    Features,
+    Request,
+    UnitChange,
+    caller_rows,
+    city_replay,
+    drawn_rows,
+    flights,
+    origin_of,
+    replay,
+)
 from palisade.demo.httpclient import UNANSWERED, HttpAnswer, Pool, post
 
 API_KEY_HEADER = "x-api-key"
 REFUSED = 429
 MAX_LAG_S = 0.25
 """A generator that fell further behind shifts its schedule: its own pause must not arrive as a flood."""
-MAX_FLOOD_S = 10.0
+MAX_ALONE_S = 60.0
+"""No caller floods or copies for longer, whatever it is told."""
 WRITE_EVERY_S = 0.02
 SETTLE_S = 3.0
 
@@ -41,7 +56,7 @@ class Answer(NamedTuple):
     """One call as its client saw it. Times in seconds since the epoch; status 0: no answer.
 
     `served_by` as the service says (`primary`, `probe`, `fallback`, `refused`, or `none`); `cause` as it says, or empty.
-    `hostile`: part of the flood, or sent through the broken pipeline.
+    `hostile`: part of the flood or of the copying, or sent through the broken pipeline.
     """
 
     t_sent: float
@@ -77,7 +92,7 @@ class LoadGenerator:
         self._keys = keys
         self._on_answer = on_answer
         self._broken: dict[str, UnitChange] = {}
-        self._flooding = False
+        self._alone = False
         self._in_flight = 0
         self._settled = asyncio.Event()
         self.scene = ""
@@ -90,20 +105,22 @@ class LoadGenerator:
             if request.endpoint in self._pools:
                 self._send(request.endpoint, request.caller, request.features)
 
-    async def flood(self, endpoint: str, caller: str, rate_per_s: float, seconds: float) -> None:
-        """One caller's real rows at an even rate, for at most `MAX_FLOOD_S` or until `calm`."""
-        self._flooding = True
+    async def alone(
+        self, endpoint: str, caller: str, rows: Iterable[Features], rate_per_s: float, seconds: float
+    ) -> None:
+        """One caller asks `rows` at an even rate, beside its ordinary calls, for at most `MAX_ALONE_S` or until `calm`."""
+        self._alone = True
         due = asyncio.get_running_loop().time()
-        end = due + min(seconds, MAX_FLOOD_S)
-        for features in caller_rows(caller):
-            if due >= end or not self._flooding:
+        end = due + min(seconds, MAX_ALONE_S)
+        for features in rows:
+            if due >= end or not self._alone:
                 break
             self._send(endpoint, caller, features, hostile=True)
             due = await _until(due + 1 / rate_per_s)
-        self._flooding = False
+        self._alone = False
 
     def calm(self) -> None:
-        self._flooding = False
+        self._alone = False
 
     def break_pipeline(self, endpoint: str, change: UnitChange) -> None:
         """From now on a number of this endpoint arrives in another unit, for everybody."""
@@ -169,9 +186,9 @@ def _who_served(answer: HttpAnswer) -> tuple[str, str]:
 class _Session:
     """The process: commands in, answers out."""
 
-    def __init__(self, generator: LoadGenerator, requests: Iterable[Request], lines: list[str]) -> None:
+    def __init__(self, generator: LoadGenerator, seed: int, lines: list[str]) -> None:
         self._generator = generator
-        self._requests = requests
+        self._seed = seed
         self._lines = lines
 
     async def run(self) -> None:
@@ -197,10 +214,14 @@ class _Session:
         """Does what takes no time, and returns what does."""
         match command["do"]:
             case "replay":
-                return self._generator.replay(self._requests)
-            case "flood":
-                rate, seconds = float(command["rate"]), float(command["seconds"])
-                return self._generator.flood(command["endpoint"], command["caller"], rate, seconds)
+                return self._generator.replay(replay(self._seed))
+            case "city":
+                return self._generator.replay(city_replay(self._seed))
+            case "flood" | "copy" as how:
+                endpoint, caller = command["endpoint"], command["caller"]
+                drawn = how == "copy"
+                rows = drawn_rows(origin_of(endpoint), self._seed) if drawn else caller_rows(caller)
+                return self._generator.alone(endpoint, caller, rows, float(command["rate"]), float(command["seconds"]))
             case "scene":
                 self._generator.scene = command["name"]
             case "calm":
@@ -247,7 +268,7 @@ def main() -> None:
     lines: list[str] = []
     generator = LoadGenerator(dict(options.server), keys, lambda answer: lines.append(answer.line()))
     flights()  # read before the first request is due
-    asyncio.run(_Session(generator, replay(options.seed), lines).run())
+    asyncio.run(_Session(generator, options.seed, lines).run())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo's script: three scenes, each judged by what clients met and what lies on Kafka."""
+"""The demo's script: its scenes, each judged by what clients met and what lies on Kafka."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from palisade.demo.scenes import (
     signal_in,
     stray_actions,
 )
-from palisade.demo.stage import ENDPOINTS, Stage
+from palisade.demo.stage import CITY_ENDPOINT, ENDPOINTS, Stage
 from palisade.demo.tap import Record, Tap
 from palisade.demo.view import DemoView
 from palisade.queries import reader
@@ -45,9 +45,13 @@ RELEASED_WITHIN_S = 40.0
 """Drift is over when its rows have faded from a window of 128: at 40 rows a second that takes some ten seconds."""
 QUIET_S = 2.5
 """Between a release and the next scene: calls that met the old directive are answered by then."""
+PAIRED_WITHIN_S = 10.0
 AUDITED_WITHIN_S = 30.0
-FLOODER_SHARE = (0.01, 0.06)
-"""The flooding caller has such a share of all calls: enough to see its release, and not the airport's largest."""
+COPY_PER_S = 4
+COPY_S = 30.0
+"""A thief asks at an ordinary rate: callers of its size ask 1.5 to 9 times a second."""
+ALONE_SHARE = (0.01, 0.06)
+"""Who floods or copies has such a share of all calls: enough to see its release, and not the airport's largest."""
 
 
 @dataclass(slots=True)
@@ -71,6 +75,7 @@ class Seen:
         with self.changed:
             if record.topic == PREDICTIONS:
                 self.events.add(record)
+                self.changed.notify_all()
                 if record.headers.get(KIND_HEADER) == b"tick" and record.value is not None:
                     self.owners[record.partition] = str(json.loads(record.value)["worker"])
                 return None, []
@@ -116,52 +121,71 @@ class Script:
         """All scenes; each begins after the release of the one before."""
         rng = random.Random(self.seed)
         flooded, drifting, hanging = rng.sample(ENDPOINTS, 3)
-        caller = self._flooder(rng, flooded)
+        flooder = self._one_of(rng, flooded)
         change = rng.choice(BREAKS)
-        self.stage.load.ask({"do": "replay"}, "replay")
-        self.view.announce(f"warming up: {WARM_UP_S:.0f} s of ordinary traffic, 150 requests a second")
+        copied = rng.choice(ENDPOINTS)
+        thief = self._one_of(rng, copied, but=flooder)
+        city_change = rng.choice(BREAKS)
+        for stream in ("replay", "city"):
+            self.stage.load.ask({"do": stream}, stream)
+        self.view.announce(f"warming up: {WARM_UP_S:.0f} s of ordinary traffic, 200 requests a second")
         time.sleep(WARM_UP_S)  # ordinary traffic has no event to wait for: it is the time itself that is needed
-        return [self._flood(flooded, caller), self._break(drifting, change), self._hang(hanging)]
-
-    def _flooder(self, rng: random.Random, endpoint: str) -> str:
-        low, high = FLOODER_SHARE
-        shares = caller_shares()
-        fit = [
-            name for name, share in shares.items() if low <= share <= high and name.endswith("@" + origin_of(endpoint))
+        return [
+            self._flood(flooded, flooder),
+            self._break("drift", "(b)", drifting, change),
+            self._hang(hanging),
+            self._copy(copied, thief),
+            self._break("webhook", "(e)", CITY_ENDPOINT, city_change),
         ]
-        return rng.choice(sorted(fit))
+
+    @staticmethod
+    def _one_of(rng: random.Random, endpoint: str, but: str | None = None) -> str:
+        """A caller of the endpoint with a share within `ALONE_SHARE`."""
+        low, high = ALONE_SHARE
+        here = "@" + origin_of(endpoint)
+        fit = [name for name, share in caller_shares().items() if low <= share <= high and name.endswith(here)]
+        return rng.choice(sorted(name for name in fit if name != but))
 
     def _flood(self, endpoint: str, caller: str) -> Scene:
+        self.view.announce(f"(a) {caller} floods {endpoint}: {FLOOD_PER_S} requests a second for {FLOOD_S:.0f} s")
+        return self._alone("flood", endpoint, caller, FLOOD_PER_S, FLOOD_S)
+
+    def _copy(self, endpoint: str, caller: str) -> Scene:
+        said = f"{COPY_PER_S} rows a second, drawn over the ranges of its features"
+        self.view.announce(f"(d) {caller} copies the model of {endpoint}: {said}")
+        return self._alone("copy", endpoint, caller, COPY_PER_S, COPY_S)
+
+    def _alone(self, do: str, endpoint: str, caller: str, per_s: float, seconds: float) -> Scene:
+        """One caller does what the load calls `do`, and is limited."""
         load = self.stage.load
         expected = Expected("limit", endpoint, caller, RELEASED_WITHIN_S)
-        self.view.announce(f"(a) {caller} floods {endpoint}: {FLOOD_PER_S} requests a second for {FLOOD_S:.0f} s")
-        load.ask({"do": "scene", "name": "flood"}, "scene")
-        command = {"do": "flood", "endpoint": endpoint, "caller": caller, "rate": FLOOD_PER_S, "seconds": FLOOD_S}
-        begun = float(load.ask(command, "flood")["at"])
-        met = self.seen.wait(
-            lambda answer: answer.status == REFUSED and answer.caller == caller, begun, ENFORCED_WITHIN_S
-        )
+        load.ask({"do": "scene", "name": do}, "scene")
+        command = {"do": do, "endpoint": endpoint, "caller": caller, "rate": per_s, "seconds": seconds}
+        begun = float(load.ask(command, do)["at"])
+        met = self.seen.wait(lambda answer: answer.status == REFUSED and answer.caller == caller, begun, seconds)
         self._say_met(met, begun, f"{caller} is limited")
-        self._break_something("flood", endpoint)
-        self._sleep_until(begun + FLOOD_S)
+        self._break_something(do, endpoint)
+        self._sleep_until(begun + min(seconds, FLOOD_S))
         ended = time.time()
         load.ask({"do": "calm"}, "calm")
         return self._release(
-            "flood", expected, begun, ended, lambda answer: answer.caller == caller and answer.status == 200
+            do, expected, begun, ended, lambda answer: answer.caller == caller and answer.status == 200
         )
 
-    def _break(self, endpoint: str, change: str) -> Scene:
+    def _break(self, name: str, letter: str, endpoint: str, change: str) -> Scene:
         load = self.stage.load
         expected = Expected("fallback", endpoint, None, RELEASED_WITHIN_S)
-        self.view.announce(f"(b) the feature pipeline of {endpoint} breaks for everybody: {UNIT_CHANGES[change].said}")
-        load.ask({"do": "scene", "name": "drift"}, "scene")
+        self.view.announce(
+            f"{letter} the feature pipeline of {endpoint} breaks for everybody: {UNIT_CHANGES[change].said}"
+        )
+        load.ask({"do": "scene", "name": name}, "scene")
         begun = float(load.ask({"do": "break", "endpoint": endpoint, "change": change}, "break")["at"])
         met = self.seen.wait(lambda answer: _directed_fallback(answer, endpoint), begun, ENFORCED_WITHIN_S)
         self._say_met(met, begun, f"{endpoint} serves its fallback")
-        self._break_something("drift", endpoint)
+        self._break_something(name, endpoint)
         time.sleep(MET_S)
         ended = float(load.ask({"do": "mend", "endpoint": endpoint}, "mend")["at"])
-        return self._release("drift", expected, begun, ended, lambda answer: _primary(answer, endpoint))
+        return self._release(name, expected, begun, ended, lambda answer: _primary(answer, endpoint))
 
     def _hang(self, endpoint: str) -> Scene:
         server = self.stage.servers[endpoint]
@@ -228,10 +252,9 @@ def owner_of(seen: Seen, endpoint: str, partitions: int) -> str | None:
 
 def balance(stage: Stage, seen: Seen, tap: Tap) -> Totals:
     """Events counted from outside against verdicts and rows of the audit, asked through its port."""
-    tap.drain(PREDICTIONS)
+    events = _all_events(seen, tap)
     settings = load(stage.stack.config_path)
     engine = reader(settings)
-    events = set(seen.events.identities())
     deadline = time.monotonic() + AUDITED_WITHIN_S
     try:
         while True:
@@ -265,6 +288,15 @@ def balance(stage: Stage, seen: Seen, tap: Tap) -> Totals:
             audit_missing=len(judged.missing) + len(kept.missing),
             audit_extra=len(judged.extra) + len(kept.extra),
         )
+
+
+def _all_events(seen: Seen, tap: Tap) -> set[RowKey]:
+    """Every event, once each answered call has one: ingest may still be pairing the last requests."""
+    with seen.changed:
+        seen.changed.wait_for(lambda: rejected(seen.answers, seen.events) <= 0, PAIRED_WITHIN_S)
+    tap.drain(PREDICTIONS)
+    with seen.changed:
+        return set(seen.events.identities())
 
 
 def _rows(engine: object, sql: str) -> list[tuple[int, ...]]:

@@ -13,26 +13,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import socket
-import sys
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from palisade_client import Guard, PalisadeMiddleware, last_answer
-from palisade_client.asgi import Message, Receive, Scope, Send
+from palisade_client.asgi import Receive, Scope, Send
 
 from palisade.demo.data import Features
+from palisade.demo.http_service import MAX_BODY_BYTES, answer, body_of, features_of, serve
 from palisade.demo.models import Artifact, HourlyShare, Scorecard
 
 TIMEOUT_S = 0.25
 """A prediction takes microseconds: what has no answer by then has none."""
 MAX_INFLIGHT = 32
-MAX_BODY_BYTES = 65_536
-KEEP_ALIVE_S = 120
-STOP_S = 2
 
 
 class HangingModel:
@@ -65,45 +60,16 @@ class PredictApp:
         if scope["type"] != "http":
             return
         if scope["path"] != "/predict" or scope["method"] != "POST":
-            await _answer(send, 404, {"error": "POST /predict is all there is"})
+            await answer(send, 404, {"error": "POST /predict is all there is"})
             return
-        features = _features(await _body(receive))
+        features = features_of(await body_of(receive))
         if features is None:
-            await _answer(send, 400, {"error": f"the body is no JSON object below {MAX_BODY_BYTES} bytes"})
+            await answer(send, 400, {"error": f"the body is no JSON object below {MAX_BODY_BYTES} bytes"})
             return
         late15 = await self._guard.acall(self._model, features)
         answered = last_answer()
         served_by, cause = (answered.served_by, answered.why) if answered is not None else ("primary", "")
-        await _answer(send, 200, {"late15": late15, "served_by": served_by, "cause": cause})
-
-
-async def _body(receive: Receive) -> bytes:
-    """The request's body, or its start above `MAX_BODY_BYTES`."""
-    body = b""
-    while len(body) <= MAX_BODY_BYTES:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body", False):
-            break
-    return body
-
-
-def _features(body: bytes) -> Features | None:
-    if len(body) > MAX_BODY_BYTES:
-        return None
-    try:
-        features = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return features if isinstance(features, dict) else None
-
-
-async def _answer(send: Send, status: int, content: Mapping[str, Any]) -> None:
-    body = json.dumps(content).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    start: Message = {"type": "http.response.start", "status": status, "headers": headers}
-    await send(start)
-    await send({"type": "http.response.body", "body": body})
+        await answer(send, 200, {"late15": late15, "served_by": served_by, "cause": cause})
 
 
 def guarded_app(
@@ -114,30 +80,7 @@ def guarded_app(
     return PalisadeMiddleware(PredictApp(guard, model), api_keys=api_keys), guard
 
 
-def _say(event: str, **more: object) -> None:
-    sys.stdout.write(json.dumps({"event": event, "at": time.time(), **more}) + "\n")
-    sys.stdout.flush()
-
-
-async def _obey(model: HangingModel) -> None:
-    """Does what the lines of the standard input say, until they end."""
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while text := await reader.readline():
-        match json.loads(text)["do"]:
-            case "hang":
-                model.hang()
-                _say("hang")
-            case "clear":
-                model.clear()
-                _say("clear")
-            case other:
-                raise ValueError(f"no command {other!r}")
-
-
 async def _serve(options: argparse.Namespace) -> None:
-    import uvicorn
-
     artifact, digest = Artifact.load(options.model)
     model = HangingModel(artifact.model)
     app, guard = guarded_app(
@@ -153,31 +96,13 @@ async def _serve(options: argparse.Namespace) -> None:
         kafka_settings={"fetch.wait.max.ms": 10},
         artifact_digest=digest,
     )
-    listener = socket.create_server(("127.0.0.1", options.port), backlog=1024)
-    # Accepted sockets inherit it. Without it head and body, sent apart, wait 40 ms for the client's delayed ACK.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=STOP_S,
-    )
-    server = uvicorn.Server(config)
     guard.start()
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.01)
-    _say("ready", port=listener.getsockname()[1], digest=digest, guard=guard.status()["guard_id"])
-    obeying = asyncio.create_task(_obey(model))
-    await asyncio.wait({serving, obeying}, return_when=asyncio.FIRST_COMPLETED)
-    model.clear()
-    server.should_exit = True
-    await serving
-    guard.close()
-    if obeying.done():
-        obeying.result()
+
+    commands = {"hang": model.hang, "clear": model.clear}
+    try:
+        await serve(app, options.port, commands, at_end=model.clear, digest=digest, guard=guard.status()["guard_id"])
+    finally:
+        guard.close()
 
 
 def main() -> None:

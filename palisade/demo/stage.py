@@ -17,9 +17,11 @@ import yaml
 
 from detectors.profile_build import build_profile
 from palisade.demo.children import Child
+from palisade.demo.city import City
 from palisade.demo.data import (
     ANSWER_COLUMN,
     CALLER_COLUMN,
+    CITY,
     LABEL_COLUMN,
     ORDER_COLUMN,
     ORIGINS,
@@ -39,7 +41,13 @@ from streams.admin import create_topics
 from streams.transport.settings import KafkaConnection
 
 ENDPOINTS = tuple(map(endpoint_of, ORIGINS))
+"""Those whose serving processes embed Guard."""
+CITY_ENDPOINT = endpoint_of(CITY)
+"""The one that is served without it."""
 VERSION = "v1"
+ELSEWHERE = tuple(endpoint_of(airport) for airport in ("ATL", "BOS", "CLT", "DTW", "ORD", "SFO"))
+"""The rest of the fleet: known to Palisade, served by nobody here. A fleet of four would rightly be left alone when the
+third of them trips within five minutes (rail R4: doubt the monitor), as the demo makes them."""
 PARTITIONS = 4
 EVENTS_PER_DAY = 50 * 86_400.0
 """What the replay sends to each endpoint."""
@@ -69,6 +77,7 @@ class Stage:
         self.supervisor = Supervisor(options.folder / "logs", on_exit)
         self.servers: dict[str, Child] = {}
         self.stack: DevStack
+        self.city: City
         self.load: Child
 
     def __enter__(self) -> Self:
@@ -87,9 +96,11 @@ class Stage:
     def open_broker(self) -> None:
         """The broker and its topics, keys and configuration: what an observer needs before anything happens."""
         folder, given = self._options.folder, self._options.kafka
+        self.city = self._exits.enter_context(City(folder, CITY_ENDPOINT))
+        guarded = [EndpointConfig(name=name, events_per_day=EVENTS_PER_DAY) for name in (*ENDPOINTS, *ELSEWHERE)]
         config = PalisadeConfig(
             kafka=KafkaConfig(partitions=PARTITIONS),
-            endpoints=tuple(EndpointConfig(name=name, events_per_day=EVENTS_PER_DAY) for name in ENDPOINTS),
+            endpoints=(*guarded, self.city.endpoint_config(EVENTS_PER_DAY)),
         )
         if given is None:
             bootstrap = start_broker(self.supervisor, PARTITIONS)
@@ -106,7 +117,7 @@ class Stage:
         with ThreadPoolExecutor(2) as pool:
             roles = pool.submit(start_roles, self.supervisor, self.stack, self._options.replicas)
             profiles = {}
-            for origin in ORIGINS:
+            for origin in (*ORIGINS, CITY):
                 table = training_table(origin)
                 artifact = train(table)
                 digest = artifact.save(folder / f"{endpoint_of(origin)}.model.json")
@@ -130,13 +141,17 @@ class Stage:
         keys.chmod(0o600)
         for endpoint in ENDPOINTS:
             self.servers[endpoint] = self._exits.enter_context(self._server(endpoint, keys))
+        self.city.serve(self.stack.bootstrap, VERSION, keys)
         ports = {endpoint: server.wait("ready")["port"] for endpoint, server in self.servers.items()}
+        ports[CITY_ENDPOINT] = self.city.wait()
         addresses = [f"--server={endpoint}=127.0.0.1:{port}" for endpoint, port in ports.items()]
         arguments = ["--seed", str(self._options.seed), "--keys", str(keys), *addresses]
         self.load = Child("palisade.demo.load", arguments, folder / "logs" / "load.log", self._take_line)
         self._exits.enter_context(self.load)
         self.load.wait("ready")
-        say(f"three serving processes, {len(caller_shares())} callers")
+        say(
+            f"three serving processes with Guard; one without, and its fallback, behind nginx; {len(caller_shares())} callers"
+        )
 
     def close_load(self) -> None:
         """No call is sent any more, and every answer is in."""

@@ -64,6 +64,17 @@ def test_the_replay_asks_150_times_a_second_without_long_gaps():
     assert 1 / gaps.mean() == pytest.approx(150, rel=0.01)
 
 
+def test_the_city_is_asked_as_often_as_an_airport_about_flights_of_all_three():
+    asked = list(islice(data.city_replay(3), 3000))
+
+    assert {request.endpoint for request in asked} == {"flights-nyc"}
+    assert {request.caller.partition("@")[2] for request in asked} == set(ORIGINS)
+    whole = np.array(
+        [request.gap_s for request in islice(data.city_replay(3), len(flights().rows(training=False)) // 3)]
+    )
+    assert 1 / whole.mean() == pytest.approx(50, rel=0.01)
+
+
 def test_a_seed_chooses_the_start_and_nothing_else():
     def first(seed: int) -> list[data.Request]:
         return list(islice(replay(seed), 50))
@@ -84,6 +95,23 @@ def test_the_rows_of_a_flooding_caller_are_its_own():
     assert {row["dest"] for row in rows} == {"HNL"}
     with pytest.raises(ValueError, match="NO@ONE"):
         next(data.caller_rows("NO@ONE"))
+
+
+def test_drawn_rows_are_rows_that_no_flight_ever_was_within_the_ranges_of_all():
+    training = data.training_table("LGA")
+    drawn = list(islice(data.drawn_rows("LGA", 5), 200))
+
+    for name in NUMERIC:
+        known = training[name].to_numpy()
+        values = [row[name] for row in drawn]
+        assert known.min() <= min(values)
+        assert max(values) <= known.max()
+        assert max(values) - min(values) > 0.9 * (known.max() - known.min())
+    assert {row["dest"] for row in drawn} <= set(training["dest"].to_pylist())
+    flown = set(zip(training["dest"].to_pylist(), training["distance"].to_pylist(), strict=True))
+    assert not flown & {(row["dest"], row["distance"]) for row in drawn}
+    assert list(islice(data.drawn_rows("LGA", 5), 3)) == drawn[:3]
+    assert next(data.drawn_rows("LGA", 6)) != drawn[0]
 
 
 def test_a_unit_change_touches_its_feature_alone():

@@ -108,7 +108,7 @@ async def test_a_flood_is_one_callers_real_rows_at_its_rate_and_marked():
         counts: list[int] = []
         while len(counts) < 50 and max(counts, default=0) < 80:  # a busy machine makes a flood slower, never faster
             before = len(answers)
-            await generator.flood(EWR, "UA@EWR", rate_per_s=300, seconds=0.3)
+            await generator.alone(EWR, "UA@EWR", caller_rows("UA@EWR"), rate_per_s=300, seconds=0.3)
             assert await generator.settle(60)
             counts.append(len(answers) - before)
 
@@ -120,7 +120,7 @@ async def test_a_flood_is_one_callers_real_rows_at_its_rate_and_marked():
 
 async def test_calm_ends_a_flood_early():
     async with generator_and_service() as (generator, _, answers):
-        flood = asyncio.create_task(generator.flood(EWR, "UA@EWR", rate_per_s=300, seconds=10))
+        flood = asyncio.create_task(generator.alone(EWR, "UA@EWR", caller_rows("UA@EWR"), 300, seconds=10))
         await until(lambda: len(answers) > 5)
         generator.calm()
         async with asyncio.timeout(9):  # before its end
