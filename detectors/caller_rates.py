@@ -111,7 +111,10 @@ class CallerRates:
     def report(self, event: ReportAt, counted: Counted) -> list[Reading]:
         """Judges the callers of a report at its arrival."""
         now_ms = event.at.ms
-        self._first_ms = self._first_ms or now_ms
+        if not self._first_ms and event.report.callers:
+            self._first_ms = (
+                now_ms  # an idle endpoint shows no pattern: its first seconds of traffic must be waited for
+            )
         self._refresh(now_ms)
         judged = self._judge(event, counted)
         self._follow(event.at, judged)
@@ -147,7 +150,7 @@ class CallerRates:
         if rolled:
             self.table.roll(self.table.occupied, now_ms)
         self._refreshed_s = second
-        age_s = (now_ms - self._first_ms) / 1000.0
+        age_s = (now_ms - self._first_ms) / 1000.0 if self._first_ms else 0.0
         if age_s <= OWN_PATTERN_AFTER_S:
             self._first_hour = [self.table.created[False], self.table.created[True]]
         self.crowd_limit = self._crowd() if self._crowd is not None else self._crowd_limit(age_s)

@@ -79,6 +79,19 @@ def test_nothing_is_said_of_callers_before_the_warm_up_unless_the_owner_set_a_bo
     assert (found.subject, found.evidence["reason"]) == ("stranger", "hard_bound")
 
 
+@pytest.mark.parametrize("idle_s", range(30, 35))
+def test_the_first_seconds_after_an_idle_time_say_nothing_of_who_asks_most(idle_s: int) -> None:
+    traffic, log = Traffic(ENDPOINTS), Log()
+    others = {f"caller-{n}": 3 for n in range(9)}
+    idle: list[ReportEvent] = [log.report() for _ in range(idle_s)]
+
+    readings = traffic.update(
+        [*idle, *(log.report(others | {"heaviest": asks}) for asks in (4, 27, 13, 26, 21, 25, 29))]
+    )
+
+    assert not firing(readings, "caller_rate")
+
+
 def test_fewer_than_twenty_asks_in_a_second_never_alarm() -> None:
     traffic, log = Traffic(ENDPOINTS), Log()
     traffic.update([log.report({f"caller-{n}": 1 for n in range(10)}) for _ in range(60)])
