@@ -61,17 +61,16 @@ class WatchedCallers:
     columns: dict[str, npt.NDArray[Any]] = field(default_factory=_empty)
 
     def admit(self, keys: Sequence[Key]) -> None:
-        """Gives each of `keys` a slot; where its kind has none left, that with the least evidence, of one that did not
-        fire, is taken from its caller."""
-        for key in keys:
-            if key in self.slots:
-                continue
-            slot = self._room(key[1])
-            if slot is None:
-                continue
-            for column in self.columns.values():
-                column[slot] = 0
-            self.slots[key] = slot
+        """Gives each of `keys` a slot while there is one to give: a free one, that of a caller without evidence, or that of
+        one caller with the least of all who did not fire."""
+        new = [key for key in keys if key not in self.slots]
+        for auth in ("verified", "claimed"):
+            alike = [key for key in new if key[1] == auth]
+            if alike:
+                for key, slot in zip(alike, self._room(auth, len(alike)), strict=False):
+                    for column in self.columns.values():
+                        column[slot] = 0
+                    self.slots[key] = slot
 
     def drop(self, key: Key) -> None:
         del self.slots[key]
@@ -127,20 +126,23 @@ class WatchedCallers:
             raise StateRefused(f"saved callers cannot be read: {error}") from error
         return watched
 
-    def _room(self, auth: CallerAuth) -> int | None:
+    def _room(self, auth: CallerAuth, many: int) -> list[int]:
+        """Up to `many` slots, taken from their callers where none is free."""
         own = _slots_of(auth)
         taken = {slot: key for key, slot in self.slots.items() if slot in own}
-        free = next((slot for slot in own if slot not in taken), None)
-        if free is not None:
-            return free
-        quiet = [slot for slot in own if not self.columns["fired"][slot]]
-        if not quiet:
-            return None
-        strength = evidence(self.columns["log_r"][quiet])
+        room = [slot for slot in own if slot not in taken][:many]
+        quiet = [slot for slot in taken if not self.columns["fired"][slot]]
+        if len(room) == many or not quiet:
+            return room
+        strength = evidence(self.columns["log_r"][quiet]).tolist()
+        last_ms = self.columns["last_ms"][quiet].tolist()
         # of equal ones, the one that was strange longest ago
-        weakest = min(range(len(quiet)), key=lambda k: (strength[k], self.columns["last_ms"][quiet[k]], k))
-        self.drop(taken[quiet[weakest]])
-        return quiet[weakest]
+        for of_slot, _, slot in sorted(zip(strength, last_ms, quiet, strict=True))[: many - len(room)]:
+            self.drop(taken[slot])
+            room.append(slot)
+            if of_slot > 0:
+                break
+        return room
 
 
 def _slots_of(auth: CallerAuth) -> range:

@@ -42,7 +42,7 @@ MAX_UNFITTED = 256
 """Versions without a profile that are said to be unknown one by one; further ones of the partition are not judged."""
 BLOCKS_AT_ONCE = 32
 """Blocks that the bank takes between two pauses, fewer while they take long: drift steps as many together."""
-BLOCKS_AT_LEAST = 8
+BLOCKS_AT_LEAST = 4
 """Fewer at once cost several times as much a block, for most of a call's cost is then the call itself."""
 READINGS_AT_ONCE = 512
 """Readings in one record of verdicts."""

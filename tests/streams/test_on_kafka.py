@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
-from schemas.topics import TOPICS
+from schemas.topics import BY_NAME, PREDICTIONS, TOPICS
 from streams import admin, snapshots
 from streams.admin import create_topics, input_partitions
 from streams.reading import read_newest, read_to_end
@@ -54,7 +54,7 @@ def test_topics_are_made_as_documented_and_a_second_call_changes_nothing(
 def test_a_topic_that_differs_is_left_as_it_is_and_told(
     kafka: RealKafka, connection: KafkaConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = replace(TOPICS[0], name=kafka.unique("differs"))
+    spec = replace(BY_NAME[PREDICTIONS], name=kafka.unique("differs"))
     monkeypatch.setattr(admin, "TOPICS", (spec,))
     kafka.create_topics({spec.name: 2}, {"retention.ms": "1000"})
 
