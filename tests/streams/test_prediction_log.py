@@ -101,8 +101,8 @@ def test_any_cut_of_the_log_into_runs_gives_the_same_signals_and_readings(cuts: 
     assert by_part(table_of(cut, b"verdict_blocks")) == by_part(table_of(once, b"verdict_blocks"))
 
 
-@pytest.mark.parametrize(("piece_s", "least", "most"), [(0.0, 8, 32), (10.0, 8, 8)])
-def test_the_bank_takes_eight_blocks_at_least_and_more_where_they_cost_little(
+@pytest.mark.parametrize(("piece_s", "least", "most"), [(0.0, 4, 32), (10.0, 4, 4)])
+def test_the_bank_takes_four_blocks_at_least_and_more_where_they_cost_little(
     monkeypatch: pytest.MonkeyPatch, whole: list[Outgoing], piece_s: float, least: int, most: int
 ) -> None:
     sizes: list[int] = []
