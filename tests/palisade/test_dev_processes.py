@@ -103,7 +103,7 @@ def test_told_to_end_while_it_starts_it_does_not_wait_for_the_start(tmp_path: Pa
         process.send_signal(signal.SIGTERM)
 
         assert process.wait(60) == 130
-    assert children.keys() & processes().keys() == set()
+    until(lambda: not children.keys() & processes().keys(), "the end of the children")
     assert not (tmp_path / "palisade-data" / "dev" / "running.json").exists()
 
 
