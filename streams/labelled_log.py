@@ -9,22 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from detectors.bank import Bank
 from detectors.base import LabelledAt, LogPoint
 from schemas.config import EndpointConfig
-from schemas.deadletter import DeadReason
 from schemas.errors import StateRefused
-from schemas.events import MAX_EVENT_BYTES
 from schemas.feedback import Labelled
 from schemas.signals import Signal
 from schemas.topics import LABELLED
-from schemas.wire import KIND_HEADER
-from streams.decode import partition_of
 from streams.headed import split_head, with_head
-from streams.outgoing import dead_record, said
-from streams.records import Outgoing, Records, header_of
+from streams.one_event import Home, one_event
+from streams.outgoing import said
+from streams.records import Outgoing, Records
 from streams.turns import Pause
 
 UPDATE_LABELS = 256
@@ -52,8 +47,7 @@ class LabelledLog:
         endpoints: Mapping[str, EndpointConfig],
         make: Callable[[str], EndpointLabels],
     ) -> None:
-        self._partition = partition
-        self._partitions = partitions
+        self._home = Home(LABELLED, partition, partitions)
         self._endpoints = endpoints
         self._make = make
         self._running: dict[str, EndpointLabels] = {}
@@ -119,26 +113,11 @@ class LabelledLog:
         self._running[part] = running
 
     def _event(self, records: Records, index: int) -> LabelledAt | Outgoing:
-        value = records.values[index]
-        kind = header_of(records.headers[index], KIND_HEADER) or Labelled.KIND.encode()
-        if kind != Labelled.KIND.encode():
-            return self._dead(records, index, "unknown_kind", f"kind {kind[:40]!r} does not belong on {LABELLED}")
-        if value is None:
-            return self._dead(records, index, "tombstone", "")
-        if not value:
-            return self._dead(records, index, "empty", "")
-        if len(value) > MAX_EVENT_BYTES:
-            return self._dead(records, index, "too_large", f"a label has {len(value)} bytes, at most {MAX_EVENT_BYTES}")
-        try:
-            labelled: Labelled = Labelled.from_bytes(value)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            reason: DeadReason = "not_json" if fault["type"] == "json_invalid" else "wrong_shape"
-            return self._dead(records, index, reason, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")
-        if partition_of(labelled.endpoint.encode(), self._partitions) != self._partition:
-            return self._dead(records, index, "wrong_partition", f"{labelled.endpoint} belongs on another partition")
+        labelled = one_event(Labelled, "label", self._home, records, index)
+        if isinstance(labelled, Outgoing):
+            return labelled
         offset, ms = records.offsets[index], records.timestamps[index]
-        return LabelledAt(labelled, LogPoint(LABELLED, self._partition, offset, 0, ms))
+        return LabelledAt(labelled, LogPoint(LABELLED, self._home.partition, offset, 0, ms))
 
     async def _update(self, name: str, batch: list[LabelledAt], pause: Pause) -> list[Signal]:
         running = self._running.get(name)
@@ -157,6 +136,3 @@ class LabelledLog:
         running.applied = max(running.applied, batch[-1].at.offset)
         running.dirty = True
         return concluded
-
-    def _dead(self, records: Records, index: int, reason: DeadReason, detail: str) -> Outgoing:
-        return dead_record(LABELLED, self._partition, records, index, reason, detail)

@@ -14,15 +14,14 @@ from detectors.lag import Lag
 from detectors.unregistered import UnknownNames
 from responders.signing import Keyring
 from schemas.config import EndpointConfig
-from schemas.deadletter import DeadReason
 from schemas.errors import SignatureRefused, StateRefused
-from schemas.events import MAX_EVENT_BYTES, Report, Tick
+from schemas.events import Report, Tick
 from schemas.signals import EndpointState, Signal
 from schemas.topics import REPORTS
 from schemas.wire import KIND_HEADER, SIGNATURE_HEADER
-from streams.decode import partition_of
 from streams.headed import split_head, with_head
-from streams.outgoing import dead_record, said
+from streams.one_event import Home, one_event
+from streams.outgoing import said
 from streams.records import Outgoing, Records, header_of
 from streams.turns import Pause
 
@@ -48,8 +47,7 @@ class ReportLog:
         endpoints: Mapping[str, EndpointConfig],
         make: Callable[[str], EndpointReports],
     ) -> None:
-        self._partition = partition
-        self._partitions = partitions
+        self._home = Home(REPORTS, partition, partitions)
         self._endpoints = endpoints
         self._keys = {name: Keyring(endpoint.producer_keys) for name, endpoint in endpoints.items()}
         self._make = make
@@ -73,7 +71,7 @@ class ReportLog:
         concluded: list[Signal | EndpointState] = []
         batches: dict[str, list[ReportEvent]] = {}
         for index, offset in enumerate(records.offsets):
-            at = LogPoint(REPORTS, self._partition, offset, 0, records.timestamps[index])
+            at = LogPoint(REPORTS, self._home.partition, offset, 0, records.timestamps[index])
             event = self._event(records, index, at)
             if isinstance(event, TickAt):
                 for name in self._running.keys() | batches.keys():
@@ -128,29 +126,13 @@ class ReportLog:
         self._running[part] = running
 
     def _event(self, records: Records, index: int, at: LogPoint) -> ReportEvent | Outgoing:
-        value, headers = records.values[index], records.headers[index]
-        kind = header_of(headers, KIND_HEADER) or b"report"
-        if kind == Tick.KIND.encode():
+        value = records.values[index]
+        if header_of(records.headers[index], KIND_HEADER) == Tick.KIND.encode():
             return TickAt(at, _behind_ms(value))
-        if kind != b"report":
-            return self._dead(records, index, "unknown_kind", f"kind {kind[:40]!r} does not belong on {REPORTS}")
-        if value is None:
-            return self._dead(records, index, "tombstone", "")
-        if not value:
-            return self._dead(records, index, "empty", "")
-        if len(value) > MAX_EVENT_BYTES:
-            return self._dead(
-                records, index, "too_large", f"a report has {len(value)} bytes, at most {MAX_EVENT_BYTES}"
-            )
-        try:
-            report: Report = Report.from_bytes(value)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            reason: DeadReason = "not_json" if fault["type"] == "json_invalid" else "wrong_shape"
-            return self._dead(records, index, reason, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")
-        if partition_of(report.endpoint.encode(), self._partitions) != self._partition:
-            return self._dead(records, index, "wrong_partition", f"{report.endpoint} belongs on another partition")
-        return ReportAt(report, self._trusted(report.endpoint, value, records, index), at)
+        report = one_event(Report, "report", self._home, records, index)
+        if isinstance(report, Outgoing):
+            return report
+        return ReportAt(report, self._trusted(report.endpoint, value or b"", records, index), at)
 
     def _trusted(self, endpoint: str, value: bytes, records: Records, index: int) -> bool:
         """A report vouches for its callers if a producer key of the endpoint signed it."""
@@ -187,9 +169,6 @@ class ReportLog:
         running.applied = fresh[-1].at.offset
         running.dirty = True
         return concluded
-
-    def _dead(self, records: Records, index: int, reason: DeadReason, detail: str) -> Outgoing:
-        return dead_record(REPORTS, self._partition, records, index, reason, detail)
 
 
 def _behind_ms(value: bytes | None) -> int | None:

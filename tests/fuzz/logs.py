@@ -22,8 +22,10 @@ from streams.audit.rows import AUDITED, feedback_rows, rows_of
 from streams.decode import Decoder
 from streams.decode.ipc import ArrowRefused
 from streams.feedback import FeedbackReader
+from streams.prediction_log import PredictionLog
 from streams.records import Outgoing, Records, header_of
 from streams.redaction import NotRedactable, Redactor
+from streams.report_log import ReportLog
 from tests.decode.cases import ARROW, JSON, arrow_stream, as_json, event, schema_of, with_features
 from tests.decode.test_bad_input import BAD
 from tests.fuzz.case import START_MS, Case, Execute, Swallowed, Target
@@ -116,17 +118,7 @@ def predictions() -> Target:
     """The predictions log as detect runs it: decoding, blocks, learning, the bank, verdicts; state that can be saved."""
 
     def make() -> Execute:
-        log, first = log_of_predictions.open_log(), 0
-
-        def execute(cases: Sequence[Case]) -> Hashable:
-            nonlocal first
-            records, first = as_records(cases, first), first + len(cases)
-            out = asyncio.run(log.take(records, 0, no_pause))
-            for part in log.dirty():
-                log.snapshot(part)
-            return judged(out)
-
-        return execute
+        return fed_to(log_of_predictions.open_log())
 
     def seeds() -> Sequence[Case]:
         log = log_of_predictions.records()
@@ -135,6 +127,21 @@ def predictions() -> Target:
         return [*rows, *prediction_seeds()]
 
     return Target("predictions", make, seeds, signed=signed_activation, most=40, share=4)
+
+
+def fed_to(log: PredictionLog | ReportLog) -> Execute:
+    """Hands cases to a log as detect does, and saves what changed."""
+    first = 0
+
+    def execute(cases: Sequence[Case]) -> Hashable:
+        nonlocal first
+        records, first = as_records(cases, first), first + len(cases)
+        out = asyncio.run(log.take(records, 0, no_pause))
+        for part in log.dirty():
+            log.snapshot(part)
+        return judged(out)
+
+    return execute
 
 
 def judged(out: Iterable[Outgoing]) -> Hashable:
@@ -178,17 +185,7 @@ def reports() -> Target:
     """The reports log as detect runs it."""
 
     def make() -> Execute:
-        log, first = test_report_log.open_log(), 0
-
-        def execute(cases: Sequence[Case]) -> Hashable:
-            nonlocal first
-            records, first = as_records(cases, first), first + len(cases)
-            out = asyncio.run(log.take(records, 0, no_pause))
-            for part in log.dirty():
-                log.snapshot(part)
-            return judged(out)
-
-        return execute
+        return fed_to(test_report_log.open_log())
 
     return Target("reports", make, report_seeds, signed=signed_report, most=20, share=4)
 
