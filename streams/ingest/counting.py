@@ -47,6 +47,8 @@ SLOT_MS, SLOTS = 10_000, 7
 """The highest of a caller is remembered for the last 60 to 70 seconds, of at most 4,096 callers each ten seconds."""
 SKETCH_BITS = 65_536
 """Linear counting (Whang 1990) of distinct callers, once there are many: within 2 % at 200,000, saturates near 700,000."""
+MAX_UNCOUNTED = 16_384
+"""Rows that are counted together at most: between two looks for reports, a worker at its limit reads as many."""
 OTHER_VERSIONS = "other"
 """Takes the routes that a report has no place for."""
 _ROUTES = {"probe": "probe", "fallback": "fallback"}
@@ -115,6 +117,10 @@ class Counts:
         self._fallback_ok = fallback_ok
         self._signer = signer
         self._endpoints: dict[str, _Endpoint] = {}
+        self._asked: dict[tuple[bool, bool], list[pa.Table]] = {}
+        self._written: list[pa.Table] = []
+        self._uncounted = 0
+        self._uncounted_ms: int | None = None
 
     def asked(
         self, endpoint: pa.Array, caller: pa.Array, verified: pa.Array, now_ms: int, *, again: bool, waits: bool = True
@@ -123,10 +129,34 @@ class Counts:
 
         waits False: nothing will be written of them.
         """
-        kept = self._mask(endpoint)
-        if kept is None:
-            return
-        for name, who, vouched, count in _grouped(kept, endpoint, caller, verified):
+        self._asked.setdefault((again, waits), []).append(_table((endpoint, caller, verified)))
+        self._note(len(endpoint), now_ms)
+
+    def written(self, many: Iterable[Written], now_ms: int) -> None:
+        """Predictions that were written at `now_ms`."""
+        for rows in many:
+            self._written.append(_table(rows))
+            self._note(len(rows.endpoint), now_ms)
+
+    def _note(self, rows: int, now_ms: int) -> None:
+        """Counting costs little more for many rows than for few, and nobody looks before a report may be due."""
+        self._uncounted_ms = now_ms if self._uncounted_ms is None else self._uncounted_ms
+        self._uncounted += rows
+        if self._uncounted >= MAX_UNCOUNTED:
+            self._count()
+
+    def _count(self) -> None:
+        """Counts what was noted since the last time."""
+        now_ms, self._uncounted_ms, self._uncounted = self._uncounted_ms or 0, None, 0
+        asked, self._asked = self._asked, {}
+        written, self._written = self._written, []
+        for (again, waits), tables in asked.items():
+            self._count_asked(self._counted_rows(tables), now_ms, again=again, waits=waits)
+        if written:
+            self._count_written(self._counted_rows(written), now_ms)
+
+    def _count_asked(self, rows: pa.Table, now_ms: int, *, again: bool, waits: bool) -> None:
+        for name, who, vouched, count in _grouped(rows, "endpoint", "caller", "verified"):
             one = self._of(name, now_ms)
             one.in_flight += count if waits else 0
             if again:
@@ -139,28 +169,22 @@ class Counts:
                 one.interval.hurried.add(key)
                 one.wake = True
 
-    def written(self, many: Iterable[Written], now_ms: int) -> None:
-        """Predictions that were written at `now_ms`."""
-        for rows in many:
-            kept = self._mask(rows.endpoint)
-            if kept is None:
-                continue
-            refused = pc.equal(rows.served_by, "refused")
-            for name, who, vouched, turned_away, count in _grouped(
-                kept, rows.endpoint, rows.caller, rows.verified, refused
-            ):
-                one = self._of(name, now_ms)
-                one.in_flight = max(0, one.in_flight - count)
-                _tally(one.interval, (clean_id(who), vouched))[2 if turned_away else 1] += count
-                one.interval.refused += count if turned_away else 0
-            self._routes(rows, pc.and_(kept, pc.invert(refused)), now_ms)
+    def _count_written(self, rows: pa.Table, now_ms: int) -> None:
+        refused = pc.equal(rows["served_by"], "refused")
+        rows = rows.append_column("refused", refused)
+        for name, who, vouched, turned_away, count in _grouped(rows, "endpoint", "caller", "verified", "refused"):
+            one = self._of(name, now_ms)
+            one.in_flight = max(0, one.in_flight - count)
+            _tally(one.interval, (clean_id(who), vouched))[2 if turned_away else 1] += count
+            one.interval.refused += count if turned_away else 0
+        self._routes(rows.filter(pc.invert(refused)) if pc.any(refused).as_py() else rows, now_ms)
 
-    def _routes(self, rows: Written, kept: pa.Array, now_ms: int) -> None:
-        latency = np.searchsorted(_BOUNDS, rows.latency_ms.to_numpy(zero_copy_only=False))
-        known = rows.latency_ms.is_valid()
-        bucket = pc.if_else(known, pa.array(latency.astype(np.int64)), -1)
+    def _routes(self, rows: pa.Table, now_ms: int) -> None:
+        ms = rows["latency_ms"]
+        bucket = pc.if_else(ms.is_valid(), pa.array(np.searchsorted(_BOUNDS, ms.to_numpy())), -1)
+        rows = rows.append_column("bucket", bucket)
         for name, version, by, status, at, count in _grouped(
-            kept, rows.endpoint, rows.version, rows.served_by, rows.status, bucket
+            rows, "endpoint", "version", "served_by", "status", "bucket"
         ):
             one = self._of(name, now_ms)
             named = by if by not in ("primary", *_ROUTES) else version
@@ -181,6 +205,7 @@ class Counts:
 
     def due(self, now_ms: int) -> list[Outgoing]:
         """Reports whose second is over at `now_ms`, or that must not wait."""
+        self._count()
         reports = []
         for one in list(self._endpoints.values()):
             if now_ms - one.seen_ms > QUIET_MS and not one.in_flight and not one.interval.callers:
@@ -191,13 +216,14 @@ class Counts:
                 reports.append(self._report(one, now_ms))
         return reports
 
-    def _mask(self, endpoint: pa.Array) -> pa.Array | None:
-        """Which rows [n] are of endpoints that are counted; None if none is."""
-        names = endpoint.unique().to_pylist()
+    def _counted_rows(self, tables: Sequence[pa.Table]) -> pa.Table:
+        """The rows of endpoints that are counted."""
+        rows = pa.concat_tables(tables)
+        names = rows["endpoint"].unique().to_pylist()
         wanted = [name for name in names if self._counted(name)]
-        if not wanted:
-            return None
-        return pc.is_in(endpoint, pa.array(wanted, pa.string()))
+        if len(wanted) == len(names):
+            return rows
+        return rows.filter(pc.is_in(rows["endpoint"], pa.array(wanted, pa.string())))
 
     def _of(self, name: str, now_ms: int) -> _Endpoint:
         one = self._endpoints.get(name)
@@ -244,11 +270,14 @@ class Counts:
         return Outgoing(REPORTS, one.name.encode(), value, tuple(headers))
 
 
-def _grouped(kept: pa.Array, *columns: pa.Array) -> list[tuple[Any, ...]]:
-    """Each combination of values among the kept rows, and how many rows have it."""
-    names = [str(at) for at in range(len(columns))]
-    table = pa.table(list(columns), names=names).filter(kept)
-    found = table.group_by(names, use_threads=False).aggregate([([], "count_all")])
+def _table(columns: Sequence[pa.Array]) -> pa.Table:
+    """Columns [n] of requests, or of what was written: what the former need comes first in both."""
+    return pa.table(list(columns), names=list(Written._fields[: len(columns)]))
+
+
+def _grouped(rows: pa.Table, *names: str) -> list[tuple[Any, ...]]:
+    """Each combination of values of these columns, and how many rows have it."""
+    found = rows.select(names).group_by(list(names), use_threads=False).aggregate([([], "count_all")])
     return list(zip(*(found.column(name).to_pylist() for name in [*names, "count_all"]), strict=True))
 
 

@@ -185,20 +185,20 @@ class _Run:
         self.refused = Refusals()
         self.buried = 0
         self.blamed: list[Blamed] = []
+        self._known = True  # no event so far had fields that the contracts do not know
         self._marks = marks_of(records.headers)
         self._offset = np.array(records.offsets, dtype=np.int64)
         self._broker_ms = np.array(records.timestamps, dtype=np.int64)
 
     def alike(self, first: int, last: int) -> bool:
-        """Takes the records if all are single events in simple JSON; False: none was taken."""
+        """Takes the records if all are single events of known fields, or in simple JSON; False: none was taken."""
         marks, values = self._marks[first:last], self.records.values[first:last]
         if marks.count(marks[0]) != len(marks) or marks[0].event is not None or marks[0].encoding not in ("", "json"):
             return False
-        if marks[0].kind not in _KINDS or not all(simple(values)):
+        if marks[0].kind not in _KINDS or None in values:
             return False
-        try:
-            events = list(map(OPEN.decode, values))  # type: ignore[arg-type]  # what is simple is not None
-        except REFUSED:
+        events = self._decoded(values)  # type: ignore[arg-type]  # none is None
+        if events is None:
             return False
         gather = self.gather
         gather.flat += chain.from_iterable(map(astuple, events))
@@ -207,6 +207,21 @@ class _Run:
         gather.kind += [_KINDS[marks[0].kind]] * len(events)
         gather.spent += len(events)
         return True
+
+    def _decoded(self, values: Sequence[bytes]) -> list[Any] | None:
+        """The events; None where a decoder refuses one. Events of known fields nest no deeper than their types, so that
+        nobody has to look at their bytes before; once one of the run has others, they are looked at."""
+        if self._known and max(map(len, values)) <= MAX_EVENT_BYTES:
+            try:
+                return list(map(CLOSED.decode, values))
+            except REFUSED:
+                self._known = False
+        if not all(simple(values)):
+            return None
+        try:
+            return list(map(OPEN.decode, values))
+        except REFUSED:
+            return None
 
     def record(self, at: int, short: bool) -> Iterator[None]:
         """One record of any kind and encoding; yields where a piece is full."""

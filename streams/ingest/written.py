@@ -20,13 +20,12 @@ from pydantic_core import from_json
 from responders.signing import Keyring
 from schemas.blocks import Longs
 from schemas.errors import SignatureRefused
-from schemas.events import Prediction
 from schemas.topics import PREDICTIONS, REQUESTS, RESPONSES
 from streams.decode.arrow import read_streams
 from streams.decode.headers import ARROW_MAGIC
 from streams.decode.ipc import ArrowRefused, inspect
 from streams.ingest.decode import ROW_BITS
-from streams.ingest.predictions import INGEST_HEADER
+from streams.ingest.predictions import INGEST_HEADER, SIGNED_KIND, signed_part
 from streams.records import header_of, headers_of
 from streams.transport.settings import KafkaConnection, kafka_settings
 
@@ -131,7 +130,7 @@ class ReadBack:
         if self.keys is None:
             return True
         try:
-            self.keys.verify(Prediction.KIND, message.value() or b"", headers_of(message))
+            self.keys.verify(SIGNED_KIND, signed_part(message.value() or b""), headers_of(message))
         except SignatureRefused:
             return False
         return True

@@ -9,6 +9,7 @@ from schemas.config import EndpointConfig
 from schemas.events import LATENCY_BUCKETS, MAX_REPORT_CALLERS, MAX_REPORT_ROUTES, Report
 from schemas.ingest import MAX_WAIT_MS
 from schemas.topics import REPORTS
+from streams.ingest.predictions import SIGNED_KIND, signed_part
 from streams.ingest.written import Already, places_of
 from streams.records import Outgoing, Records
 from streams.report_log import ReportLog
@@ -155,5 +156,5 @@ def test_predictions_are_signed_too_so_that_a_stranger_cannot_say_what_was_writt
     pairing.answer(response("r0"))
 
     (record,) = pairing.sent
-    assert Keyring([key.public_base64]).verify("prediction", record.value, record.headers) == key.key_id
+    assert Keyring([key.public_base64]).verify(SIGNED_KIND, signed_part(record.value), record.headers) == key.key_id
     assert record.topic != REPORTS
