@@ -1,0 +1,83 @@
+"""Tables as numpy columns of one partition each: what judges compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Longs = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Place = tuple[str, int]
+"""Topic and partition."""
+Columns = dict[str, npt.NDArray[Any]]
+
+ROW_BITS = 20
+"""A record has fewer rows than 2^20, and a window fewer offsets than 2^43."""
+NO_COLUMNS: Columns = {}
+
+
+def numbers(table: pa.Table, name: str, absent: int = -1) -> Longs:
+    """A column of whole numbers or booleans as int64 [n], null as `absent`."""
+    column = table[name].cast(pa.int64())
+    filled = pc.fill_null(column, absent) if column.null_count else column
+    found: Longs = np.asarray(filled.to_numpy(), dtype=np.int64)
+    return found
+
+
+def words(table: pa.Table, name: str) -> list[Any]:
+    """A column of text, None where it is null."""
+    return table[name].to_pylist()  # type: ignore[no-any-return]
+
+
+def only(rows: pa.Table, /, **wanted: Any) -> pa.Table:
+    """Rows whose columns have these values."""
+    for name, value in wanted.items():
+        rows = rows.filter(pc.equal(rows[name], pa.scalar(value)))
+    return rows
+
+
+def by_place(table: pa.Table, names: Sequence[str], order: Sequence[str] = ("offset",)) -> dict[Place, Columns]:
+    """Columns of whole numbers of each partition of the table's topics, sorted (stable) by `order`."""
+    found: dict[Place, Columns] = {}
+    for topic in pc.unique(table["topic"]).to_pylist():
+        of_topic = only(table, topic=topic)
+        columns = {name: numbers(of_topic, name) for name in dict.fromkeys((*names, *order))}
+        partition = numbers(of_topic, "partition")
+        ranks = np.lexsort(tuple(columns[name] for name in reversed(order)))
+        ranks = ranks[np.argsort(partition[ranks], kind="stable")]
+        there, starts = np.unique(partition[ranks], return_index=True)
+        for number, rows in zip(there.tolist(), np.split(ranks, starts[1:]), strict=True):
+            found[str(topic), int(number)] = {name: column[rows] for name, column in columns.items()}
+    return found
+
+
+def keys_of(columns: Columns, base: int) -> Longs:
+    """(offset, row) of each event of a partition as one number, in log order. `base`: the smallest offset."""
+    keys: Longs = ((columns["offset"] - base) << ROW_BITS) | columns["row"]
+    return keys
+
+
+def key_place(key: int, base: int) -> tuple[int, int]:
+    """Offset and row of a key."""
+    return (int(key) >> ROW_BITS) + base, int(key) & ((1 << ROW_BITS) - 1)
+
+
+def within(columns: Columns, first: int, end: int) -> Columns:
+    """Rows of offsets [first, end)."""
+    inside = (columns["offset"] >= first) & (columns["offset"] < end)
+    return columns if inside.all() else {name: column[inside] for name, column in columns.items()}
+
+
+def empty(*names: str) -> Columns:
+    return {name: np.zeros(0, dtype=np.int64) for name in names}
+
+
+def last_commits(table: pa.Table, group: str) -> dict[Place, int]:
+    """The committed offset that was seen last of each partition of a group."""
+    of_group = by_place(only(table, group=group), ("committed",), ("at_ms",))
+    return {place: int(columns["committed"][-1]) for place, columns in of_group.items()}

@@ -1,0 +1,134 @@
+"""I3 and I6: state and effects are functions of the log."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from palisade.verify.columns import only
+from palisade.verify.finding import Break, Finding, earliest, moment
+from palisade.verify.history import History
+from schemas.topics import ACTIONS, SIGNALS
+
+OBSERVED, REFERENCE = "observed", "reference"
+_ACTS = ("fallback", "limit")
+RENEWED = "evidence_renewed"
+PROPOSED = "held_for_person"
+"""What the machine would do while a person holds the target: nothing is done."""
+
+
+def state_equals_uninterrupted(history: History) -> Finding:
+    """I3. A part of detector state has the digest of the reference run's, wherever both were taken at the same place.
+
+    The place is (log, partition, part, position in the log, row). The reference is an uninterrupted run on the same log.
+    A run that took a digest twice at one place must have got the same.
+    """
+    places: dict[tuple[Any, ...], dict[str, str]] = defaultdict(dict)
+    broken: list[Break] = []
+    for each in history["states"].to_pylist():
+        place = (each["log"], each["partition"], each["part"], each["position"], each["row"])
+        before = places[place].setdefault(each["run"], each["digest"])
+        if before != each["digest"]:
+            broken.append(_differing(place, f"the {each['run']} run", before, "the same run again", each["digest"]))
+    both = {place: runs for place, runs in places.items() if {OBSERVED, REFERENCE} <= runs.keys()}
+    for place, runs in sorted(both.items(), key=lambda each: each[0][3]):
+        if runs[OBSERVED] != runs[REFERENCE]:
+            broken.append(
+                _differing(place, "the run", runs[OBSERVED], "an uninterrupted run on the same log", runs[REFERENCE])
+            )
+    parts = {place[:3] for place in both}
+    nothing = "no digest of an uninterrupted run on the same log at the same place: give one with --reference"
+    return Finding(f"{len(both):,} digests of {len(parts):,} parts", earliest(broken), unjudged="" if both else nothing)
+
+
+def _differing(place: tuple[Any, ...], one: str, its: str, other: str, others: str) -> Break:
+    log, partition, part, position, row = place
+    return Break(
+        position or 0,
+        f"part {part} of {log}[{partition}] after offset {position} row {row} is {its[:16]} in {one}, and {others[:16]} in "
+        f"{other}",
+    )
+
+
+def replay_has_no_new_effect(history: History) -> Finding:
+    """I6. What is said or decided again is the same, and nothing is done about it again.
+
+    - A signal id stands for one statement: told again (detect restarted), all its fields are equal.
+    - Entries of the journal are numbered one after the other, each number once, with epochs that never fall.
+    - An action id is decided once, its renewals apart; and a signal leads to one action on a target at most.
+    - A replay of the inputs of an entry (`replayed`) decides the same action ids.
+    """
+    broken = [*_signals(history), *_entries(history), *_decisions(history), *_replays(history)]
+    counts = ", ".join(f"{history[name].num_rows:,} {what}" for name, what in _COUNTED)
+    unseen = () if "replayed" in history else ("what a replay by hand decides (judged on what happened)",)
+    return Finding(counts, earliest(broken), unseen)
+
+
+_COUNTED = (("signals", "signals"), ("journal", "entries"), ("decisions", "decisions"), ("replayed", "replayed ones"))
+
+
+def _signals(history: History) -> Iterator[Break]:
+    known: dict[str, dict[str, Any]] = {}
+    for each in history["signals"].sort_by("offset").to_pylist():
+        first = known.setdefault(each["signal_id"], each)
+        if first["digest"] != each["digest"]:
+            yield Break(
+                each["at_ms"],
+                f"signal {each['signal_id']} of {each['endpoint']} says one thing at {SIGNALS} offset {first['offset']} and "
+                f"another at {each['offset']}",
+            )
+
+
+def _entries(history: History) -> Iterator[Break]:
+    before: dict[str, Any] | None = None
+    for each in history["journal"].sort_by("offset").to_pylist():
+        at, where = each["at_ms"], f"{ACTIONS} offset {each['offset']}"
+        if before is not None:
+            if each["entry"] == before["entry"] and each["digest"] == before["digest"]:
+                continue  # the producer's retry of one entry
+            if each["entry"] != before["entry"] + 1:
+                yield Break(at, f"{where} is entry {each['entry']}, and follows entry {before['entry']}")
+            if each["epoch"] < before["epoch"]:
+                yield Break(at, f"{where} has epoch {each['epoch']}, and the entry before it {before['epoch']}")
+        before = each
+
+
+def _decisions(history: History) -> Iterator[Break]:
+    ids: dict[str, tuple[int, int]] = {}
+    answered: dict[tuple[str, str, str, str | None], str] = {}
+    for each in history["decisions"].sort_by([("offset", "ascending"), ("row", "ascending")]).to_pylist():
+        if each["reason"] == RENEWED:
+            continue
+        where = f"{ACTIONS} offset {each['offset']}"
+        entry, _ = ids.setdefault(each["action_id"], (each["entry"], each["row"]))
+        if (entry, each["row"]) != (each["entry"], ids[each["action_id"]][1]):
+            yield Break(
+                each["at_ms"],
+                f"action {each['action_id']} ({each['kind']} of {each['endpoint']}) is decided again at {where}",
+            )
+        if each["kind"] not in _ACTS or each["outcome"] == "refused" or each["reason"] == PROPOSED:
+            continue
+        for signal in each["signal_ids"] or []:
+            target = (signal, each["kind"], each["endpoint"], each["caller"])
+            if answered.setdefault(target, each["action_id"]) != each["action_id"]:
+                yield Break(
+                    each["at_ms"],
+                    f"signal {signal} leads to a second {each['kind']} of {each['endpoint']} {each['caller'] or ''} at {where} "
+                    f"of {moment(each['at_ms'])}: actions {answered[target]} and {each['action_id']}",
+                )
+
+
+def _replays(history: History) -> Iterator[Break]:
+    journaled: dict[int, set[str]] = defaultdict(set)
+    for each in history["decisions"].to_pylist():
+        journaled[each["entry"]].add(each["action_id"])
+    for replay in dict.fromkeys(history["replayed"]["replay"].to_pylist()):
+        again: dict[int, set[str]] = defaultdict(set)
+        for each in only(history["replayed"], replay=replay).to_pylist():
+            again[each["entry"]].add(each["action_id"])
+        for entry, ids in sorted(again.items()):
+            if ids != journaled[entry]:
+                new, gone = sorted(ids - journaled[entry]), sorted(journaled[entry] - ids)
+                what = f"decides {new[0]}, which is not there" if new else f"does not decide {gone[0]}"
+                yield Break(0, f"replay {replay} of the inputs of journal entry {entry} {what}")

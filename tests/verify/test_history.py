@@ -1,0 +1,69 @@
+"""The directory of a history: what is saved is read back, part by part, and what is no history says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from palisade.verify.history import SCHEMAS, History, HistoryUnusable, HistoryWriter, Run, table_of
+from tests.verify.given import RUN, history
+
+
+def test_a_saved_history_is_read_back(tmp_path: Path):
+    history().save(tmp_path)
+    found = History.load(tmp_path)
+
+    assert found.run == RUN
+    assert found.names == history().names == set(SCHEMAS)
+    assert all(found[name].to_pylist() == history()[name].to_pylist() for name in SCHEMAS)
+
+
+def test_a_table_that_nobody_gathered_is_not_an_empty_one(tmp_path: Path):
+    with HistoryWriter(tmp_path) as writer:
+        writer.add_rows("lost", [])
+        writer.finish(Run())
+    found = History.load(tmp_path)
+
+    assert "lost" in found
+    assert "sent" not in found
+    assert found["sent"].num_rows == found["lost"].num_rows == 0
+
+
+def test_parts_are_one_table_and_the_last_run_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(HistoryWriter, "PART_ROWS", 3)
+    for name in ("left", "lost"):
+        with HistoryWriter(tmp_path) as writer:
+            for first in range(4):
+                writer.add_rows("lost", [{"topic": f"{name}{n}", "partition": n, "first": first} for n in range(2)])
+            writer.finish(Run(endpoints=3))
+
+    found = History.load(tmp_path)
+    assert found["lost"]["first"].to_pylist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert set(found["lost"]["topic"].to_pylist()) == {"lost0", "lost1"}
+    assert found.run.endpoints == 3
+
+
+def test_json_lines_by_hand_will_do(tmp_path: Path):
+    (tmp_path / "run.json").write_text(json.dumps({"finished": True, "of_a_later_version": 1}))
+    (tmp_path / "lost.jsonl").write_text(
+        '{"topic": "t", "partition": 1, "first": 2, "last": 3, "at_ms": 4, "told": true}\n'
+    )
+
+    found = History.load(tmp_path)
+    assert found.run.finished
+    assert found["lost"].to_pylist() == [
+        {"topic": "t", "partition": 1, "first": 2, "last": 3, "at_ms": 4, "told": True}
+    ]
+
+
+def test_what_is_no_history_says_so(tmp_path: Path):
+    with pytest.raises(HistoryUnusable, match="is no history"):
+        History.load(tmp_path)
+    with pytest.raises(HistoryUnusable, match="no history has a table other"):
+        History({"other": pa.table({"a": [1]})})
+    with pytest.raises(HistoryUnusable, match="does not have the columns"):
+        History({"lost": pa.table({"first": ["one"]})})
+    assert table_of("lost", [{"first": 1}])["topic"].to_pylist() == [None]
