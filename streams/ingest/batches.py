@@ -87,9 +87,12 @@ def request_batches(piece: Piece, rules: Rules) -> tuple[list[Requests], list[No
     for owner, names, rows in _by_layout(piece, rules):
         redaction = None if owner is None else rules.redactions[owner]
         try:
-            found += _layout_batches(piece, names, rows, rules, redaction)
-        except PalisadeError as error:
+            batches, not_written = _layout_batches(piece, names, rows, rules, redaction)
+        except PalisadeError as error:  # it speaks of the names of a layout, which all its rows have
             refused.append(NotWritten(np.array(rows, dtype=np.int64), str(error)))
+        else:
+            found += batches
+            refused += not_written
     return found, refused
 
 
@@ -116,8 +119,9 @@ def _by_layout(piece: Piece, rules: Rules) -> list[tuple[str | None, tuple[str, 
 
 def _layout_batches(
     piece: Piece, names: tuple[str, ...] | None, rows: list[int], rules: Rules, redaction: Redaction | None
-) -> list[Requests]:
+) -> tuple[list[Requests], list[NotWritten]]:
     found: list[Requests] = []
+    refused: list[NotWritten] = []
     if names is not None:
         struct, odd = _struct([piece.fields["features"][row] for row in rows], names)
         if struct is not None:
@@ -125,13 +129,29 @@ def _layout_batches(
             features = struct if redaction is None else redaction.struct(struct)
             found.append(_requests(piece, fitting, FEATURES, features, rules, redaction))
         rows = [rows[at] for at in sorted(odd)]
-    if rows:
+    if rows and redaction is not None:
+        rows, each, refused = _redacted(piece, rows, redaction)
+    else:
         each = [piece.fields["features"][row] for row in rows]
-        if redaction is not None:
-            each = [redaction.features(features) for features in each]
+    if rows:
         texts = pa.array([to_json(features, inf_nan_mode="constants") for features in each], pa.binary())
         found.append(_requests(piece, rows, FEATURES_TEXT, texts, rules, redaction))
-    return found
+    return found, refused
+
+
+def _redacted(piece: Piece, rows: list[int], redaction: Redaction) -> tuple[list[int], list[Any], list[NotWritten]]:
+    """The rows that may be written and their features; and the others. Row by row: they share no form, and whoever sends
+    one that cannot be redacted takes nobody else's with it."""
+    kept: list[int] = []
+    each: list[Any] = []
+    refused: dict[str, list[int]] = {}
+    for row in rows:
+        try:
+            each.append(redaction.features(piece.fields["features"][row]))
+            kept.append(row)
+        except PalisadeError as error:
+            refused.setdefault(str(error), []).append(row)
+    return kept, each, [NotWritten(np.array(at, dtype=np.int64), detail) for detail, at in refused.items()]
 
 
 def _struct(rows: Sequence[dict[str, Any]], names: tuple[str, ...]) -> tuple[pa.StructArray | None, set[int]]:

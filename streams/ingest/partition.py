@@ -188,6 +188,7 @@ class PairingLog:
         batches, refused = request_batches(piece, self._rules)
         for rows in refused:
             self._refuse(topic, piece, rows.rows.tolist(), "wrong_shape", rows.detail, step)
+            self._blame(topic, _whose(piece, rows.rows.tolist()), asked.now_ms, step, again=asked.again)
         answers = response_batch(piece).drop_columns(["place"]) if combined else None
         for batch in batches:
             column = batch.batch.column
@@ -228,7 +229,7 @@ class PairingLog:
             keys, named = [piece.key[row] for row in rows], [endpoints[row] for row in rows]
             self._responses.hold(batch.take(pa.array(at)), keys, named, piece.broker_ms[at])
 
-    def _blame(self, topic: str, rows: Sequence[Blamed], now_ms: int, step: _Step) -> None:
+    def _blame(self, topic: str, rows: Sequence[Blamed], now_ms: int, step: _Step, *, again: bool = False) -> None:
         """Passes on whose the refused requests are, without a byte of theirs: to detect they are malformed, and count
         against their caller. They were asked, and do not wait."""
         if topic != REQUESTS or not rows:
@@ -238,7 +239,7 @@ class PairingLog:
         verified = [row.caller_auth == "verified" and self._rules.vouched(row.endpoint) for row in rows]
         step.blamed += self._writer.malformed(topic, rows, callers, verified)
         columns = pa.array(names, pa.string()), pa.array(callers, pa.string()), pa.array(verified, pa.bool_())
-        self._counts.asked(*columns, now_ms, again=False, waits=False)
+        self._counts.asked(*columns, now_ms, again=again, waits=False)
 
     def _paired(self, request: pa.RecordBatch, response: pa.RecordBatch, step: _Step) -> None:
         self.outcomes.paired += request.num_rows
@@ -290,6 +291,20 @@ class PairingLog:
 
 
 _HOMES = {REQUEST: REQUESTS, RESPONSE: RESPONSES}
+
+
+def _whose(piece: Piece, rows: Sequence[int]) -> list[Blamed]:
+    """Whose these rows are, which were read and must not be written."""
+    ids = [[clean_id(piece.fields[name][row] or "default") for name in _IDS] for row in rows]
+    auths = [piece.fields["caller_auth"][row] for row in rows]
+    places = piece.place[rows].tolist()
+    return [
+        Blamed(place, endpoint, caller, auth, version)
+        for place, (endpoint, caller, version), auth in zip(places, ids, auths, strict=True)
+    ]
+
+
+_IDS = ("endpoint", "caller", "model_version")
 
 
 class _Asked(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from schemas.config import Bucket
 from schemas.topics import REQUESTS
+from streams.ingest.batches import MAX_LAYOUTS
 from streams.redaction import Redactor
 from tests.ingest.making import Pairing, as_json, request, response
 
@@ -49,3 +50,37 @@ def test_what_cannot_be_redacted_is_not_written() -> None:
     assert {row["request_id"] for row in pairing.predictions} == {"r1", "r2", "r3"}
     assert all(SECRET.encode() not in record.value for record in pairing.sent)
     assert all(not letter.head for letter in pairing.letters)
+
+
+def test_a_row_that_cannot_be_redacted_takes_no_other_with_it_and_counts_against_its_caller() -> None:
+    """Rules give places in a list; a caller sends an object without a name in it."""
+    pairing = Pairing(redactions={"credit": Redactor({"0": "drop"}, KEY)}, keep_heads=False)
+
+    pairing.ask(
+        request("r0", features=[SECRET, 1.0]),
+        request("odd", caller="mallory", features={}),
+        request("r1", features=[SECRET, 2.0]),
+    )
+    pairing.answer(response("r0"), response("r1"))
+
+    assert {row["request_id"] for row in pairing.predictions} == {"r0", "r1"}
+    assert [letter.reason for letter in pairing.letters] == ["wrong_shape"]
+    assert [row["caller"] for row in pairing.blamed] == ["mallory"]
+    (report,) = pairing.reports(2**41)
+    assert {caller["caller"]: caller["asked"] for caller in report["callers"]} == {"ann": 2, "mallory": 1}
+
+
+def test_rows_of_many_layouts_are_redacted_one_by_one() -> None:
+    """Layouts beyond the bound of a piece share what is written, not what is refused."""
+    pairing = Pairing(redactions={"credit": Redactor({"ssn": "drop"}, KEY)}, keep_heads=False)
+    many = [request(f"m{at}", caller="mallory", features={f"x{at}": 1.0}) for at in range(MAX_LAYOUTS)]
+
+    pairing.ask(
+        *many,
+        request("good", features={"ssn": SECRET, "amount": 1.0}),
+        request("odd", caller="mallory", features=[SECRET]),
+    )
+    pairing.answer(response("good"))
+
+    assert [(row["request_id"], row["features"]) for row in pairing.predictions] == [("good", {"amount": 1.0})]
+    assert len(pairing.letters) == 1
