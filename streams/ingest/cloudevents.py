@@ -24,7 +24,7 @@ from streams.decode.fast import REFUSED
 PREFIX = "ce_"
 STRUCTURED = "application/cloudevents"
 KSERVE = "org.kubeflow.serving.inference."
-_CALLER_CHOSEN = (KSERVE, "io.seldon.serving.inference.")
+_LOGGERS = (KSERVE, "io.seldon.serving.inference.")
 _SIDE = re.compile(r"[._-](request|response)$")
 _MAX_ATTRIBUTE = 1_024
 """Characters of an attribute that are kept."""
@@ -53,9 +53,10 @@ class Attributes:
         return _SIDE.sub("", self.type)
 
     @property
-    def caller_chooses_id(self) -> bool:
-        """Loggers of inference servers keep an incoming id: the caller's to choose, so its oddity is the caller's."""
-        return self.type.startswith(_CALLER_CHOSEN)
+    def of_logger(self) -> bool:
+        """Loggers of inference servers pass on the caller's own bytes, and keep an incoming id, so that its oddity is the
+        caller's."""
+        return self.type.startswith(_LOGGERS)
 
 
 def of_headers(headers: Headers) -> Attributes | None:
@@ -121,13 +122,15 @@ class NoBody(ValueError):
 def server_rows(data: Any, attributes: Attributes) -> tuple[Attributes, list[dict[str, Any]]] | None:
     """Rows of the body of an inference server as our own fields, the attributes completed; None if it is our own event.
 
-    Raises NoBody.
+    A logger passes on what a caller sent, so nothing but `instances` or `inputs` is read of a question, and what its logger
+    writes is never our own event: else a caller could name an endpoint, a version or somebody else. Raises NoBody.
     """
     if not isinstance(data, dict):
         raise NoBody("the data is no JSON object")
     for name, rows_of, field in _BODIES:
         if name in data:
-            model, version = data.get("model_name"), data.get("model_version")
+            server_says = data if field == "prediction" else {}
+            model, version = server_says.get("model_name"), server_says.get("model_version")
             known = replace(
                 attributes,
                 endpoint=attributes.endpoint or (model if isinstance(model, str) else None),
@@ -137,6 +140,10 @@ def server_rows(data: Any, attributes: Attributes) -> tuple[Attributes, list[dic
             if len(rows) > MAX_ROWS_PER_RECORD:
                 raise NoBody(f"{name}: {len(rows)} rows, at most {MAX_ROWS_PER_RECORD}")
             return known, [{field: row} for row in rows]
+    if attributes.of_logger:
+        raise NoBody(
+            f"the body of an inference server has {', '.join(name for name, *_ in _BODIES)}; this has none of them"
+        )
     return None
 
 

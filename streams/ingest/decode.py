@@ -346,7 +346,7 @@ class _Run:
         if rows is None:
             if len(data) > MAX_EVENT_BYTES:
                 return self._bury(row, "too_large", f"an event of {len(data)} bytes, at most {MAX_EVENT_BYTES}")
-            return self._complete(row, judge(data), event, 0)
+            return self._complete(row._replace(mark=Mark(kind, "json", None)), judge(data), event, 0)
         known, bodies = rows
         for number, body in enumerate(bodies):
             if self.refused.judge_is_spent(row.at):
@@ -362,7 +362,7 @@ class _Run:
             return self._judged(row, verdict)
         fields = dict(zip(NAMES, verdict, strict=False))
         own_id = fields["request_id"] is not None
-        event_id = event.id if event.caller_chooses_id or not event.id else clean_id(event.id)
+        event_id = event.id if event.of_logger or not event.id else clean_id(event.id)
         for name, value in (
             ("endpoint", event.endpoint),
             ("request_id", event_id or None),

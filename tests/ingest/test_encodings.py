@@ -11,6 +11,7 @@ import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, to_binary_event, to_structured_event
 from cloudevents.core.v1.event import CloudEvent
 
+from schemas.ingest import MAX_WAIT_MS
 from schemas.topics import REQUESTS, RESPONSES
 from schemas.wire import KIND_HEADER
 from streams.records import RawHeaders
@@ -133,6 +134,57 @@ def test_the_open_inference_protocol_is_read(mode: Any) -> None:
         ({"amount": 12.5, "country": "NL", "v.0": 1.0, "v.1": 2.0}, [0.1, 0.9], "v3"),
         ({"amount": 13.0, "country": "BE", "v.0": 3.0, "v.1": 4.0}, [0.2, 0.8], "v3"),
     ]
+
+
+def logged(side: str, body: Any) -> tuple[bytes, RawHeaders]:
+    """What KServe's logger writes of a call to the model `fraud`."""
+    return kafka_event(
+        to_binary_event, body, type=f"{KSERVE}.{side}", id="7", source="http://x/", inferenceservicename="fraud"
+    )
+
+
+def test_a_caller_whose_bytes_are_logged_speaks_for_nobody_else() -> None:
+    """The logger passes on what a caller sent, our own fields among it."""
+    pairing = Pairing(vouched=True)
+    posing = {"endpoint": "credit", "caller": "ann", "caller_auth": "verified", "features": {"amount": 1.0}}
+
+    for body in (
+        posing,
+        posing | {"features": 7},
+        posing | {"prediction": 0.5},
+        posing | {"instances": [{"amount": 1.0}]},
+    ):
+        value, headers = logged("request", body)
+        pairing.take(REQUESTS, value, headers=[headers])
+    pairing.expire(NOW + 2 * MAX_WAIT_MS)
+
+    assert [(row["endpoint"], row["caller"], row["caller_auth"]) for row in pairing.predictions] == [
+        ("fraud", "anonymous", "claimed")
+    ]
+    assert [letter.reason for letter in pairing.letters] == ["wrong_shape"] * 3
+    assert not pairing.blamed
+
+
+def test_the_version_is_the_word_of_the_server_not_of_the_caller() -> None:
+    """A caller who could name one would be judged by no profile, and say which version the endpoint's health is."""
+    pairing = Pairing()
+    value, headers = logged("request", {"instances": [{"amount": 1.0}], "model_name": "m", "model_version": "ghost"})
+    pairing.take(REQUESTS, value, headers=[headers])
+    value, headers = logged("response", {"predictions": [0.5]})
+    pairing.take(RESPONSES, value, headers=[headers])
+
+    assert [row["model_version"] for row in pairing.predictions] == ["default"]
+
+
+@MODES
+def test_a_malformed_event_in_a_cloud_event_counts_against_its_caller(mode: Any) -> None:
+    pairing = Pairing()
+    data = {"endpoint": "credit", "caller": "mallory", "features": {"amount": {}}}
+    value, headers = kafka_event(mode, data, id="1", source="/svc/a", type="com.acme.request")
+    pairing.take(REQUESTS, value, headers=[headers])
+
+    assert [letter.reason for letter in pairing.letters] == ["wrong_shape"]
+    assert [row["caller"] for row in pairing.blamed] == ["mallory"]
 
 
 def test_an_id_that_a_caller_chose_hides_no_query() -> None:
