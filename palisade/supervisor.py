@@ -63,11 +63,20 @@ class _Child:
 
 
 class Supervisor:
-    """Owns child processes; each writes its standard error to `<logs>/<name>.log`. Thread-safe."""
+    """Owns child processes; each writes its standard error to `<logs>/<name>.log`. Thread-safe.
 
-    def __init__(self, logs: Path, on_exit: Callable[[str, int], None] | None = None) -> None:
+    `on_start` is told name and pid of each process, `on_exit` name and status of one that ended by itself.
+    """
+
+    def __init__(
+        self,
+        logs: Path,
+        on_exit: Callable[[str, int], None] | None = None,
+        on_start: Callable[[str, int], None] | None = None,
+    ) -> None:
         self._logs = logs
         self._on_exit = on_exit
+        self._on_start = on_start
         self._children: dict[str, _Child] = {}
         self._lock = threading.RLock()
         self._stopping = threading.Event()
@@ -172,6 +181,8 @@ class Supervisor:
                 env={**os.environ, SUPERVISED: "1", **spec.env},
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops its children in order
             )
+        if self._on_start is not None:
+            self._on_start(spec.name, process.pid)
         child = _Child(spec, process, time.monotonic())
         if spec.ready is None:
             child.is_ready.set()

@@ -41,11 +41,17 @@ def dev(
     """Runs broker, ingest, detect, respond and audit as processes of their own until Ctrl-C, and restarts any that dies."""
     from palisade.dev import start_roles
     from palisade.supervisor import Supervisor
+    from palisade.verify.processes import ProcessNotes
 
     refuse_second(folder)
     path, base = _base(config, endpoint or [])
-    ending = _Ending()
-    with Supervisor(folder / "logs", on_exit=ending.child_ended) as supervisor:
+    ending, notes = _Ending(), ProcessNotes(folder)
+
+    def child_ended(name: str, code: int) -> None:
+        notes.exited(name, code)
+        ending.child_ended(name, code)
+
+    with Supervisor(folder / "logs", child_ended, notes.started) as supervisor:
         ending.listen(supervisor)
         announce(folder)
         try:

@@ -20,6 +20,7 @@ from palisade.cli import (
     publish,
     status,
     topics,
+    verify,
     worker,
 )
 from palisade.cli.options import say_error
@@ -40,6 +41,7 @@ for name, group in (
     ("feedback", feedback.app),
     ("forensics", forensics.app),
     ("deadletter", deadletters.app),
+    ("verify", verify.app),
 ):
     app.add_typer(group, name=name)
 

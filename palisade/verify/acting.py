@@ -186,7 +186,8 @@ def caps_hold(history: History) -> Finding:
                 )
             )
     unseen = () if "views" in history else ("limits of callers (no endpoint states)",)
-    return Finding(f"{begun:,} actions of the machine, at most {most} held at once", earliest(broken), unseen)
+    seen = f"{begun:,} actions of the machine, at most {most} held at once"
+    return Finding(seen, earliest(broken), unseen, "" if begun else "the machine did nothing that was published")
 
 
 def _changes(holds: dict[tuple[str, str | None], int], decision: dict[str, Any]) -> bool:

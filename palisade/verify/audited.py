@@ -12,7 +12,7 @@ from palisade.verify.finding import Break, Finding, earliest, moment
 from palisade.verify.history import History
 from palisade.verify.logs import AUDIT, SCORED, Log, logs_of
 from responders.state import MACHINE
-from schemas.topics import ACTIONS, DIRECTIVES, PREDICTIONS, VERDICTS
+from schemas.topics import ACTIONS, DIRECTIVES, PREDICTIONS, SIGNALS, VERDICTS
 
 ON_RECORD_MS = 5_000
 """So long after an action was ordered it must be on record."""
@@ -144,7 +144,7 @@ def every_action_is_on_record(history: History) -> Finding:
         if decision["actor"] != MACHINE:
             if "commands" in history and decision["actor"] not in people:
                 broken.append(Break(at_ms, f"{where} is {decision['actor']}'s, of whom there is no command on record"))
-        elif "signals" in history and decision["at_ms"] >= begins.get("signals", 0) + SIGNAL_BEFORE_MS:
+        elif "signals" in history and decision["at_ms"] >= begins.get(SIGNALS, 0) + SIGNAL_BEFORE_MS:
             unknown = [each for each in decision["signal_ids"] or [""] if each not in signals]
             if unknown:
                 broken.append(
@@ -156,7 +156,8 @@ def every_action_is_on_record(history: History) -> Finding:
     unseen = [f"the table {name}" for name in ("signals", "commands") if name not in history and ordered] + (
         [] if audited is not None else ["the audit's view decisions"]
     )
-    return Finding(f"{len(ordered):,} actions that were ordered", earliest(broken), tuple(unseen))
+    nothing = "" if ordered else "no directive ordered anything"
+    return Finding(f"{len(ordered):,} actions that were ordered", earliest(broken), tuple(unseen), nothing)
 
 
 def _first_orders(history: History) -> dict[str, tuple[int, str]]:

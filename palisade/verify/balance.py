@@ -44,13 +44,13 @@ def every_event_ends_once(history: History) -> Finding:
         unseen.append("whether dead-lettered events have dead letters")
     if "lost" not in history:
         unseen.append("what retention removed unread")
-    idle = f"none of the {events:,} events is below the committed offset of {DETECT}"
+    idle = f"none of the {events:,} events is below the committed offset of {DETECT}" if events else "no event is there"
     settled = any(log.settled > log.first for log in logs)
     return Finding(
         f"{events:,} events: {scored:,} scored, {ended - scored:,} dead-lettered, {max(0, events - ended):,} in flight",
         earliest(broken),
         tuple(unseen),
-        "" if settled or not events else idle,
+        "" if settled and events else idle,
     )
 
 

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
+
 from palisade.verify.columns import only
 from palisade.verify.finding import Break, Finding, earliest, moment
 from palisade.verify.history import History
@@ -42,6 +44,11 @@ def state_equals_uninterrupted(history: History) -> Finding:
     return Finding(f"{len(both):,} digests of {len(parts):,} parts", earliest(broken), unjudged="" if both else nothing)
 
 
+def reference_states(states: pa.Table) -> list[dict[str, Any]]:
+    """The states that another run observed, as those of the reference run."""
+    return [row | {"run": REFERENCE} for row in states.to_pylist() if row["run"] == OBSERVED]
+
+
 def _differing(place: tuple[Any, ...], one: str, its: str, other: str, others: str) -> Break:
     log, partition, part, position, row = place
     return Break(
@@ -54,7 +61,8 @@ def _differing(place: tuple[Any, ...], one: str, its: str, other: str, others: s
 def replay_has_no_new_effect(history: History) -> Finding:
     """I6. What is said or decided again is the same, and nothing is done about it again.
 
-    - A signal id stands for one statement: told again (detect restarted), all its fields are equal.
+    - A signal id stands for one statement: told again (detect restarted) it says the same; numbers apart, whose last
+      bits may differ on another machine.
     - Entries of the journal are numbered one after the other, each number once, with epochs that never fall.
     - An action id is decided once, its renewals apart; and a signal leads to one action on a target at most.
     - A replay of the inputs of an entry (`replayed`) decides the same action ids.
@@ -62,7 +70,8 @@ def replay_has_no_new_effect(history: History) -> Finding:
     broken = [*_signals(history), *_entries(history), *_decisions(history), *_replays(history)]
     counts = ", ".join(f"{history[name].num_rows:,} {what}" for name, what in _COUNTED)
     unseen = () if "replayed" in history else ("what a replay by hand decides (judged on what happened)",)
-    return Finding(counts, earliest(broken), unseen)
+    said = sum(history[name].num_rows for name, _ in _COUNTED)
+    return Finding(counts, earliest(broken), unseen, "" if said else "nothing was said or decided")
 
 
 _COUNTED = (("signals", "signals"), ("journal", "entries"), ("decisions", "decisions"), ("replayed", "replayed ones"))

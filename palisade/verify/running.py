@@ -81,7 +81,7 @@ def chain_verifies(history: History) -> Finding:
             what = "another hash" if at in hashes else "no such row"
             broken.append(Break(0, f"ledger {at[0]} has a published head at row {at[1]}, and {what} there"))
     unseen = () if history["ledger_heads"].num_rows else ("rows cut off at the end (no published heads)",)
-    return Finding(f"{len(hashes):,} links", earliest(broken), unseen)
+    return Finding(f"{len(hashes):,} links", earliest(broken), unseen, "" if hashes else "the ledger is empty")
 
 
 def webhooks_end(history: History) -> Finding:
@@ -102,7 +102,8 @@ def webhooks_end(history: History) -> Finding:
     broken = [each for id_, told in events.items() for each in _ending(id_, told, newest, last_ms - patience)]
     ends = [next((end for end in ENDS if end in told), "under way") for told in events.values()]
     counts = ", ".join(f"{ends.count(end):,} {end}" for end in dict.fromkeys(ends))
-    return Finding(f"{len(events):,} webhooks: {counts}" if ends else "no webhook was wanted", earliest(broken))
+    nothing = "" if ends else "no webhook was wanted"
+    return Finding(f"{len(events):,} webhooks: {counts}", earliest(broken), unjudged=nothing)
 
 
 def _ending(id_: str, told: dict[str, Any], newest: dict[str, int], due_ms: int) -> Iterator[Break]:

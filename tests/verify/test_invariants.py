@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from palisade.verify.finding import Verdict
-from palisade.verify.history import History, table_of
+from palisade.verify.history import SCHEMAS, History, table_of
 from palisade.verify.invariants import INVARIANTS, judge
 from tests.verify.given import (
     ACTIVATION,
@@ -20,6 +20,7 @@ from tests.verify.given import (
     MIXED,
     ORDER_MS,
     RECORDS,
+    RUN,
     T0,
     TICK,
     WHOLE,
@@ -195,8 +196,11 @@ def test_without_its_evidence_an_invariant_is_not_judged(invariant):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_empty_history_proves_nothing(name):
+def test_a_history_of_nothing_proves_nothing(name):
+    idle = History({table: schema.empty_table() for table, schema in SCHEMAS.items()}, RUN)
+
     assert verdict(History({}), name).status == "not judged"
+    assert verdict(idle, name).status == "not judged"
 
 
 def test_what_the_history_cannot_show_is_said_beside_the_verdict():
