@@ -27,15 +27,13 @@ from palisade.verify.history import SCHEMAS, HistoryWriter, Run
 from palisade.verify.logs import AUDIT, DETECT, JUDGED
 from palisade.verify.processes import process_rows
 from palisade.verify.records import TAKEN, Read, Reader, log_record, outcomes
-from palisade.verify.replayed import OBSERVED
+from palisade.verify.states import state_rows
 from palisade.verify.webhook_events import webhook_rows
 from responders.signing import Keyring, SigningKey
 from schemas.errors import PalisadeError
-from schemas.ids import stable_id
 from schemas.topics import ACTIONS, BY_NAME, DEAD_LETTERS, LABELLED, PREDICTIONS, REPORTS, VERDICTS
 from streams.admin import cluster_of
 from streams.audit.engine import ClickHouse, ClickHouseError
-from streams.headed import split_head
 from streams.reading import TIMEOUT_S, read_to_end
 from streams.records import headers_of
 from streams.snapshots import DirectoryStore, SnapshotStore, TopicStore
@@ -319,19 +317,12 @@ def _view(engine: ClickHouse, view: str, topic: str, partition: int, offsets: tu
 
 
 async def _states(settings: Settings, partitions: dict[str, int]) -> list[dict[str, Any]]:
-    """Digests of the saved parts of detector state. A version that still learns its profile is left out: what it has
-    learned moves between the rows that its part says it has applied."""
+    """Digests of the saved parts of detector state."""
     store = _store(settings)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for topic in GROUPS[DETECT]:
         for partition in range(partitions.get(topic, 0)):
-            saved = await store.load(topic, partition)
-            for part, state in saved.parts.items():
-                place = _applied(state)
-                if place is not None:
-                    digest = stable_id(state.hex())
-                    at = {"position": place[0], "row": place[1], "digest": digest, "run": OBSERVED}
-                    rows.append(at | {"log": topic, "partition": partition, "part": part})
+            rows += state_rows(topic, partition, (await store.load(topic, partition)).parts)
     return rows
 
 
@@ -343,18 +334,6 @@ def _store(settings: Settings) -> SnapshotStore:
 
 def _no_outbox() -> Any:
     raise AssertionError("who verifies saves nothing")
-
-
-def _applied(state: bytes) -> tuple[int, int] | None:
-    """Offset and row that a saved part has applied; None if its place in the log is not told by it."""
-    try:
-        head, _ = split_head(state)
-        applied = head["applied"]
-        if isinstance(applied, list):
-            return (int(applied[0]), int(applied[1])) if head["profile"] and not head.get("learned") else None
-        return int(applied), 0
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return None
 
 
 def _now_ms() -> int:

@@ -24,7 +24,8 @@ def state_equals_uninterrupted(history: History) -> Finding:
     """I3. A part of detector state has the digest of the reference run's, wherever both were taken at the same place.
 
     The place is (log, partition, part, position in the log, row). The reference is an uninterrupted run on the same log.
-    A run that took a digest twice at one place must have got the same.
+    A run that took a digest twice at one place must have got the same. Of a finished run, the last place of each part that
+    both know is the same, too.
     """
     places: dict[tuple[Any, ...], dict[str, str]] = defaultdict(dict)
     broken: list[Break] = []
@@ -39,9 +40,28 @@ def state_equals_uninterrupted(history: History) -> Finding:
             broken.append(
                 _differing(place, "the run", runs[OBSERVED], "an uninterrupted run on the same log", runs[REFERENCE])
             )
+    if history.run.finished:
+        broken += _ends(places)
     parts = {place[:3] for place in both}
     nothing = "no digest of an uninterrupted run on the same log at the same place: give one with --reference"
     return Finding(f"{len(both):,} digests of {len(parts):,} parts", earliest(broken), unjudged="" if both else nothing)
+
+
+def _ends(places: dict[tuple[Any, ...], dict[str, str]]) -> Iterator[Break]:
+    """Parts whose last place in the log differs between the runs."""
+    last: dict[tuple[Any, ...], dict[str, tuple[int, int]]] = defaultdict(dict)
+    for (log, partition, part, position, row), runs in places.items():
+        for run in runs:
+            before = last[log, partition, part].get(run, (position, row))
+            last[log, partition, part][run] = max(before, (position, row))
+    for (log, partition, part), ended in last.items():
+        ours, theirs = ended.get(OBSERVED), ended.get(REFERENCE)
+        if ours and theirs and ours != theirs:
+            yield Break(
+                min(ours, theirs)[0],
+                f"part {part} of {log}[{partition}] ends at offset {ours[0]} row {ours[1]}, and in an uninterrupted run on the "
+                f"same log at offset {theirs[0]} row {theirs[1]}",
+            )
 
 
 def reference_states(states: pa.Table) -> list[dict[str, Any]]:
