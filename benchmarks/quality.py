@@ -54,7 +54,7 @@ from benchmarks.quality_outliers import (
     rank,
 )
 from detectors import budget as shares
-from detectors import drift_thresholds, outlier_coordinates, outlier_scores
+from detectors import drift_alarm_tails, drift_thresholds, outlier_coordinates, outlier_scores
 from detectors.registry import block_detectors
 from palisade.settings import default_policy
 from schemas.config import PolicyConfig
@@ -181,7 +181,7 @@ def config_hash(policy: PolicyConfig) -> str:
         "detectors": {detector.name: detector.hash for detector in block_detectors(policy)},
         "budget": repr(BUDGET),
         "shares": dict(shares.SHARES),
-        "calibration": constants(drift_thresholds),
+        "calibration": constants(drift_thresholds) | constants(drift_alarm_tails),
         "outliers": constants(outlier_scores) | constants(outlier_coordinates),
     }
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()

@@ -76,7 +76,7 @@ class Shelf:
 
     Of the profile: edges [numeric, EDGES]; expected, alien, missing [features, CELLS] (the latter two 0 or 1); table
     and profile_rows as in `Spreads`; alien_most, missing_most [features]; watched [ADAPTIVE_FEATURES] numeric features
-    that ADWIN watches (-1 = none), their mean and sd; threshold, calm [LOOK_ROWS].
+    that ADWIN watches (-1 = none), their mean and sd; threshold, calm [LOOK_ROWS]; gross, a number.
     Of the stream: seen, capped [windows, features, CELLS]; weight, squares [windows] and feed_sum, feed_weight
     [ADAPTIVE_FEATURES], feed_rows; fired, calm_blocks, first_ms. `capped` means something once `lighter` is 1: until a
     caller was over the cap it is what `seen` is.
@@ -95,6 +95,7 @@ class Shelf:
     sd: Floats
     threshold: Floats
     calm: Floats
+    gross: Floats
     seen: Floats
     capped: Floats
     weight: Floats
@@ -114,7 +115,7 @@ class Shelf:
             "edges": (numeric, EDGES),
             **dict.fromkeys(("expected", "alien", "missing"), (f, CELLS)),
             "table": (4, f, len(SPAN_ROWS)),
-            **dict.fromkeys(("profile_rows", "feed_rows"), ()),
+            **dict.fromkeys(("profile_rows", "feed_rows", "gross"), ()),
             **dict.fromkeys(("alien_most", "missing_most"), (f,)),
             **dict.fromkeys(("mean", "sd", "feed_sum", "feed_weight"), (a,)),
             **dict.fromkeys(("threshold", "calm"), (len(LOOK_ROWS),)),
@@ -161,6 +162,7 @@ class Shelf:
         """Thresholds of the anchored test for `budget`."""
         rate = budget.alarms_per_row * self._share
         self.threshold[slot], self.calm[slot] = profile.calibration.thresholds(rate)
+        self.gross[slot] = profile.calibration.gross_limit(rate)
 
     def give_back(self, slot: int) -> None:
         """Frees a slot."""

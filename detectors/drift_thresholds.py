@@ -1,8 +1,7 @@
 """Calibration: how far the training table's own rows, in their order, lie from the whole of the table.
 
 Moving-block bootstrap (Kuensch 1989; Liu & Singh 1992): real rows in real order are no independent draws, so spreads
-come from contiguous stretches, and the rate of chance alarms from running the sequential test over long stretches
-drawn at random. Above what was seen the tail is taken as exponential, never lighter than the score's own unit.
+come from contiguous stretches. How often the test alarms by chance comes from them too: `drift_alarm_tails`.
 """
 
 from __future__ import annotations
@@ -11,28 +10,18 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import chi2
 
 from detectors.adwin import FEED_ROWS, JumpWatch
-from detectors.drift_windows import COARSE_SHARE, WINDOW_ROWS, Spreads, coarse, divergence, faded, scores
-from detectors.profile import LOOK_ROWS, SPAN_ROWS, AdaptiveTail, AlarmTail, FeatureSpread
+from detectors.drift_windows import COARSE_SHARE, coarse, divergence, faded
+from detectors.profile import SPAN_ROWS, AdaptiveTail, FeatureSpread
 from schemas.blocks import BLOCK_ROWS, Floats, Longs
 
 UNIT_ROWS = SPAN_ROWS[0]
-MAX_STARTS = 8192
-SIMULATED_ROWS = {32: 2_000_000, 256: 8_000_000}
-INDEPENDENT_ROWS = {32: 500_000, 256: 3_000_000}
-WARM_ROWS = 4096
-"""A simulated stream counts from here on: before, both windows hold the same rows and there are fewer chances."""
-UNKNOWN_SCORE = 16.0
-"""Threshold where the table is too short to fill a window: what 1 alarm in 10 M rows would take of exact tails."""
-STREAMS = 32
+MAX_STARTS, FOLD_STARTS = 8192, 2048
+"""Stretches measured of a table, and of each part of it that others are judged by."""
+ADAPTIVE_ROWS = 2_000_000
 FILL_STEPS, FILL_STARTS = 40, 512
-TAIL_ALARMS = (60, 12)
-TAIL_EVENTS = (20.0, 5.0)
-"""The tail is read off where simulated streams alarm so often, and no further out than where the table itself does so often:
-met again in a hundred passes, one storm is still one."""
 PRIOR_EVENTS, PRIOR_SHAPE = 20.0, 0.25
 """A tail seen in few events is drawn towards a shape (Martins & Stedinger 2000 do so for floods): left alone, it comes out
 as light as the few that happened to be met. Chosen on made services of other seeds than those it is judged on."""
@@ -44,9 +33,6 @@ The anchored test watches all."""
 ADAPTIVE_STREAMS = 8
 MIN_LEVEL, MIN_SCALE, MIN_LARGEST = 2.0, 1.0, 12.0
 """Least divergence times rows: features that never move in the table (one category) still have a row's noise."""
-MIN_DECAY = 0.5
-"""The score counts in -ln of chance, so beyond what was simulated alarms fall by exp(-1) a unit if every feature's tail
-were right; half of it is trusted. (One event of the table, met again in each pass, makes the slope itself flat.)"""
 MIN_SCALE_SHARE = 0.1
 """Least scale over level: a feature that is always as far out as it can be (the month) has next to no spread."""
 
@@ -81,7 +67,7 @@ class OrderedTable:
         return (self.counts[starts + units] - self.counts[starts]) / float(units * UNIT_ROWS)
 
 
-def feature_spreads(table: OrderedTable) -> tuple[FeatureSpread, ...]:
+def feature_spreads(table: OrderedTable, stretches: int = MAX_STARTS) -> tuple[FeatureSpread, ...]:
     """The spread of each of `SPAN_ROWS` rows: up to a block as contiguous stretches, above it as the long window that
     has filled up to so many effective rows (a fading window over a week is no week: its weekdays differ).
 
@@ -92,7 +78,7 @@ def feature_spreads(table: OrderedTable) -> tuple[FeatureSpread, ...]:
     filled = _filled_divergences(table)
     for size in SPAN_ROWS:
         if size <= BLOCK_ROWS:
-            far, usual, groups = _stretch_divergences(table, size)
+            far, usual, groups = _stretch_divergences(table, size, stretches)
             if size == BLOCK_ROWS:
                 alien, missing = groups
         elif size in filled:
@@ -131,12 +117,12 @@ def feature_spreads(table: OrderedTable) -> tuple[FeatureSpread, ...]:
     )
 
 
-def _stretch_divergences(table: OrderedTable, size: int) -> tuple[Floats, Floats, tuple[Floats, Floats]]:
+def _stretch_divergences(table: OrderedTable, size: int, most: int) -> tuple[Floats, Floats, tuple[Floats, Floats]]:
     """Divergences [stretches, features] of contiguous `size` rows; the largest over ordinary cells [features]; the
     largest alien and missing excess [features]."""
     units = size // UNIT_ROWS
     last = table.units - units
-    starts = np.unique(np.linspace(0, last, min(MAX_STARTS, last + 1)).astype(np.int64))
+    starts = np.unique(np.linspace(0, last, min(most, last + 1)).astype(np.int64))
     far = np.empty((len(starts), len(table.expected)))
     largest = np.zeros((3, len(table.expected)))
     for at in range(0, len(starts), 1024):
@@ -232,131 +218,11 @@ def drawn_starts(table: OrderedTable, units: int, streams: int, rows: int, rng: 
     return np.asarray(draws + np.arange(steps)[:, None] * units)
 
 
-class _Simulation:
-    """The sequential test on `streams` streams of blocks of one size, side by side."""
-
-    def __init__(self, table: OrderedTable, spreads: tuple[FeatureSpread, ...], streams: int, size: int) -> None:
-        self._expected, self._size = table.expected, float(size)
-        self._spreads = Spreads.of(spreads, table.rows)
-        self._spreads = Spreads(self._spreads.table.repeat(streams, axis=0), self._spreads.rows.repeat(streams))
-        self._left = faded(np.array(float(size)))
-        self._windows = np.zeros((streams, len(WINDOW_ROWS), *table.expected.shape))
-        self._weight = np.zeros((streams, len(WINDOW_ROWS)))
-        self._squares = np.zeros((streams, len(WINDOW_ROWS)))
-        self._age = np.zeros(streams)
-
-    def step(self, shares: Floats, there: npt.NDArray[np.bool_]) -> Floats:
-        """The score [streams] after one more block of cell `shares` [streams, features, CELLS]; NaN until the long
-        window is full. Streams that are not `there` begin anew."""
-        self._windows *= (self._left * there[:, None])[:, :, None, None]
-        self._windows += shares[:, None] * self._size
-        self._weight = self._weight * self._left * there[:, None] + self._size
-        self._squares = self._squares * self._left**2 * there[:, None] + self._size
-        self._age = np.where(there, self._age + 1, 0)
-        rows = self._weight * self._weight / self._squares
-        now = self._windows / self._weight[:, :, None, None]
-        far, _ = divergence(now, None, self._expected, rows)
-        level, scale, shape, _ = self._spreads.at(rows)
-        top = scores(far, level, scale, shape).max(axis=(1, 2))
-        return np.where(self._age * self._size > WARM_ROWS, top, np.nan)
-
-
-def ordered_scores(
-    table: OrderedTable, spreads: tuple[FeatureSpread, ...], size: int, rng: np.random.Generator
-) -> Floats:
-    """Scores [steps, streams] of blocks of `size` rows over stretches of the table in its order; NaN where none."""
-    units = size // UNIT_ROWS
-    starts = drawn_starts(table, units, STREAMS, SIMULATED_ROWS[size], rng)
-    if starts.shape[1] * size <= WARM_ROWS:  # no stretch of so short a table fills the long window
-        return np.full((1, STREAMS), np.nan)
-    result = []
-    for stretch in starts:
-        simulation = _Simulation(table, spreads, STREAMS, size)
-        for at in stretch:
-            there = (at >= 0) & (at <= table.units - units)
-            result.append(simulation.step(table.shares(np.where(there, at, 0), units), there))
-        result.append(np.full(STREAMS, np.nan))
-    return np.array(result)
-
-
-def independent_scores(
-    table: OrderedTable, spreads: tuple[FeatureSpread, ...], size: int, rng: np.random.Generator
-) -> Floats:
-    """Scores [steps, streams] of blocks of `size` rows drawn one by one, each feature by itself."""
-    simulation = _Simulation(table, spreads, STREAMS, size)
-    there = np.ones(STREAMS, np.bool_)
-    expected = table.expected / table.expected.sum(axis=1, keepdims=True)
-    draws = (
-        rng.multinomial(size, expected, (STREAMS, len(expected))) / size
-        for _ in range(INDEPENDENT_ROWS[size] // (size * STREAMS))
-    )
-    return np.array([simulation.step(shares, there) for shares in draws])
-
-
-def alarms_at(series: Floats, levels: Floats, calm: float) -> Longs:
-    """Alarms [levels] in `series` [steps, streams]: a score above the level, the first since one at or below `calm`.
-    NaN is no score."""
-    armed = np.ones((len(levels), series.shape[1]), np.bool_)
-    count = np.zeros(len(levels), np.int64)
-    quiet = np.minimum(calm, 0.9 * levels)[:, None]
-    for row in series:
-        fired = armed & (row > levels[:, None])
-        count += fired.sum(axis=1)
-        armed = (armed & ~fired) | (row <= quiet)
-    return count
-
-
-def alarm_tail(series: Floats, size: int, table_rows: float = math.inf) -> AlarmTail:
-    """The tail of alarms a row over the score, from `series` [steps, streams] of blocks of `size` rows. `table_rows` of
-    the table that the streams come from again and again: what it holds `TAIL_ALARMS` times is known of the tail, and no
-    more."""
-    known = series[~np.isnan(series)]
-    rows = max(len(known), 1) * size
-    if len(known) == 0:
-        return AlarmTail(score=UNKNOWN_SCORE, rate=1.0, far_score=UNKNOWN_SCORE, far_rate=1.0, decay=1.0, calm=5.0)
-    calm = float(np.quantile(known, 0.95))
-    levels = np.linspace(calm, float(known.max()), 200)[:-1] if known.max() > calm else np.array([calm])
-    count = np.maximum(alarms_at(series, levels, calm), 1)
-    passes = max(rows / table_rows, 1.0)
-    wanted = [max(least, events * passes) for least, events in zip(TAIL_ALARMS, TAIL_EVENTS, strict=True)]
-    many, few = (int(np.flatnonzero(count >= min(enough, count.max()))[-1]) for enough in wanted)
-    width = float(levels[few] - levels[many])
-    decay = math.log(count[many] / count[few]) / width if width > 0 else 1.0
-    return AlarmTail(
-        score=float(levels[many]),
-        rate=float(count[many] / rows),
-        far_score=float(levels[few]),
-        far_rate=float(count[few] / rows),
-        decay=min(max(decay, MIN_DECAY), 1.0),
-        calm=calm,
-    )
-
-
-def alarm_tails(table: OrderedTable, spreads: tuple[FeatureSpread, ...], seed: int) -> tuple[AlarmTail, ...]:
-    """The tails of ordered rows at each of `LOOK_ROWS`, then those of rows drawn one by one.
-
-    What a table of slow rows holds a few times says nothing of how fast its tail falls beyond: unless its rows alarm no
-    more than rows drawn one by one, `MIN_DECAY` is taken there.
-    """
-    ordered: list[AlarmTail] = []
-    alone: list[AlarmTail] = []
-    for size in LOOK_ROWS:
-        for scores_of, again, tails in (
-            (ordered_scores, float(table.rows), ordered),
-            (independent_scores, math.inf, alone),
-        ):
-            tails.append(alarm_tail(scores_of(table, spreads, size, np.random.default_rng([seed, size])), size, again))
-        free = alone[-1].threshold(ordered[-1].far_rate)
-        if ordered[-1].far_score > LIKE_INDEPENDENT * free:
-            ordered[-1] = ordered[-1].model_copy(update={"decay": MIN_DECAY})
-    return (*ordered, *alone)
-
-
 def adaptive_tails(table: OrderedTable, seed: int) -> tuple[AdaptiveTail, ...]:
     """The jumps that ADWIN finds by chance in the block means of the steadiest numeric features."""
     units = FEED_ROWS // UNIT_ROWS
     rng = np.random.default_rng([seed, FEED_ROWS])
-    starts = drawn_starts(table, units, ADAPTIVE_STREAMS, SIMULATED_ROWS[32], rng)
+    starts = drawn_starts(table, units, ADAPTIVE_STREAMS, ADAPTIVE_ROWS, rng)
     starts = np.clip(starts, 0, table.units - units).reshape(-1, ADAPTIVE_STREAMS)
     rows = starts.size * FEED_ROWS
     present = table.present[starts + units] - table.present[starts]

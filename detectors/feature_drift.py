@@ -39,14 +39,15 @@ from detectors.profile import LOOK_ROWS, Profile
 from schemas.blocks import Block, Floats, Longs
 from schemas.errors import StateRefused
 
-VERSION = 5
+VERSION = 6
 DriftKind = Literal["feature_drift", "prediction_drift"]
 CALM_BLOCKS = 2
 """Blocks within the profile's range after which what came before them leaves the long window."""
 TOGETHER = 32
 """Parts stepped at once: with 20 features their windows are 0.25 MB, which stays in the second-level cache."""
 WARNING_SHARE = 0.5
-"""At half the critical factor times the largest in the profile, in either window, it is a warning whatever the score."""
+"""At half the critical factor times the largest in the profile, in either window, it is a warning whatever the score: or
+further out, where the profile says that chance comes so far."""
 FIRED_LONG, FIRED_SHORT = 1, 2
 """Which window an alarm that is not over yet came from, at its worst."""
 UNKNOWN_EVERY_MS = 1000
@@ -77,7 +78,7 @@ class FeatureDrift:
 
     A block fires when its score, -ln of the chance of so far a stretch in the training table's own order, passes the
     threshold of the part's budget, or its statistic is above half of `critical_factor` times the largest in the
-    profile; severity is `critical` where the short window's is above all of it and the block by itself is above half
+    profile and further out than chance comes in that budget; severity is `critical` where the short window's is above all of it and the block by itself is above half
     of it too, else `warning`. It is calm when both windows are as usual as 95 % of the profile's blocks.
     A caller who moves it alone, or with at most four others, has readings of its own (`drift_callers`): also one whose
     rows move the endpoint by their own weight and not by the capped one, so that nobody hides behind the cap.
@@ -251,12 +252,13 @@ class FeatureDrift:
                 state = getattr(shelf, name)
                 state[slots[renewed], 1:] = state[slots[renewed], :1]
         by_feature = np.where(renewed[:, None], by_window[:, 0], by_window.max(axis=1))
-        # So far out that no training block came near is an alarm at any budget: a tail fitted to weather has no end.
-        beyond = np.where(renewed, statistic[:, 0], statistic.max(axis=1)) / (WARNING_SHARE * self.critical_factor)
+        # So far out that no training block came near is an alarm whatever the score: a tail fitted to weather has no end.
+        limit = np.maximum(shelf.gross[slots], WARNING_SHARE * self.critical_factor)
+        beyond = np.where(renewed, statistic[:, 0], statistic.max(axis=1)) / limit
         score = np.maximum(by_feature.max(axis=1), threshold * beyond)
         firing = score > threshold
         calm = (by_feature.max(axis=1) <= quiet) & ~firing
-        short = (top[:, 0] > threshold) | (statistic[:, 0] > WARNING_SHARE * self.critical_factor)
+        short = (top[:, 0] > threshold) | (statistic[:, 0] > limit)
         now = np.maximum(np.where(renewed, 0, was), np.where(firing, np.where(short, FIRED_SHORT, FIRED_LONG), 0))
         shelf.fired[slots] = np.where(calm, 0, now)
         own = np.where(renewed[:, None], own_by_window[:, 0], own_by_window.max(axis=1))

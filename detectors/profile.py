@@ -39,6 +39,9 @@ SPAN_ROWS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Row counts at which the spread of contiguous stretches of the table was measured."""
 LOOK_ROWS = (32, 256)
 """Block sizes at which the rate of chance alarms was measured."""
+GROSS_SHARE = 0.2
+"""Of the chance alarms, what those by the statistic in units of the largest may be."""
+MAX_GROSS = 50.0
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -112,14 +115,25 @@ class FeatureSpread(_Part):
 
 class AlarmTail(_Part):
     """Chance alarms of the sequential test in blocks of one size: `rate` a row above `score`, `far_rate` above
-    `far_score`, and beyond it fewer by exp(-`decay`) for each unit of the score. `calm`: 95 % of blocks are below."""
+    `far_score`, and beyond it fewer by exp(-`decay`) for each unit of the score; with `events`, by the predictive
+    distribution of so many events, (1 + `decay` x / `events`) ** -`events` at x units: their mean is no more certain
+    than that. `calm`: 95 % of blocks are below."""
 
     score: float
     rate: float = Field(gt=0, le=1)
     far_score: float
     far_rate: float = Field(gt=0, le=1)
-    decay: float = Field(gt=0, le=1)
+    decay: float = Field(gt=0)
     calm: float
+    events: float | None = Field(default=None, gt=0)
+
+    @model_serializer(mode="wrap")
+    def _without_events(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A tail of a release before `events` has the bytes that it had there."""
+        data: dict[str, Any] = dumped(self)
+        if data["events"] is None:
+            del data["events"]
+        return data
 
     @model_validator(mode="after")
     def _falls(self) -> Self:
@@ -134,7 +148,10 @@ class AlarmTail(_Part):
         if alarms_per_row > self.far_rate:
             part = math.log(self.rate / alarms_per_row) / math.log(self.rate / self.far_rate)
             return self.score + part * (self.far_score - self.score)
-        return self.far_score + math.log(self.far_rate / alarms_per_row) / self.decay
+        fewer = math.log(self.far_rate / alarms_per_row)
+        if self.events is not None:
+            fewer = self.events * math.expm1(fewer / self.events)
+        return self.far_score + fewer / self.decay
 
 
 class AdaptiveTail(_Part):
@@ -150,20 +167,40 @@ class AdaptiveTail(_Part):
 class Calibration(_Part):
     """What is needed to set thresholds for any budget: from stretches of the table, in its order.
 
-    `tails` are of rows in the table's order at each of `LOOK_ROWS`, then of rows drawn one by one at each.
+    `tails` are of rows in the table's order at each of `LOOK_ROWS`, then of rows drawn one by one at each. `gross` is
+    the tail of ln of the statistic in units of the largest in the table, in full blocks; None in profiles of releases
+    before it.
     """
 
     spreads: tuple[FeatureSpread, ...] = Field(max_length=MAX_FEATURES)
     tails: tuple[AlarmTail, ...] = Field(min_length=2 * len(LOOK_ROWS), max_length=2 * len(LOOK_ROWS))
     adaptive: tuple[AdaptiveTail, ...] = Field(max_length=MAX_FEATURES)
+    gross: AlarmTail | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_gross(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A calibration of a release before `gross` has the bytes that it had there."""
+        data: dict[str, Any] = dumped(self)
+        if data["gross"] is None:
+            del data["gross"]
+        return data
 
     def thresholds(self, alarms_per_row: float) -> tuple[list[float], list[float]]:
         """Entry score and calm score at each of `LOOK_ROWS`, whichever kind of rows needs the higher one."""
+        if self.gross is not None:
+            alarms_per_row *= 1.0 - GROSS_SHARE
         looks = len(LOOK_ROWS)
         pairs = [(self.tails[k], self.tails[looks + k]) for k in range(looks)]
         enter = [max(tail.threshold(alarms_per_row) for tail in pair) for pair in pairs]
         leave = [max(tail.calm for tail in pair) for pair in pairs]
         return enter, [min(calm, 0.9 * score) for calm, score in zip(leave, enter, strict=True)]
+
+    def gross_limit(self, alarms_per_row: float) -> float:
+        """The statistic in units of the largest in the table that chance passes no more often than its part of
+        `alarms_per_row`; 0 where that is not known."""
+        if self.gross is None:
+            return 0.0
+        return math.exp(min(self.gross.threshold(GROSS_SHARE * alarms_per_row), MAX_GROSS))
 
 
 def cell_probabilities(

@@ -21,7 +21,8 @@ from detectors.cells import (
     numeric_edges,
     padded_edges,
 )
-from detectors.drift_thresholds import UNIT_ROWS, OrderedTable, adaptive_tails, alarm_tails, feature_spreads
+from detectors.drift_alarm_tails import alarm_tails
+from detectors.drift_thresholds import UNIT_ROWS, OrderedTable, adaptive_tails, feature_spreads
 from detectors.outlier_section import OutlierSection, section_of
 from detectors.profile import (
     CONFIDENCE,
@@ -164,6 +165,7 @@ def profile_of(
     their means, too; `outliers`: rows are to be judged one by one."""
     ordered = _ordered_table(table)
     spreads = feature_spreads(ordered)
+    tails, gross = alarm_tails(ordered, spreads, seed)
     return Profile(
         rows=table.rows,
         order_by=order_by,
@@ -173,8 +175,9 @@ def profile_of(
         categorical=tuple(table.categorical),
         calibration=Calibration(
             spreads=spreads,
-            tails=alarm_tails(ordered, spreads, seed),
+            tails=tails,
             adaptive=adaptive_tails(ordered, seed) if adaptive else (),
+            gross=gross,
         ),
         outliers=_outliers(table, seed) if outliers else None,
     )

@@ -27,7 +27,7 @@ from benchmarks.quality_drift import (
     faults_of,
     trials,
 )
-from detectors import drift_thresholds
+from detectors import drift_alarm_tails
 from palisade.settings import default_policy
 from schemas.blocks import BLOCK_ROWS
 
@@ -120,7 +120,7 @@ def test_the_hash_of_the_configuration_changes_with_any_parameter(monkeypatch: p
 
     assert config_hash(policy) == before
     assert config_hash(policy.model_copy(update={"drift_critical_factor": 6.0})) != before
-    monkeypatch.setattr(drift_thresholds, "MIN_DECAY", 0.4)
+    monkeypatch.setattr(drift_alarm_tails, "TAIL_EVENTS", 15.0)
     assert config_hash(policy) != before
 
 
