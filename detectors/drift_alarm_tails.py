@@ -41,7 +41,8 @@ TAIL_EVENTS = 20.0
 """The tail begins where simulated streams alarm so often, and no further out than where the table itself does so often:
 met again in a hundred passes, one storm is still one."""
 PRIOR_EVENTS = 20.0
-"""The score counts in -ln of chance: of so many events before any was seen, the mean excess is 1."""
+"""What is thought of a tail before any event was seen weighs as so many: the score counts in -ln of chance, so its mean
+excess is 1. Chosen on made services of other seeds and memories than those it is judged on."""
 
 
 class _Folds:
@@ -170,12 +171,10 @@ def alarms_at(series: Floats, levels: Floats, calm: float) -> Longs:
     return count
 
 
-def alarm_tail(
-    series: Floats, size: int, table_rows: float = math.inf, prior_events: float = PRIOR_EVENTS
-) -> AlarmTail:
+def alarm_tail(series: Floats, size: int, table_rows: float = math.inf, usual_excess: float = 1.0) -> AlarmTail:
     """The tail of alarms a row over the score, from `series` [steps, streams] of blocks of `size` rows. `table_rows` of
     the table that the streams come from again and again: what it holds `TAIL_EVENTS` times is known of the tail, and no
-    more."""
+    more. `usual_excess`: how far above a level alarms go on average, before any was seen."""
     known = series[~np.isnan(series)]
     rows = max(len(known), 1) * size
     if len(known) == 0:
@@ -188,7 +187,7 @@ def alarm_tail(
     step = (levels[-1] - levels[0]) / max(len(levels) - 1, 1)
     excess = float(count[at:].sum() * step / count[at])  # of a cluster's highest score above the level
     events = count[at] / passes
-    mean = (events * excess + prior_events) / (events + prior_events) if prior_events else max(excess, 1e-3)
+    mean = (events * excess + PRIOR_EVENTS * usual_excess) / (events + PRIOR_EVENTS)
     return AlarmTail(
         score=float(levels[at]),
         rate=float(count[at] / rows),
@@ -196,15 +195,15 @@ def alarm_tail(
         far_rate=float(count[at] / rows),
         decay=1.0 / mean,
         calm=calm,
-        events=float(events + prior_events),
+        events=float(events + PRIOR_EVENTS),
     )
 
 
 def alarm_tails(
     table: OrderedTable, spreads: tuple[FeatureSpread, ...], seed: int
-) -> tuple[tuple[AlarmTail, ...], AlarmTail]:
+) -> tuple[tuple[AlarmTail, ...], AlarmTail | None]:
     """The tails of ordered rows at each of `LOOK_ROWS`, then those of rows drawn one by one; and the tail of ln of the
-    statistic in units of the largest in the profile."""
+    statistic in units of the largest in the profile, None for a table too short to fill a window."""
     ordered: list[AlarmTail] = []
     alone: list[AlarmTail] = []
     folds = _Folds(table) if table.units * UNIT_ROWS > WARM_ROWS else None
@@ -215,4 +214,10 @@ def alarm_tails(
         alone.append(alarm_tail(drawn, size))
         if ordered[-1].score <= LIKE_INDEPENDENT * alone[-1].threshold(ordered[-1].rate):
             ordered[-1] = ordered[-1].model_copy(update={"decay": alone[-1].decay, "events": alone[-1].events})
-    return (*ordered, *alone), alarm_tail(gross, BLOCK_ROWS, float(table.rows), 0.0)
+    if np.isnan(gross).all():
+        return (*ordered, *alone), None
+    # The largest of n deviations of normal sums is so far out that their ln exceeds it by 1 / ln n on average.
+    blocks = max(table.rows / BLOCK_ROWS, math.e)
+    tail = alarm_tail(gross, BLOCK_ROWS, float(table.rows), 1.0 / math.log(blocks))
+    # A tail exponential in ln is heavier than theirs: no more is added for what is not known of it.
+    return (*ordered, *alone), tail.model_copy(update={"events": None})

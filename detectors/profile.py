@@ -42,6 +42,7 @@ LOOK_ROWS = (32, 256)
 GROSS_SHARE = 0.2
 """Of the chance alarms, what those by the statistic in units of the largest may be."""
 MAX_GROSS = 50.0
+"""Of its ln: further out there is nothing."""
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 Share = Annotated[float, Field(ge=0, le=1)]
