@@ -62,20 +62,20 @@ def test_detectors_of_predictions_keep_their_rate(real: tuple[Profile, Rows]) ->
     assert {each["detector"] for each in line["detectors"]} == set(DETECTORS_OF_PREDICTIONS)
 
 
-def test_thresholds_half_as_high_do_not_pass(real: tuple[Profile, Rows]) -> None:
+def test_thresholds_a_quarter_as_high_do_not_pass(real: tuple[Profile, Rows]) -> None:
     profile, rows = real
     calibration = profile.calibration
-    halved = calibration.model_copy(update={"tails": tuple(half(tail) for tail in calibration.tails)})
+    lower = calibration.model_copy(update={"tails": tuple(quarter(tail) for tail in calibration.tails)})
 
-    line = judged(profile.model_copy(update={"calibration": halved}), rows)
+    line = judged(profile.model_copy(update={"calibration": lower}), rows)
 
     assert not line["ok"]
     assert "feature_drift" in str(line["faults"])
 
 
-def half(tail: AlarmTail) -> AlarmTail:
-    """The same rates at half the score."""
-    changed = {"score": tail.score / 2, "far_score": tail.far_score / 2, "decay": tail.decay * 2, "calm": tail.calm / 2}
+def quarter(tail: AlarmTail) -> AlarmTail:
+    """The same rates at a quarter of the score."""
+    changed = {"score": tail.score / 4, "far_score": tail.far_score / 4, "decay": tail.decay * 4, "calm": tail.calm / 4}
     return tail.model_copy(update=changed)
 
 
