@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from palisade.verify.columns import Columns, Place, by_place, key_place, keys_of, last_commits, only, within
+from palisade.verify.columns import Columns, Place, absent, by_place, key_place, keys_of, last_commits, only, within
 from palisade.verify.finding import Break, Finding, earliest, moment
 from palisade.verify.history import History
 from palisade.verify.logs import AUDIT, SCORED, Log, logs_of
@@ -71,7 +71,7 @@ def _rows_of(log: Log, columns: Columns | None) -> Columns:
 
 def _difference(log: Log, view: str, kept: Any, wanted: Any, known: Any) -> Iterator[Break]:
     """kept: keys in the view, sorted; wanted: those that must be there; known: those that may."""
-    missing = np.setdiff1d(wanted, kept)
+    missing = absent(wanted, kept)
     if len(missing):
         offset, row = key_place(missing[0], log.first)
         what = "scored" if view == "predictions" else "told its outcome"
@@ -86,7 +86,7 @@ def _difference(log: Log, view: str, kept: Any, wanted: Any, known: Any) -> Iter
         yield Break(
             log.time_of(offset), f"{log.name} offset {offset} row {row} is more than once in the audit's view {view}"
         )
-    extra = np.setdiff1d(kept, known)
+    extra = absent(kept, known)
     extra = extra[extra < np.int64(log.settled - log.first) << 20]
     if len(extra):
         offset, row = key_place(extra[0], log.first)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from palisade.verify.columns import ROW_BITS, Columns, Longs, Place, by_place, only
+from palisade.verify.columns import ROW_BITS, Columns, Longs, Place, absent, by_place, only
 from palisade.verify.finding import Break, Finding, earliest, listed, moment
 from palisade.verify.history import History
 from palisade.verify.logs import DEAD, DETECT, JUDGED, NEVER, SCORED, Log, logs_of
@@ -55,7 +55,7 @@ def every_event_ends_once(history: History) -> Finding:
 
 
 def _missing(log: Log) -> Iterator[Break]:
-    lacking = np.setdiff1d(log.expected_keys(), log.keys, assume_unique=True)
+    lacking = absent(log.expected_keys(), log.keys)
     lacking = lacking[(lacking >> ROW_BITS) + log.first < log.settled]
     if len(lacking):
         offset, row = log.at(lacking[0])
@@ -72,7 +72,7 @@ def _misplaced(log: Log) -> Iterator[Break]:
     if len(log.torn):
         offset, row = log.at(log.torn[0])
         yield Break(log.time_of(offset), f"{log.name} offset {offset} row {row} is both scored and dead-lettered")
-    extra = np.setdiff1d(log.keys, log.expected_keys(), assume_unique=True)
+    extra = absent(log.keys, log.expected_keys())
     dead = log.keys[log.outcomes["outcome"] == DEAD]
     refused_controls = np.isin(extra, dead) & np.isin(extra, (log.controls - log.first) << ROW_BITS)  # as row 0
     extra = extra[~refused_controls]
@@ -89,12 +89,12 @@ def _letters(log: Log) -> Iterator[Break]:
         return
     dead_at = log.outcomes["offset"][log.outcomes["outcome"] == DEAD]
     settled_dead = dead_at[dead_at < log.settled]
-    mute = np.setdiff1d(settled_dead, log.letters["offset"])
+    mute = absent(settled_dead, log.letters["offset"])
     if len(mute) and not (log.letters["for_run"] == 1).any():
         offset = int(mute[0])
         yield Break(log.time_of(offset), f"{log.name} offset {offset} has dead-lettered events, but no dead letter")
     settled_letters = log.letters["offset"][log.letters["offset"] < log.settled]
-    idle = np.setdiff1d(settled_letters, dead_at)
+    idle = absent(settled_letters, dead_at)
     if len(idle):
         offset = int(idle[0])
         yield Break(log.time_of(offset), f"{log.name} offset {offset} has a dead letter, but no dead-lettered event")
@@ -159,7 +159,7 @@ def nothing_is_committed_unfinished(history: History) -> Finding:
         for place, columns in by_place(only(known, group=group), ("committed", "unfinished"), ("at_ms",)).items():
             broken += _overtaken(str(group), place, columns)
     of_detect = by_place(only(unknown, group=DETECT), ("committed",), ("at_ms",))
-    for log in logs_of(history) if {"records", "outcomes"} <= history.names else []:
+    for log in logs_of(history) if {"records", "outcomes"} <= history.names else ():
         if log.place in of_detect:
             judged += len(of_detect[log.place]["committed"])
             names = names or DETECT

@@ -48,18 +48,41 @@ def by_place(table: pa.Table, names: Sequence[str], order: Sequence[str] = ("off
         of_topic = only(table, topic=topic)
         columns = {name: numbers(of_topic, name) for name in dict.fromkeys((*names, *order))}
         partition = numbers(of_topic, "partition")
-        ranks = np.lexsort(tuple(columns[name] for name in reversed(order)))
-        ranks = ranks[np.argsort(partition[ranks], kind="stable")]
-        there, starts = np.unique(partition[ranks], return_index=True)
-        for number, rows in zip(there.tolist(), np.split(ranks, starts[1:]), strict=True):
-            found[str(topic), int(number)] = {name: column[rows] for name, column in columns.items()}
+        if (partition[1:] < partition[:-1]).any():
+            ranks = np.argsort(partition, kind="stable")
+            partition, columns = partition[ranks], {name: column[ranks] for name, column in columns.items()}
+        there, starts = np.unique(partition, return_index=True)
+        for number, first, end in zip(there, starts, [*starts[1:], len(partition)], strict=True):
+            rows = {name: column[first:end] for name, column in columns.items()}
+            found[str(topic), int(number)] = _sorted(rows, order)
     return found
+
+
+def _sorted(rows: Columns, order: Sequence[str]) -> Columns:
+    """Rows in order; as they are where they are, which most logs are."""
+    tied = np.ones(max(0, len(rows[order[0]]) - 1), dtype=np.bool_)
+    for name in order:
+        step = np.diff(rows[name])
+        if (tied & (step < 0)).any():
+            ranks = np.lexsort(tuple(rows[each] for each in reversed(order)))
+            return {each: column[ranks] for each, column in rows.items()}
+        tied &= step == 0
+    return rows
 
 
 def keys_of(columns: Columns, base: int) -> Longs:
     """(offset, row) of each event of a partition as one number, in log order. `base`: the smallest offset."""
     keys: Longs = ((columns["offset"] - base) << ROW_BITS) | columns["row"]
     return keys
+
+
+def absent(keys: Longs, among: Longs) -> Longs:
+    """The keys that are not among others; both in order. (numpy's setdiff1d hashes: ten times as slow on these.)"""
+    if not len(among):
+        return keys
+    rank = np.minimum(np.searchsorted(among, keys), len(among) - 1)
+    missing: Longs = keys[among[rank] != keys]
+    return missing
 
 
 def key_place(key: int, base: int) -> tuple[int, int]:

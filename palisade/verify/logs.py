@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -92,8 +93,9 @@ class Log:
         return np.where(told >= self.expected, done, NEVER)
 
 
-def logs_of(history: History) -> list[Log]:
-    """Every partition of the judged logs that the history holds."""
+@lru_cache(maxsize=1)
+def logs_of(history: History) -> tuple[Log, ...]:
+    """Every partition of the judged logs that the history holds; of the last history they are kept for the next judge."""
     records = by_place(history["records"], ("at_ms", "rows", "size"))
     outcomes = by_place(history["outcomes"], _OUTCOME_COLUMNS, ("offset", "row", "at_ms"))
     letters = (
@@ -114,7 +116,7 @@ def logs_of(history: History) -> list[Log]:
         told = outcomes.get(place) or empty("offset", *_OUTCOME_COLUMNS)
         of_it = None if letters is None else letters.get(place) or empty("offset", *_LETTER_COLUMNS)
         found.append(_log(place, (first, end, settled), there, told, of_it))
-    return found
+    return tuple(found)
 
 
 def _log(
