@@ -93,7 +93,7 @@ def collect(settings: Settings, out: Path, wanted: Wanted, say: Say) -> None:
         endpoints = [endpoint.name for endpoint in settings.config.endpoints if endpoint.webhook is not None]
         writer.add_rows("webhooks", webhook_rows(taken["orders"], taken["decisions"], endpoints))
         say("the audit")
-        notes = _audit(settings, windows, writer)
+        notes = _audit(settings, windows, _span(taken["decisions"]), writer)
         writer.add_rows("states", asyncio.run(_states(settings, partitions)))
         if (found := process_rows(settings.home)) is not None:
             writer.add_rows("processes", found)
@@ -265,7 +265,15 @@ class _Gathering:
             consumer.close()
 
 
-def _audit(settings: Settings, windows: dict[tuple[str, int], _Window], writer: HistoryWriter) -> list[str]:
+def _span(decisions: pa.Table) -> tuple[int, int]:
+    """Offsets [first, end) of the journal's entries with decisions that were read."""
+    found = pc.min_max(decisions["offset"]).as_py()
+    return (0, 0) if found["min"] is None else (found["min"], found["max"] + 1)
+
+
+def _audit(
+    settings: Settings, windows: dict[tuple[str, int], _Window], journal: tuple[int, int], writer: HistoryWriter
+) -> list[str]:
     """Rows of the views; what is wrong with the audit, if it does not answer."""
     try:
         engine = reader(settings)
@@ -274,7 +282,7 @@ def _audit(settings: Settings, windows: dict[tuple[str, int], _Window], writer: 
                 for first, end in _pieces(window):
                     for view in ("predictions", "verdicts"):
                         writer.add("audit", _view(engine, view, topic, partition, (first, end)))
-            writer.add("audit", _view(engine, "decisions", ACTIONS, 0, (0, 2**62)))
+            writer.add("audit", _view(engine, "decisions", ACTIONS, 0, journal))
         finally:
             engine.close()
     except (ClickHouseError, PalisadeError) as error:

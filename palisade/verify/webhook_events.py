@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from palisade.verify.columns import only
+
 _ENDED = {"webhook_delivered": "delivered", "webhook_disabled": "disabled"}
 
 
@@ -37,11 +39,10 @@ def _row(at_ms: int, id_: str, endpoint: str, event: str, reason: str | None = N
 def _wanted(orders: pa.Table, endpoint: str) -> list[tuple[int, str, str]]:
     """When a directive first ordered other actions than the one before, and its epoch."""
     told: dict[tuple[int, int], tuple[int, int, set[str]]] = {}
-    for each in orders.to_pylist():
-        if each["endpoint"] == endpoint:
-            key = each["partition"], each["offset"]
-            _, _, actions = told.setdefault(key, (each["at_ms"], each["epoch"], set()))
-            actions |= {each["action_id"]} - {None}
+    for each in only(orders, endpoint=endpoint).to_pylist():
+        key = each["partition"], each["offset"]
+        _, _, actions = told.setdefault(key, (each["at_ms"], each["epoch"], set()))
+        actions |= {each["action_id"]} - {None}
     found, before = [], None
     for _, (at_ms, epoch, actions) in sorted(told.items()):
         if actions != before:
@@ -53,6 +54,6 @@ def _wanted(orders: pa.Table, endpoint: str) -> list[tuple[int, str, str]]:
 def _news(decisions: pa.Table, endpoint: str) -> list[tuple[int, str, str]]:
     return [
         (each["at_ms"], _ENDED[each["reason"]], f"{each['reason']} at journal offset {each['offset']}")
-        for each in decisions.to_pylist()
-        if each["endpoint"] == endpoint and each["kind"] == "notify" and each["reason"] in _ENDED
+        for each in only(decisions, endpoint=endpoint, kind="notify").to_pylist()
+        if each["reason"] in _ENDED
     ]
