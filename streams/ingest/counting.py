@@ -25,6 +25,7 @@ from schemas.events import (
     MAX_REPORT_CALLERS,
     MAX_REPORT_ROUTES,
     CallerCounts,
+    Prediction,
     Report,
     RouteCounts,
 )
@@ -49,6 +50,7 @@ SKETCH_BITS = 65_536
 """Linear counting (Whang 1990) of distinct callers, once there are many: within 2 % at 200,000, saturates near 700,000."""
 MAX_UNCOUNTED = 16_384
 """Rows that are counted together at most: between two looks for reports, a worker at its limit reads as many."""
+UNNAMED_VERSION = Prediction.model_fields["model_version"].default
 OTHER_VERSIONS = "other"
 """Takes the routes that a report has no place for."""
 _ROUTES = {"probe": "probe", "fallback": "fallback"}
@@ -91,7 +93,7 @@ class _Endpoint:
     seq: int = 0
     in_flight: int = 0
     failed_before: bool = False
-    version: str = "default"
+    version: str = UNNAMED_VERSION
     wake: bool = False
     peaks: dict[int, dict[Caller, int]] = field(default_factory=dict)
 
@@ -187,10 +189,12 @@ class Counts:
             rows, "endpoint", "version", "served_by", "status", "bucket"
         ):
             one = self._of(name, now_ms)
+            if status == "unanswered":  # no response said which version it would have been
+                version = one.version if version == UNNAMED_VERSION else version
+            elif by != "fallback":
+                one.version = clean_id(version)
             named = by if by not in ("primary", *_ROUTES) else version
             route = _route(one.interval, _ROUTES.get(by, "primary"), clean_id(named))
-            if status != "unanswered":
-                one.version = clean_id(version)
             if status == "ok":
                 route.served += count
                 if at >= 0:

@@ -67,6 +67,29 @@ def test_what_was_never_answered_is_a_timeout() -> None:
     assert report["in_flight"] == 0
 
 
+def test_timeouts_are_those_of_the_version_that_answers() -> None:
+    """Only responses name it, and what was never answered has none; health judges the live version alone."""
+    pairing = Pairing()
+    pairing.ask(request("r0"), request("r1"))
+    pairing.answer(response("r0", model_version="v3"))
+    pairing.expire(NOW + MAX_WAIT_MS)
+
+    (report,) = pairing.reports(NOW + MAX_WAIT_MS)
+
+    assert report["live_version"] == "v3"
+    assert [(route["version"], route["served"], route["timeouts"]) for route in report["routes"]] == [("v3", 1, 1)]
+
+
+def test_what_the_fallback_answers_says_nothing_of_the_live_version() -> None:
+    pairing = Pairing()
+    pairing.ask(request("r0"), request("r1"))
+    pairing.answer(response("r0", model_version="v3", served_by="probe"), response("r1", served_by="fallback"))
+
+    (report,) = pairing.reports(NOW + 1_000)
+
+    assert report["live_version"] == "v3"
+
+
 def test_a_report_hurries_when_a_caller_jumps_and_at_the_first_error() -> None:
     pairing = Pairing()
     pairing.ask(*(request(f"r{number}") for number in range(20)))
