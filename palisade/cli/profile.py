@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,7 +87,14 @@ def build(
         doubts = hardly_features(rows.sort_by(order_by) if order_by else rows, profile.order)
     path = out or table.with_suffix(".profile.json")
     path.write_bytes(profile.to_bytes())
-    order = f"the order of {order_by}" if order_by else "the table's own row order"
+    _tell(profile, path, redactor, doubts, outliers=outliers)
+
+
+def _tell(
+    profile: Profile, path: Path, redactor: Redactor | None, doubts: Sequence[tuple[str, str]], *, outliers: bool
+) -> None:
+    """What was built of what, and how it is switched on. doubts: features that hardly are some, and why."""
+    order = f"the order of {profile.order_by}" if profile.order_by else "the table's own row order"
     console.print(
         f"[green]{escape(str(path))}[/]: {profile.rows:,} rows, {len(profile.order)} features, thresholds from {order}",
         soft_wrap=True,
