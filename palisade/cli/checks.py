@@ -61,6 +61,11 @@ def _hands(endpoint: EndpointConfig) -> list[str]:
             [] if endpoint.guard else ["no Guard and no webhook: nobody carries out what is decided, whatever the mode"]
         )
     lines = [f"acts through the webhook {endpoint.webhook.url}"]
-    if not endpoint.guard and endpoint.webhook.fallback_health_url is None:
+    if endpoint.guard:
+        lines.append(
+            "a webhook beside a Guard: both carry out what is decided, and the Guard alone reports, also whether there is a "
+            "fallback; set `guard: false` if no service embeds one, else nothing is reported"
+        )
+    elif endpoint.webhook.fallback_health_url is None:
         lines.append("no fallback_health_url: without Guard, it is never put on fallback")
     return lines

@@ -65,7 +65,9 @@ def test_check_says_who_carries_out_what_is_decided_where_no_guard_does(palisade
     (tmp_path / "s").write_text("whsec_" + "canary" * 7)
     hook = "webhook: {url: 'http://[::1]:9000/x', secret_files: [s]}"
     path = tmp_path / "palisade.yaml"
-    path.write_text(f"endpoints: [{{name: a, guard: false, {hook}}}, {{name: b, guard: false}}, {{name: c}}]\n")
+    path.write_text(
+        f"endpoints: [{{name: a, guard: false, {hook}}}, {{name: b, guard: false}}, {{name: c}}, {{name: d, {hook}}}]\n"
+    )
 
     status, out, errors = palisade("check", "--config", path)
 
@@ -74,6 +76,8 @@ def test_check_says_who_carries_out_what_is_decided_where_no_guard_does(palisade
     assert "a: no fallback_health_url: without Guard, it is never put on fallback" in out
     assert "b: no Guard and no webhook: nobody carries out what is decided" in out
     assert "c: no" not in out
+    assert "d: a webhook beside a Guard: both carry out what is decided" in out
+    assert "a: a webhook beside a Guard" not in out
     assert "canary" not in out
 
 
