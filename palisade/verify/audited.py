@@ -135,9 +135,12 @@ def every_action_is_on_record(history: History) -> Finding:
             continue
         decision = decided.get(action_id)
         if decision is None or decision["at_ms"] > at_ms + ON_RECORD_MS + history.run.clock_ms:
-            when = "is" if decision is None else f"only at {moment(decision['at_ms'])}"
+            late = "there is none" if decision is None else f"it is only of {moment(decision['at_ms'])}"
             broken.append(
-                Break(at_ms, f"{what} was ordered at {moment(at_ms)}; {when} no decision of it in the journal by then")
+                Break(
+                    at_ms,
+                    f"{what} was ordered at {moment(at_ms)}; a decision of it must be in the journal by then: {late}",
+                )
             )
             continue
         where = f"the decision of {what} at {ACTIONS} offset {decision['offset']}"

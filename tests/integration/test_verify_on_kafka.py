@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Message, Producer
 
 from palisade.cli import main as cli
 from palisade.dev import DevStack, prepare, role_specs
@@ -43,8 +43,8 @@ def stack(tmp_path: Path) -> Iterator[DevStack]:
         yield prepare(tmp_path / "dev", config, None, broker.bootstrap, embedded=False, cluster_id=cluster_id)
 
 
-def verify(stack: DevStack, out: Path, capsys: pytest.CaptureFixture[str], *words: object) -> Verified:
-    sys.argv = ["palisade", "verify", "run", "--config", str(stack.config_path), "--out", str(out), *map(str, words)]
+def verify(capsys: pytest.CaptureFixture[str], *words: object) -> Verified:
+    sys.argv = ["palisade", "verify", *map(str, words)]
     status = 0
     try:
         cli.main()
@@ -55,13 +55,21 @@ def verify(stack: DevStack, out: Path, capsys: pytest.CaptureFixture[str], *word
     return status, json.loads(told.splitlines()[-1])["verify"], told
 
 
-def send(producer: Producer, first: int) -> None:
-    """Arrays of `ROWS` events, endpoints in turn."""
+def send(producer: Producer, first: int) -> list[dict[str, Any]]:
+    """Arrays of `ROWS` events, endpoints in turn; gives what the broker said that it stored, as rows of `sent`."""
+    stored: list[dict[str, Any]] = []
+
+    def told(error: object, message: Message) -> None:
+        assert error is None
+        place = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset()}
+        stored.append(place | {"rows": ROWS, "producer": "test"})
+
     for number in range(first, first + A_ROUND):
         endpoint = ENDPOINTS[number % 2]
         rows = [{"endpoint": endpoint, "caller": f"c{row}", "features": {"a": number + row}} for row in range(ROWS)]
-        producer.produce(PREDICTIONS, json.dumps(rows).encode(), endpoint.encode())
+        producer.produce(PREDICTIONS, json.dumps(rows).encode(), endpoint.encode(), on_delivery=told)
     producer.flush(30)
+    return stored
 
 
 def test_a_run_with_killed_workers_is_proven(
@@ -70,13 +78,14 @@ def test_a_run_with_killed_workers_is_proven(
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setenv("COLUMNS", "200")
     producer = Producer(kafka_settings(KafkaConnection(bootstrap=stack.bootstrap), "producer"))
-    middle = 0
+    config, history, middle = ("--config", stack.config_path), tmp_path / "history", 0
+    sent: list[dict[str, Any]] = []
     with Supervisor(tmp_path / "logs") as supervisor:
         roles = [spec for spec in role_specs(stack) if spec.name in ("audit", "detect", "respond")]
         for name in [supervisor.spawn(spec) for spec in roles]:
             supervisor.wait_ready(name, 120)
         for turn in range(ROUNDS):
-            send(producer, turn * A_ROUND)
+            sent += send(producer, turn * A_ROUND)
             if turn in (1, 3):
                 supervisor.kill("detect")
             if turn in (2, 3):
@@ -86,7 +95,7 @@ def test_a_run_with_killed_workers_is_proven(
         def settled() -> Verified:
             deadline = time.monotonic() + DEADLINE_S
             while time.monotonic() < deadline:
-                found = verify(stack, tmp_path / "history", capsys)
+                found = verify(capsys, "run", *config, "--out", history)
                 assert found[1]["I1"] != "violated", found[2]
                 if all(text in found[2] for text in ENDED):
                     return found
@@ -95,9 +104,13 @@ def test_a_run_with_killed_workers_is_proven(
         status, said, told = settled()
         assert status == 0, told
         assert {said[name] for name in ("I1", "I2", "I4", "I6")} == {"holds"}, told
-        assert History.load(tmp_path / "history")["outcomes"].num_rows >= EVENTS
+        assert "what producers were told is stored" in told
+        (history / "sent.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sent))
+        status, said, told = verify(capsys, "check", history, "--finished")
+        assert (status, said["I1"], "what producers were told" in told) == (0, "holds", False), told
 
-        status, said, told = verify(stack, tmp_path / "later", capsys, "--finished", "--since", _iso(middle))
+        since = ("--finished", "--since", _iso(middle))
+        status, said, told = verify(capsys, "run", *config, "--out", tmp_path / "later", *since)
         assert status == 0, told
         assert {said[name] for name in ("I1", "I2", "I4")} == {"holds"}, told
         records = History.load(tmp_path / "later")["records"].to_pylist()
