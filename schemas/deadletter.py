@@ -22,6 +22,7 @@ DeadReason = Literal[
     "bad_signature",
     "no_request",
     "handler_failed",
+    "not_audited",
 ]
 DEAD_REASONS: tuple[str, ...] = get_args(DeadReason)
 
@@ -45,8 +46,28 @@ EXPLAINED: dict[str, str] = {
     "bad_signature": "The record's signature does not verify with any key listed for it. Check the key and the config.",
     "no_request": "No request of this id came within 60 s, or it had its answer. Give request and response the same "
     "request_id, producer and record key, so that they lie on the same partition number of both topics.",
-    "handler_failed": "Handling the record raised an error three times. This is a fault of Palisade: report the detail.",
+    "handler_failed": "Handling the record raised an error, also when it was handled alone. This is a fault of Palisade: "
+    "report the detail. Once it is mended, `palisade deadletter redrive` sends the record again.",
+    "not_audited": "No row of the audit can be made of the record, or ClickHouse refuses it for good. What detect or respond "
+    "made of it is not touched. This is a fault of Palisade: report the detail.",
 }
+
+
+REDRIVEN_HEADER = "palisade-redriven"
+"""On a record that was sent again out of a dead letter: how many times it has been by now."""
+MAX_REDRIVES = 3
+
+
+class Redriven(Wire):
+    """A dead letter's record was sent again; lies among the dead letters, so that it is not by mistake once more."""
+
+    KIND: ClassVar[str] = "redriven"
+
+    log_topic: Word
+    log_partition: int
+    log_offset: int
+    log_row: int = 0
+    at_ms: Millis
 
 
 class DeadLetter(Wire):

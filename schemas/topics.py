@@ -113,8 +113,8 @@ TOPICS: tuple[TopicSpec, ...] = (
     TopicSpec(
         DEAD_LETTERS,
         "log topic",
-        "what could not be decoded, and why",
-        "ingest; detect; respond; audit",
+        "what could not be decoded, and why; what of it was sent again",
+        "ingest; detect; respond; audit; operators",
         True,
         retention_ms=30 * DAY_MS,
     ),

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from palisade.cli.options import ConfigOption, console, reached, site_of, table_of
-from schemas.errors import PalisadeError
+from schemas.errors import ConfigError, PalisadeError
 
 if TYPE_CHECKING:
     from schemas.deadletter import DeadLetter
@@ -73,6 +73,41 @@ def show(
             _explain(letter)
             return
     raise PalisadeError(f"no dead letter {where}; `palisade deadletter list` shows those that are kept")
+
+
+@app.command()
+def redrive(
+    filters: Annotated[
+        list[str] | None, typer.Option("--filter", help="NAME=VALUE: topic, partition, reason, endpoint, caller")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be sent, and send nothing")] = False,
+    again: Annotated[bool, typer.Option("--again", help="also what was redriven before")] = False,
+    signatures: Annotated[bool, typer.Option("--signatures", help="also what was refused for its signature")] = False,
+    most: Annotated[int, typer.Option(help="of each partition")] = 100_000,
+    config: ConfigOption = None,
+) -> None:
+    """Sends dead letters back to where they came from, once the cause is mended. At least one --filter."""
+    from palisade import redrive as redriving
+
+    wanted = redriving.filters_of(filters or ())
+    if not wanted:
+        raise ConfigError("say which: --filter reason=handler_failed, for example; more filters narrow it")
+    connection = reached(site_of(config).connection)
+    chosen = list(redriving.plans(redriving.read_letters(connection, most), wanted, again=again, signatures=signatures))
+    if not chosen:
+        console.print("no dead letters of that kind")
+        return
+    table = table_of("count", "from", "why dead", "what", right=("count",))
+    fates = Counter((plan.letter.log_topic, plan.letter.reason, plan.refused) for plan in chosen)
+    for (topic, reason, refused), count in fates.most_common():
+        fate = Text(f"refused: {refused}") if refused else Text("sent again" if not dry_run else "would be sent again")
+        table.add_row(f"{count:,}", topic, reason, fate)
+    console.print(table)
+    for plan in [plan for plan in chosen if plan.refused][:MOST_KINDS]:
+        console.print(Text(f"refused {_where(plan.letter)}: {plan.refused}"), style="dim")
+    if not dry_run:
+        sent = redriving.redrive(connection, chosen)
+        console.print(f"{sent:,} of {len(chosen):,} sent again")
 
 
 def _explain(letter: DeadLetter) -> None:

@@ -25,7 +25,7 @@ from tests.streams.log_of_predictions import profile
 COMMANDS = ["", "check", "dev", "worker", "publish", "status", "kill", "unkill", "fallback", "restore", "limit", "unlimit",
             "topics", "topics create", "keys", "keys create", "keys pseudonym", "profile", "profile build", "profile show",
             "profile activate", "forensics", "forensics timeline", "forensics caller", "deadletter", "deadletter list",
-            "deadletter show", "feedback", "feedback publish", "verify", "verify run", "verify check"]  # fmt: skip
+            "deadletter show", "deadletter redrive", "feedback", "feedback publish", "verify", "verify run", "verify check"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
