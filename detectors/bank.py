@@ -18,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 from detectors.base import Detector, LabelledAt, LogPoint, Reading, ReportAt, ReportEvent, part_of
 from detectors.signal_book import SignalBook
 from schemas.blocks import Block
-from schemas.errors import StateRefused
+from schemas.errors import MACHINE_ERRORS, StateRefused
 from schemas.ids import stable_id
 from schemas.signals import Signal
 
@@ -95,7 +95,7 @@ class Bank(Generic[Input]):
         readings.sort(key=lambda reading: (reading.at.offset, reading.at.row))
         signals: list[Signal] = []
         for reading in readings:
-            signals += self._book(self._part(reading)).fold([reading])
+            signals += self._folded(reading)
         return Concluded(readings, signals)
 
     def open_parts(self) -> set[str]:
@@ -145,6 +145,17 @@ class Bank(Generic[Input]):
             return False
         return True
 
+    def _folded(self, reading: Reading) -> list[Signal]:
+        """The signals of one reading; one that no signal can hold is the failure of the detector that gave it."""
+        book = self._book(self._part(reading))
+        try:
+            return book.fold([reading])
+        except MACHINE_ERRORS:
+            raise
+        except Exception as error:  # noqa: BLE001  what one detector says must not silence the others
+            place = Place(self._part(reading), reading.endpoint, reading.version, reading.at)
+            return book.fold([_failure(reading.detector, reading.detector_hash, place, _detail(error))])
+
     def _book(self, part: str) -> SignalBook:
         book = self._books.get(part)
         if book is None:
@@ -167,6 +178,8 @@ class Bank(Generic[Input]):
             if len(batch) > 1:
                 saved = {part: detector.snapshot(part) for part in self._places(batch)}
             readings = detector.update(batch)
+        except MACHINE_ERRORS:
+            raise
         except Exception as error:  # noqa: BLE001  a broken detector must not stop the others: it becomes a signal
             if len(batch) > 1:
                 return self._one_by_one(detector, batch, saved, error)
@@ -185,12 +198,12 @@ class Bank(Generic[Input]):
         for part, place in places.items():
             detail = _put_back(detector, part, saved.get(part))
             if detail is not None:
-                readings.append(_failure(detector, place, firing=True, detail=detail))
+                readings.append(_failure(detector.name, detector.hash, place, detail))
         for one in batch:
             readings += self._guarded(detector, [one])
         if places and not any(reading.kind == "detector_failed" and reading.firing for reading in readings):
             last = max(places.values(), key=lambda place: (place.at.offset, place.at.row))
-            readings.append(_failure(detector, last, firing=True, detail=_detail(error)))
+            readings.append(_failure(detector.name, detector.hash, last, _detail(error)))
         return readings
 
     def _after_failure(self, detector: Detector[Input], batch: Sequence[Input], error: Exception) -> list[Reading]:
@@ -198,7 +211,7 @@ class Bank(Generic[Input]):
         said: list[Reading] = []
         for part, place in self._places(batch).items():
             detector.forget(part)
-            said.append(_failure(detector, place, firing=True, detail=_detail(error)))
+            said.append(_failure(detector.name, detector.hash, place, _detail(error)))
         return said
 
     def _places(self, batch: Sequence[Input]) -> dict[str, Place]:
@@ -213,7 +226,7 @@ class Bank(Generic[Input]):
         for place in map(self._place_of, batch):
             book = self._books.get(place.part) if place is not None else None
             if place is not None and book is not None and book.has_open:
-                reading = _failure(detector, place, firing=False, detail="")
+                reading = _failure(detector.name, detector.hash, place, "", firing=False)
                 if book.is_open(reading):
                     calm.append(reading)
         return calm
@@ -246,6 +259,8 @@ def _put_back(detector: Detector[Input], part: str, state: bytes | None) -> str 
         return None if state is not None else "the state before the batch cannot be read"
     try:
         detector.restore(part, state)
+    except MACHINE_ERRORS:
+        raise
     except Exception as error:  # noqa: BLE001  what is broken may break here as well: it is said, and the part is cold
         detector.forget(part)
         return f"the state before the batch was refused: {_detail(error)}"
@@ -259,15 +274,15 @@ def _detail(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:200] + where
 
 
-def _failure(detector: Detector[Input], place: Place, *, firing: bool, detail: str) -> Reading:
+def _failure(detector: str, detector_hash: str, place: Place, detail: str, *, firing: bool = True) -> Reading:
     return Reading(
         detector="bank",
-        detector_hash=detector.hash,
+        detector_hash=detector_hash,
         kind="detector_failed",
         endpoint=place.endpoint,
         version=place.version,
         subject_kind="endpoint",
-        subject=f"{place.endpoint}:{detector.name}",
+        subject=f"{place.endpoint}:{detector}",
         score=1.0 if firing else 0.0,
         threshold=0.5,
         firing=firing,
@@ -275,5 +290,5 @@ def _failure(detector: Detector[Input], place: Place, *, firing: bool, detail: s
         severity="warning",
         at=place.at,
         first_ms=place.at.ms,
-        evidence={"detector": detector.name, "error": detail},
+        evidence={"detector": detector, "error": detail},
     )

@@ -7,6 +7,11 @@ class PalisadeError(Exception):
     """Base of everything that Palisade raises on purpose."""
 
 
+MACHINE_ERRORS = (MemoryError, OSError)
+"""What an exhausted machine or a lost connection raises, whatever was handled: it may pass, so no record is blamed for it.
+The process ends, and what it had not finished is read again."""
+
+
 class ConfigError(PalisadeError):
     """A configuration, policy or profile file that cannot be used; `where` is `file:line` when it is known."""
 

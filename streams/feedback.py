@@ -18,7 +18,7 @@ from responders.signing import Keyring
 from schemas.arrow import values_of
 from schemas.config import EndpointConfig
 from schemas.deadletter import DeadReason
-from schemas.errors import SignatureRefused
+from schemas.errors import MACHINE_ERRORS, SignatureRefused
 from schemas.events import MAX_EVENT_BYTES, MAX_RECORD_BYTES, MAX_ROWS_PER_RECORD, CallerAuth
 from schemas.feedback import Feedback
 from schemas.topics import FEEDBACK
@@ -70,7 +70,7 @@ class FeedbackReader:
         self._homes: dict[str, int] = {name: partition_of(name.encode(), partitions) for name in endpoints}
 
     def read(self, partition: int, records: Records) -> tuple[list[FeedbackAt], list[Outgoing]]:
-        """The feedback of consecutive records of a partition, and the dead letters of what is none. Never raises."""
+        """The feedback of consecutive records of a partition, and the dead letters of what is none. Raises MACHINE_ERRORS only."""
         found: list[FeedbackAt] = []
         refusals = Refusals()
         for index, mark in enumerate(marks_of(records.headers)):
@@ -88,6 +88,8 @@ class FeedbackReader:
                         _bury(refusals, partition, records, index, row, refused, value)
             except _Unusable as refused:
                 _bury(refusals, partition, records, index, 0, refused)
+            except MACHINE_ERRORS:
+                raise
             except Exception as error:  # noqa: BLE001  no record may stop the audit of all others
                 failed = _Unusable("handler_failed", f"{type(error).__name__}: {error}")
                 _bury(refusals, partition, records, index, seen, failed)

@@ -28,7 +28,7 @@ from responders.webhook_responder import WebhookResponder, sentence
 from responders.webhooks import message_for
 from schemas.actions import Command, Decision, Directive, InputRange, JournalEntry
 from schemas.deadletter import DeadReason
-from schemas.errors import SignatureRefused, StateRefused
+from schemas.errors import MACHINE_ERRORS, SignatureRefused, StateRefused
 from schemas.signals import EndpointState, Signal
 from schemas.topics import ACTIONS, COMMANDS, DIRECTIVES, RESPOND_STATE, SIGNALS
 from schemas.wire import KIND_HEADER
@@ -206,6 +206,8 @@ class RespondRole:
         for given in inputs:
             try:
                 state, decided = decide(state, given, now_ms, self._mandate)
+            except MACHINE_ERRORS:
+                raise
             except Exception as error:
                 log.exception("deciding failed on %s", type(given).__name__)
                 failed.append(error)

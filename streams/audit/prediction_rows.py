@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from schemas.arrow import values_of
+from schemas.errors import MACHINE_ERRORS
 from schemas.events import MAX_EVENT_BYTES, MAX_RECORD_BYTES, MAX_ROWS_PER_RECORD, Prediction
 from schemas.ids import clean_id
 from schemas.topics import PREDICTIONS
@@ -47,6 +48,8 @@ def scored_rows(partition: int, partitions: int | None, records: Records) -> dic
             columns = segment.columns
             for offset, row in zip(columns.offset.tolist(), columns.row.tolist(), strict=True):
                 found.setdefault(offset, set()).add(row)
+    except MACHINE_ERRORS:
+        raise
     except Exception:  # as in the detect role: the record on which decoding fails is found by bisection
         if len(records) == 1:
             log.exception("decoding failed at offset %d, which gives no rows", records.offsets[0])

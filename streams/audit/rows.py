@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from schemas.actions import Command, Directive, JournalEntry, KillSwitch
 from schemas.arrow import values_of
 from schemas.deadletter import DeadLetter
+from schemas.errors import MACHINE_ERRORS
 from schemas.events import Prediction, ProfileActivated, Report
 from schemas.feedback import Labelled
 from schemas.signals import EndpointState, Signal
@@ -203,6 +204,8 @@ def kept_rows(
     """`rows_of` without the records on which it raises, which bisection finds: their offsets, and what each raised."""
     try:
         return rows_of(topic, partition, records, partitions), []
+    except MACHINE_ERRORS:
+        raise
     except Exception as error:  # noqa: BLE001  no record may stop the audit of all others
         if len(records) == 1:
             return {}, [(records.offsets[0], error)]

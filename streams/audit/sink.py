@@ -2,7 +2,7 @@
 
 Rows gather for a second or 50,000 rows, are inserted as Arrow with a token that names exactly their offset ranges, and
 only then are their offsets committed. A crash repeats rows; the views read them once. What can never become a row is
-skipped, counted and said; any other refusal (a missing table or grant) ends the process, and nothing is committed.
+skipped, counted and dead-lettered; any other refusal (a missing table or grant) ends the process, and nothing is committed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,12 +20,13 @@ import pyarrow as pa
 
 from schemas.ids import stable_id
 from schemas.tables import RAW, all_ddl
-from schemas.topics import FEEDBACK, PREDICTIONS
+from schemas.topics import DEAD_LETTERS, FEEDBACK, PREDICTIONS
 from streams.audit.engine import ClickHouse, ClickHouseError, RowRefused
 from streams.audit.rows import Tables, feedback_rows, kept_rows, merged, row_count
 from streams.feedback import FeedbackReader
 from streams.metrics import Metrics
-from streams.records import Records
+from streams.outgoing import dead_record
+from streams.records import Outgoing, Records
 from streams.transport.outbox import Confirmed, Outbox
 from streams.transport.run import TP, Run
 
@@ -90,12 +91,13 @@ class AuditSink:
             lost: list[tuple[int, Exception]] = []
         else:
             tables, lost = kept_rows(run.tp.topic, run.tp.partition, records, self._partitions)
-        for offset, error in lost:
-            self._skip(run.tp.topic, run.tp.partition, offset, error)
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
         if not self._waiting:
             self._oldest = time.monotonic()
-        self._waiting.append(_Waiting(run, tables, records.timestamps[-1], letters))
+        waiting = _Waiting(run, tables, records.timestamps[-1], letters)
+        for offset, error in lost:
+            await self._skip(*run.tp, offset, error, [waiting])
+        self._waiting.append(waiting)
         self._rows += row_count(tables)
         if self._rows >= GATHER_ROWS:
             self._full.set()
@@ -129,14 +131,13 @@ class AuditSink:
         if self._feedback is None or self._outbox is None:
             raise RuntimeError("this sink was made without a reader of feedback")
         found, dead = self._feedback.read(tp.partition, records)
-        letters = []
-        for letter in dead:
-            await self._outbox().room(len(letter.value))
-            self._metrics.sent(letter)
-            letters.append(
-                self._outbox().send(letter.topic, letter.key, letter.value, letter.headers, letter.partition)
-            )
+        letters = [await self._send(letter, self._outbox()) for letter in dead]
         return feedback_rows(tp.partition, records, found), letters
+
+    async def _send(self, letter: Outgoing, outbox: Outbox) -> asyncio.Future[Confirmed]:
+        await outbox.room(len(letter.value))
+        self._metrics.sent(letter)
+        return outbox.send(letter.topic, letter.key, letter.value, letter.headers, letter.partition)
 
     async def _flush(self) -> None:
         batch, self._waiting, self._rows = self._waiting, [], 0
@@ -144,30 +145,41 @@ class AuditSink:
         tables = merged(waiting.tables for waiting in live)
         ranges = _ranges(waiting.run for waiting in live)
         for name, table in tables.items():
-            await self._insert(name, table, stable_id(name, *ranges))
+            await self._insert(name, table, stable_id(name, *ranges), live)
         for waiting in live:
             if waiting.run.tp.topic == PREDICTIONS:
                 self._stored[waiting.run.tp.partition] = waiting.newest_ms
             waiting.run.done_when(waiting.letters)
 
-    async def _insert(self, name: str, table: pa.Table, token: str) -> None:
+    async def _insert(self, name: str, table: pa.Table, token: str, live: Sequence[_Waiting]) -> None:
         """All rows but those that ClickHouse can never take, which bisection finds."""
         try:
             await self._until_done(partial(self._engine.insert_arrow, f"{RAW}.{name}", table, token))
         except RowRefused as error:
             if table.num_rows == 1:
                 (place,) = table.select(["topic", "partition", "offset"]).to_pylist()
-                self._skip(**place, error=error)
+                await self._skip(place["topic"], place["partition"], place["offset"], error, live)
                 return
             half = table.num_rows // 2
             for number, part in enumerate((table.slice(0, half), table.slice(half))):
-                await self._insert(name, part, stable_id(token, str(number)))
+                await self._insert(name, part, stable_id(token, str(number)), live)
         else:
             self._metrics.inserted_rows.labels(name).inc(table.num_rows)
 
-    def _skip(self, topic: str, partition: int, offset: int, error: Exception) -> None:
+    async def _skip(self, topic: str, partition: int, offset: int, error: Exception, among: Iterable[_Waiting]) -> None:
+        """Goes on without a row. Its record, if it is one of `among`, is a dead letter: but a letter that cannot be kept
+        leads to no further letter."""
         self._metrics.records_skipped.inc()
-        log.error("%s[%d] %d is not in the audit: %s: %.300s", topic, partition, offset, type(error).__name__, error)
+        detail = f"{type(error).__name__}: {error}"
+        log.error("%s[%d] %d is not in the audit: %.300s", topic, partition, offset, detail)
+        if self._outbox is None or topic == DEAD_LETTERS:
+            return
+        for waiting in among:
+            run = waiting.run
+            if run.tp == (topic, partition) and offset in run.offsets:
+                records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
+                letter = dead_record(topic, partition, records, run.offsets.index(offset), "not_audited", detail)
+                waiting.letters.append(await self._send(letter, self._outbox()))
 
     def _wait_s(self) -> float:
         if not self._waiting:

@@ -21,10 +21,10 @@ from schemas.flags import RowFlag
 from schemas.ids import MAX_ID_BYTES
 from schemas.outcomes import TRUTH, Outcomes, Words, nothing, of_matrix, of_vectors
 from streams.decode import envelope as env
-from streams.decode.ipc import ArrowRefused, Stream, joined
+from streams.decode.ipc import MAX_DECODED_BYTES, ArrowRefused, Stream, joined
 from streams.decode.layout import NOTED, Layout
 
-_BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, NotImplementedError, IndexError, MemoryError)
+_BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, NotImplementedError, IndexError)
 _ONE_THREAD = pa.ipc.IpcReadOptions(use_threads=False)
 """Waking the pool costs more than the batches of a run."""
 _PREFIX = "features."
@@ -49,6 +49,11 @@ def read_streams(streams: Sequence[Stream]) -> pa.RecordBatch:
         for chunk in table.to_batches():
             chunk.validate(full=True)
         batch: pa.RecordBatch = table.combine_chunks().to_batches()[0]
+    except MemoryError as error:
+        bytearray(
+            2 * MAX_DECODED_BYTES
+        )  # raises again where it is the machine that has none left, and not a stream's lie
+        raise ArrowRefused("arrow_broken", str(error)) from error
     except _BROKEN as error:
         raise ArrowRefused("arrow_broken", str(error)) from error
     return batch

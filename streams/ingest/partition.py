@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from responders.signing import SigningKey
 from schemas.blocks import Longs
 from schemas.deadletter import DeadLetter, DeadReason
+from schemas.errors import MACHINE_ERRORS
 from schemas.ids import clean_id
 from schemas.ingest import MAX_HELD_BYTES, MAX_WAIT_MS
 from schemas.topics import REQUESTS, RESPONSES
@@ -149,6 +150,8 @@ class PairingLog:
         """Decoded pieces; a record on which decoding raises is found by bisection and dead-lettered."""
         try:
             yield from list(self._decoders[topic].pieces(records))
+        except MACHINE_ERRORS:
+            raise
         except Exception as error:
             if len(records) > 1:
                 for half in records.halves():

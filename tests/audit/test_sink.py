@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from schemas.deadletter import DeadLetter
 from schemas.tables import RAW, TABLES, VIEWS, all_ddl
-from schemas.topics import PREDICTIONS, PROFILES, SIGNALS
+from schemas.topics import DEAD_LETTERS, PREDICTIONS, PROFILES, SIGNALS
 from schemas.wire import KIND_HEADER
 from streams.audit import rows as rows_module
 from streams.audit import sink as sink_module
@@ -23,7 +24,7 @@ from streams.metrics import Metrics
 from streams.transport.ledger import Ledger
 from streams.transport.run import TP, Run
 from tests.decode.cases import NOW, arrow_stream, as_json, event
-from tests.streams.fakes import settled
+from tests.streams.fakes import FakeOutbox, settled
 from tests.streams.test_rows import CONTRACTS, TOPIC_OF
 from tests.transport.fakes import FakeRecord
 
@@ -196,6 +197,55 @@ def test_a_record_that_no_rows_can_be_made_of_is_skipped_counted_and_named(
 
     asyncio.run(story())
     assert f"{SIGNALS}[0] 5 is not in the audit: ZeroDivisionError: planted" in caplog.messages
+
+
+def test_what_is_not_audited_is_a_dead_letter_and_its_run_is_done_when_that_is_confirmed() -> None:
+    async def story() -> None:
+        outbox = FakeOutbox(confirms=False)
+        sink = AuditSink(PickyEngine({1}), Metrics("audit"), outbox=lambda: outbox)  # type: ignore[arg-type,return-value]
+        run = run_of([as_json(), as_json(caller="odd"), as_json()])
+        await sink.handle(run)
+        await sink.flush()
+        (sent,) = outbox.sent
+        letter = DeadLetter.from_bytes(sent.value or b"")
+        assert (letter.reason, letter.log_topic, letter.log_offset, letter.caller) == (
+            "not_audited", PREDICTIONS, 1, "odd",
+        )  # fmt: skip
+        assert not run.finished
+        outbox.confirm()
+        await settled()
+        assert run.finished
+
+    asyncio.run(story())
+
+
+def test_a_dead_letter_that_cannot_be_audited_leads_to_no_further_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(*_: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(rows_module, "_take_record", raising)
+
+    async def story() -> None:
+        outbox = FakeOutbox()
+        sink = AuditSink(FakeEngine(), Metrics("audit"), outbox=lambda: outbox)  # type: ignore[arg-type,return-value]
+        await sink.handle(run_of([b"{}"], tp=TP(DEAD_LETTERS, 0), kind="dead_letter"))
+        await sink.flush()
+        assert (outbox.sent, sink._metrics.records_skipped._value.get()) == ([], 1)
+
+    asyncio.run(story())
+
+
+def test_a_machine_without_memory_skips_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(rows_module, "_take_record", exhausted)
+
+    async def story() -> None:
+        with pytest.raises(MemoryError):
+            await sink_of(FakeEngine()).handle(run_of([b"{}"], tp=TP(SIGNALS, 0), kind="signal"))
+
+    asyncio.run(story())
 
 
 def test_a_token_names_its_table_and_exactly_its_offsets() -> None:

@@ -14,8 +14,10 @@ from detectors import bank as bank_module
 from detectors.bank import MAGIC, Bank, Place
 from detectors.base import LogPoint, Reading
 from detectors.feature_drift import FeatureDrift
+from detectors.signal_book import SignalBook
 from schemas.blocks import Block
 from schemas.errors import StateRefused
+from schemas.signals import Signal
 from tests.conformance.scenarios import SCENARIOS
 
 Event = tuple[str, int, bool]
@@ -97,6 +99,34 @@ def test_a_detector_that_raises_becomes_a_signal_and_the_others_go_on() -> None:
     assert signals[0].evidence["detector"] == "broken"
     assert "ZeroDivisionError: planted at test_bank.py" in str(signals[0].evidence["error"])
     assert (signals[1].detector, signals[0].severity) == ("sound", "warning")
+
+
+def test_what_no_signal_can_hold_is_its_detectors_failure_and_the_others_are_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fold = SignalBook.fold
+
+    def raising(self: SignalBook, readings: Sequence[Reading]) -> list[Signal]:
+        if any(reading.detector == "odd" and reading.kind != "detector_failed" for reading in readings):
+            raise OverflowError("planted")
+        return fold(self, readings)
+
+    monkeypatch.setattr(SignalBook, "fold", raising)
+    signals = bank_of(Counting("odd"), Counting("sound")).update([("x", 1, True)]).signals
+
+    assert [(signal.kind, signal.subject) for signal in signals] == [("detector_failed", "x:odd"), ("errors", "x")]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("no space left")])
+def test_an_exhausted_machine_is_no_detectors_fault(error: Exception) -> None:
+    broken = Counting()
+
+    def exhausted(_: Sequence[Event]) -> list[Reading]:
+        raise error
+
+    broken.update = exhausted  # type: ignore[method-assign]
+    with pytest.raises(type(error)):
+        bank_of(broken).update([("x", 1, True), ("y", 2, True)])
 
 
 @pytest.mark.parametrize("poison_at", [0, 2, 4])
