@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from schemas.errors import PalisadeError, StateRefused
+from confluent_kafka import KafkaException
+
+from schemas.errors import MACHINE_ERRORS, PalisadeError, StateRefused
 from schemas.events import MAX_BEHIND_MS, Tick
 from schemas.ids import clean_id
 from schemas.topics import LABELLED, PREDICTIONS, REPORTS
 from schemas.wire import KIND_HEADER
 from streams.metrics import Metrics
+from streams.poison import Poison
 from streams.records import Outgoing, Records
 from streams.snapshots import SnapshotStore
 from streams.transport.outbox import Confirmed, Outbox
@@ -63,6 +67,10 @@ class PartitionLog(Protocol):
 
         Calls `pause` between pieces of some milliseconds; the next call comes only after this one has returned.
         """
+        ...
+
+    def pass_over(self, record: Records, reason: str, quiet_below: int) -> list[Outgoing]:
+        """The outcome of the one record on which `take` raises, and its dead letter: of it nothing becomes state."""
         ...
 
     def dirty(self) -> list[str]:
@@ -115,6 +123,8 @@ class _Owned:
     lost: bool = False
     """An outcome was not confirmed, or not even sent: this process ends, and its state must not outlive what it failed to
     say."""
+    failed: bool = False
+    """Handling a run raised, and half of it may be in the state: it waits for being read again."""
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held from taking a run until its outcomes are on their way: state is saved at no other moment."""
     saving: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -134,6 +144,16 @@ class _Owned:
             self.progress.tick, self.progress.tick_ms = offset, ms
 
 
+@contextmanager
+def _or_lost(owned: _Owned) -> Iterator[None]:
+    """What is cut short, be it cancelled between two pieces, leaves state that knows what nobody was told."""
+    try:
+        yield
+    except BaseException:
+        owned.lost = True
+        raise
+
+
 class DetectRole:
     """Owns the partitions assigned to this worker. `open_log` makes the log of a partition, cold."""
 
@@ -144,17 +164,24 @@ class DetectRole:
         store: SnapshotStore,
         outbox: Callable[[], Outbox],
         metrics: Metrics,
+        read_again: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`read_again`: commits what is done and reads from `start_at` on. None: the process ends where it is needed."""
         self._worker = clean_id(worker)
         self._open_log = open_log
         self._store = store
         self._outbox = outbox
         self._metrics = metrics
+        self._read_again = read_again
+        self._poison = Poison()
         self._owned: dict[TP, _Owned] = {}
         self._handled = 0
 
     async def handle(self, run: Run) -> None:
-        """One run: its outcomes are sent, and it is done when they are confirmed."""
+        """One run: its outcomes are sent, and it is done when they are confirmed.
+
+        Where handling raises, everything is read again from saved state, until the record is found that it raises on.
+        """
         owned = self._owned[run.tp]
         started = time.perf_counter()
         # reports do not make way for predictions, only for what keeps this process in its group
@@ -162,17 +189,50 @@ class DetectRole:
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
         run.open()
         async with owned.busy:
-            try:
-                outgoing = await owned.log.take(records, owned.quiet_below, pause)
-                sent = await self._send(owned, outgoing, pause)
-            except BaseException:  # cancelled between two pieces too: the state knows what nobody was told
-                owned.lost = True
-                raise
+            if owned.failed:
+                run.abandon()
+                return
+            outgoing = await self._take(run.tp, owned, records, pause)
+            if outgoing is not None:
+                with _or_lost(owned):
+                    sent = await self._send(owned, outgoing, pause)
+        if outgoing is None:
+            run.abandon()
+            await self._start_over(owned)
+            return
         owned.handled(records)
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
         self._handled += 1
         self._metrics.delay.labels(run.tp.topic).observe(max(0.0, time.time() - records.timestamps[0] / 1000))
         run.done_when(sent)
+
+    async def _take(self, tp: TP, owned: _Owned, records: Records, pause: Pause) -> list[Outgoing] | None:
+        """What a run leads to; None if handling it raised, which leaves state that is not used any more."""
+        outgoing: list[Outgoing] = []
+        for piece, reason in self._poison.pieces(tp, records):
+            try:
+                with _or_lost(owned):
+                    if reason is None:
+                        outgoing += await owned.log.take(piece, owned.quiet_below, pause)
+                    else:
+                        outgoing += owned.log.pass_over(piece, reason, owned.quiet_below)
+            except (*MACHINE_ERRORS, KafkaException):
+                raise
+            except Exception as error:
+                if self._read_again is None or reason is not None:
+                    raise
+                self._poison.failed(tp, piece, error)
+                owned.failed = True
+                self._metrics.handler_failures.labels(tp.topic).inc()
+                return None
+        return outgoing
+
+    async def _start_over(self, owned: _Owned) -> None:
+        """Reads everything again, once what this partition has said before is confirmed and committed."""
+        if owned.unconfirmed:
+            await asyncio.wait(set(owned.unconfirmed))
+        if self._read_again is not None:
+            await self._read_again()
 
     async def start_at(self, committed: Mapping[TP, int], assigned: frozenset[TP]) -> dict[TP, int]:
         """Restores every assigned partition; says where to read from, which may lie before the committed offset.

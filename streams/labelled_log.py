@@ -18,7 +18,7 @@ from schemas.signals import Signal
 from schemas.topics import LABELLED
 from streams.headed import split_head, with_head
 from streams.one_event import Home, one_event
-from streams.outgoing import said
+from streams.outgoing import dead_record, said
 from streams.records import Outgoing, Records
 from streams.turns import Pause
 
@@ -83,6 +83,13 @@ class LabelledLog:
             concluded += await self._update(name, batch, pause)
         loud = [signal for signal in concluded if signal.log_offset >= quiet_below]
         return dead + [said(signal) for signal in sorted(loud, key=lambda signal: signal.log_offset)]
+
+    def pass_over(self, record: Records, reason: str, quiet_below: int) -> list[Outgoing]:
+        """The dead letter of the one record on which `take` raises."""
+        (offset,) = record.offsets
+        self._next = offset + 1
+        letter = dead_record(LABELLED, self._home.partition, record, 0, "handler_failed", reason)
+        return [letter] if offset >= quiet_below else []
 
     def dirty(self) -> list[str]:
         """Parts that changed since they were saved."""

@@ -27,6 +27,9 @@ class Metrics:
             ["topic"], registry=self.registry,
             buckets=(0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
         )  # fmt: skip
+        self.handler_failures = self._counter(
+            "handler_failures_total", "runs on which handling raised, by topic", "topic"
+        )
         self.cold_parts = self._counter("state_parts_cold_total", "parts whose saved state could not be taken back")
         self.snapshot_failures = self._counter("snapshot_failures_total", "rounds in which state could not be saved")
         self.snapshot_bytes = self._counter("snapshot_bytes_total", "bytes of state saved")

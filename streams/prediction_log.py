@@ -20,7 +20,7 @@ from detectors.unregistered import UnknownNames
 from responders.signing import Keyring
 from schemas.blocks import Block, FeatureSchema, RowId
 from schemas.deadletter import DeadLetter, DeadReason
-from schemas.errors import ConfigError, SignatureRefused, StateRefused
+from schemas.errors import MACHINE_ERRORS, ConfigError, SignatureRefused, StateRefused
 from schemas.events import ProfileActivated, Tick
 from schemas.signals import Signal
 from schemas.topics import PREDICTIONS
@@ -147,6 +147,16 @@ class PredictionLog:
         self._next = records.offsets[-1] + 1
         return await self._outgoing(batch, quiet_below, pause)
 
+    def pass_over(self, record: Records, reason: str, quiet_below: int) -> list[Outgoing]:
+        """The outcome of the one record on which `take` raises, and its dead letter."""
+        batch = _Batch()
+        self._bury_record(record, reason, batch)
+        self._next = record.offsets[0] + 1
+        if record.offsets[0] < quiet_below:
+            return []
+        rows = row_verdicts(PREDICTIONS, self._partition, (), batch.dead_rows, quiet_below, self._bank.hash)
+        return ([] if rows is None else [rows]) + [dead(letter) for letter in batch.letters]
+
     def dirty(self) -> list[str]:
         """Parts that changed since they were saved, longest unsaved first."""
         return list(self._dirty)
@@ -209,16 +219,20 @@ class PredictionLog:
             ):
                 segments.append(segment)
                 await pause()
+        except MACHINE_ERRORS:
+            raise
         except Exception as error:
             if len(records) > 1:
                 first, second = records.halves()
                 return await self._segments(first, batch, pause) + await self._segments(second, batch, pause)
             log.exception("decoding failed at %s[%d] %d", PREDICTIONS, self._partition, records.offsets[0])
-            place = Place(PREDICTIONS, self._partition, records.offsets[0], records.timestamps[0])
-            detail = f"{type(error).__name__}: {error}"
-            batch.bury(dead_letter(place, "handler_failed", detail, records.values[0], records.headers[0]))
+            self._bury_record(records, f"{type(error).__name__}: {error}", batch)
             return []
         return segments
+
+    def _bury_record(self, record: Records, detail: str, batch: _Batch) -> None:
+        place = Place(PREDICTIONS, self._partition, record.offsets[0], record.timestamps[0])
+        batch.bury(dead_letter(place, "handler_failed", detail, record.values[0], record.headers[0]))
 
     async def _take_segment(self, segment: Segment, records: Records, batch: _Batch, pause: Pause) -> None:
         assert self._builder is not None

@@ -21,7 +21,7 @@ from schemas.topics import REPORTS
 from schemas.wire import KIND_HEADER, SIGNATURE_HEADER
 from streams.headed import split_head, with_head
 from streams.one_event import Home, one_event
-from streams.outgoing import said
+from streams.outgoing import dead_record, said
 from streams.records import Outgoing, Records, header_of
 from streams.turns import Pause
 
@@ -89,6 +89,13 @@ class ReportLog:
         loud = [thing for thing in concluded if thing.log_offset >= quiet_below]
         # a tick concludes something of many endpoints: in the order of their names, whatever ran first
         return dead + [said(thing) for thing in sorted(loud, key=lambda thing: (thing.log_offset, thing.endpoint))]
+
+    def pass_over(self, record: Records, reason: str, quiet_below: int) -> list[Outgoing]:
+        """The dead letter of the one record on which `take` raises."""
+        (offset,) = record.offsets
+        self._next = offset + 1
+        letter = dead_record(REPORTS, self._home.partition, record, 0, "handler_failed", reason)
+        return [letter] if offset >= quiet_below else []
 
     def dirty(self) -> list[str]:
         """Parts that changed since they were saved."""

@@ -10,7 +10,7 @@ from palisade.settings import Settings
 from palisade.workers.common import metrics_of, reading, say_ready, settle_memory
 from schemas.topics import LABELLED, PREDICTIONS, REPORTS
 from streams.admin import input_partitions
-from streams.app import Hooks, TopicLimits, WorkerSettings, make_app, outbox_of, run_topic, run_worker
+from streams.app import Hooks, TopicLimits, WorkerSettings, consumer_of, make_app, outbox_of, run_topic, run_worker
 from streams.detect import DetectRole
 from streams.profiles import ProfileTopic
 from streams.snapshots import DirectoryStore, TopicStore
@@ -49,7 +49,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         if settings.config.kafka.embedded
         else TopicStore(connection, lambda: outbox_of(app))
     )
-    role = DetectRole(name, logs.open, store, lambda: outbox_of(app), metrics)
+    role = DetectRole(name, logs.open, store, lambda: outbox_of(app), metrics, lambda: consumer_of(app).read_again())
     run_topic(app, PREDICTIONS, role.handle)
     run_topic(app, REPORTS, role.handle)
     run_topic(app, LABELLED, role.handle)

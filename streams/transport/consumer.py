@@ -186,6 +186,12 @@ class Consumer(base.Consumer):
             ledger.committed(due)
             return True
 
+    async def read_again(self) -> None:
+        """Commit what is finished and read everything from `start_at` on, as after a crash: for a role whose state is not
+        sound any more. What is being worked on meanwhile comes again."""
+        await self.commit()
+        self.poller.rewind()
+
     async def _commit(self, offsets: Mapping[FaustTP, int]) -> bool:
         raise NotImplementedError("the ledger commits")
 

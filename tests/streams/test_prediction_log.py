@@ -196,7 +196,7 @@ def test_a_record_on_which_decoding_raises_is_found_and_the_others_are_scored(mo
 
     def raising(values, keys, headers, offsets, times):  # type: ignore[no-untyped-def]
         if poison in offsets:
-            raise MemoryError("poison")
+            raise ZeroDivisionError("poison")
         return decode(values, keys, headers, offsets, times)
 
     monkeypatch.setattr(log._decoder, "segments", raising)
@@ -207,6 +207,18 @@ def test_a_record_on_which_decoding_raises_is_found_and_the_others_are_scored(mo
     outcomes = {row["offset"]: row["outcome"] for row in table_of(out, b"verdict_rows")}
     assert outcomes[poison] == 1
     assert sum(outcome == 0 for outcome in outcomes.values()) == len(outcomes) - 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("no space left")])
+def test_an_exhausted_machine_is_no_records_fault(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    log = open_log()
+
+    def raising(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(log._decoder, "segments", raising)
+    with pytest.raises(type(error)):
+        feed(log, records().part(2, 42), [])
 
 
 def made_up(endpoint: str, versions: int) -> Records:
