@@ -140,7 +140,9 @@ class Reader:
 
     def dead_letter(self, read: Read, value: bytes) -> None:
         letter: DeadLetter = DeadLetter.from_bytes(value)
-        if letter.log_topic in JUDGED:
+        if (
+            letter.log_topic in JUDGED and letter.reason != "not_audited"
+        ):  # that one is no outcome, only a hole in the audit
             row = {"topic": letter.log_topic, "partition": letter.log_partition, "offset": letter.log_offset}
             of_run = _FOR_RUN.match(letter.detail) is not None
             row |= {"row": letter.log_row, "size": letter.size, "reason": letter.reason, "for_run": of_run}
