@@ -287,6 +287,7 @@ def _audit(
             engine.close()
     except (ClickHouseError, PalisadeError) as error:
         log.warning("the audit is not in the history: %s", error)
+        writer.drop("audit")
         return [f"the audit did not answer: {error}"]
     return []
 

@@ -297,6 +297,13 @@ class HistoryWriter:
     def add_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         self.add(name, table_of(name, rows))
 
+    def drop(self, name: str) -> None:
+        """Forgets a table of which only a part could be gathered: half of the evidence would be taken for all of it."""
+        self._waiting.pop(name, None)
+        if name in self._writers:
+            self._writers.pop(name).close()
+        (self._folder / f"{name}.parquet").unlink(missing_ok=True)
+
     def finish(self, run: Run) -> None:
         """The directory is a history from here on."""
         for name in self._waiting:
