@@ -7,7 +7,20 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from schemas import actions, config, deadletter, events, feedback, ingest, signals, tables, topics, webhooks
+from schemas import (
+    acls,
+    actions,
+    config,
+    deadletter,
+    events,
+    feedback,
+    ingest,
+    roles,
+    signals,
+    tables,
+    topics,
+    webhooks,
+)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -60,12 +73,13 @@ _SENDERS = (
 
 def _contracts_page() -> str:
     lines = ["# Contracts", "", "Generated from `schemas/` by `make schemas`: do not edit.", "", "## Topics", ""]
-    lines += ["| topic | key | partitions | kept | holds | who may write |", "| --- | --- | --- | --- | --- | --- |"]
+    lines += ["| topic | key | partitions | kept | holds | who may write | who may read |", "|" + " --- |" * 7]
     for spec in topics.TOPICS:
         kept = "compacted" if spec.compacted else f"{spec.retention_ms // topics.DAY_MS} days"
         partitions = "as predictions" if spec.follows_input else "1"
-        lines.append(f"| `{spec.name}` | {spec.key} | {partitions} | {kept} | {spec.purpose} | {spec.writers} |")
-    lines += ["", *_SENDERS, "", "## Records", ""]
+        may = " | ".join("; ".join(some) for some in (spec.writers, spec.readers))
+        lines.append(f"| `{spec.name}` | {spec.key} | {partitions} | {kept} | {spec.purpose} | {may} |")
+    lines += ["", *_SENDERS, "", *_roles(), "", "## Records", ""]
     for name, model in MODELS.items():
         if not issubclass(model, config.Config):
             lines += _record(name, model)
@@ -75,6 +89,21 @@ def _contracts_page() -> str:
             f"| `palisade.{table.name}` | {', '.join(table.one_row_by)} | {table.keep_days} days | {table.purpose} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _roles() -> list[str]:
+    """Who connects, and what each is granted beside its topics. `palisade topics acls` has the same as ACLs."""
+    lines = ["## Roles", "", "What `palisade topics acls` grants; nothing else is needed.", ""]
+    lines += ["| role | who | besides reading and writing topics |", "| --- | --- | --- |"]
+    for role in roles.ROLES:
+        more = [
+            f"{right.operation} on {right.resource} `{right.name}{'*' if right.prefixed else ''}`"
+            for right in acls.rights_of(role)
+            if right.resource != "topic"
+        ]
+        more += ["Create, Describe, DescribeConfigs on each topic"] if role.makes_topics else []
+        lines.append(f"| {role.name} | {role.who} | {'; '.join(more)} |")
+    return lines
 
 
 def _record(name: str, model: type[BaseModel]) -> list[str]:

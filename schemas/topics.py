@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from schemas.roles import Role
+
 REQUESTS = "palisade.requests"
 RESPONSES = "palisade.responses"
 PREDICTIONS = "palisade.predictions"
@@ -21,20 +23,22 @@ SNAPSHOTS = "palisade.snapshots"
 RESPOND_STATE = "palisade.respond_state"
 
 DAY_MS = 86_400_000
+WHO_LOOK: tuple[Role, ...] = ("operators", "viewers")
 
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
     """How one topic is made. `follows_input`: as many partitions as predictions have.
 
-    `writers`: who may write to it, for the broker's ACLs. Records of people and directives carry signatures; what the roles
-    say to each other (signals, verdicts, journal, state) is believed because nobody else may write there.
+    `writers`, `readers`: who may, for the broker's ACLs. Records of people and directives carry signatures; what the
+    roles say to each other (signals, verdicts, journal, state) is believed because nobody else may write there.
     """
 
     name: str
     key: str
     purpose: str
-    writers: str
+    writers: tuple[Role, ...]
+    readers: tuple[Role, ...]
     follows_input: bool
     compacted: bool = False
     retention_ms: int = 7 * DAY_MS
@@ -59,32 +63,42 @@ TOPICS: tuple[TopicSpec, ...] = (
         REQUESTS,
         "request id",
         "what services were asked, in any language; ingest pairs it with the answer",
-        "services",
+        ("services",),
+        ("ingest",),
         True,
         retention_ms=DAY_MS,
     ),
     TopicSpec(
-        RESPONSES, "request id", "what services answered; keyed as the request", "services", True, retention_ms=DAY_MS
+        RESPONSES,
+        "request id",
+        "what services answered; keyed as the request",
+        ("services",),
+        ("ingest",),
+        True,
+        retention_ms=DAY_MS,
     ),
     TopicSpec(
         PREDICTIONS,
         "endpoint",
         "one event a prediction; ticks and profile activations between them",
-        "serving processes; ingest; detect; operators",
+        ("serving", "ingest", "detect", "operators"),
+        ("ingest", "detect", "audit"),
         True,
     ),
     TopicSpec(
         REPORTS,
         "endpoint",
         "what each serving process did in the last interval; ticks between them",
-        "serving processes; ingest; detect",
+        ("serving", "ingest", "detect"),
+        ("detect", "audit"),
         True,
     ),
     TopicSpec(
         FEEDBACK,
         "endpoint",
         "what came of predictions, often weeks later",
-        "services",
+        ("services",),
+        ("audit",),
         True,
         retention_ms=30 * DAY_MS,
     ),
@@ -92,29 +106,56 @@ TOPICS: tuple[TopicSpec, ...] = (
         LABELLED,
         "endpoint",
         "feedback joined with its prediction",
-        "audit",
+        ("audit",),
+        ("detect", "audit"),
         True,
         retention_ms=30 * DAY_MS,
     ),
-    TopicSpec(VERDICTS, "endpoint", "the outcome of each row, the readings of each block", "detect", True),
     TopicSpec(
-        SIGNALS, "endpoint", "what detectors concluded; endpoint states", "detect", False, retention_ms=30 * DAY_MS
+        VERDICTS, "endpoint", "the outcome of each row, the readings of each block", ("detect",), ("audit",), True
     ),
-    TopicSpec(ACTIONS, "endpoint", "the journal of the responder", "respond", False, retention_ms=365 * DAY_MS),
+    TopicSpec(
+        SIGNALS,
+        "endpoint",
+        "what detectors concluded; endpoint states",
+        ("detect",),
+        ("respond", "audit", *WHO_LOOK),
+        False,
+        retention_ms=30 * DAY_MS,
+    ),
+    TopicSpec(
+        ACTIONS,
+        "endpoint",
+        "the journal of the responder",
+        ("respond",),
+        ("respond", "audit", *WHO_LOOK),
+        False,
+        retention_ms=365 * DAY_MS,
+    ),
     TopicSpec(
         DIRECTIVES,
         "endpoint",
         "each endpoint's wanted state, signed; the kill switch",
-        "respond; operators",
+        ("respond", "operators"),
+        ("serving", "audit", *WHO_LOOK),
         True,
         compacted=True,
     ),
-    TopicSpec(COMMANDS, "endpoint", "what people ordered, signed", "operators", False, retention_ms=365 * DAY_MS),
+    TopicSpec(
+        COMMANDS,
+        "endpoint",
+        "what people ordered, signed",
+        ("operators",),
+        ("respond", "audit"),
+        False,
+        retention_ms=365 * DAY_MS,
+    ),
     TopicSpec(
         DEAD_LETTERS,
         "log topic",
         "what could not be decoded, and why; what of it was sent again",
-        "ingest; detect; respond; audit; operators",
+        ("ingest", "detect", "respond", "audit", "operators"),
+        ("audit", *WHO_LOOK),
         True,
         retention_ms=30 * DAY_MS,
     ),
@@ -122,17 +163,27 @@ TOPICS: tuple[TopicSpec, ...] = (
         PROFILES,
         "profile hash",
         "profiles of training data",
-        "detect; operators",
+        ("detect", "operators"),
+        ("detect", "audit"),
         False,
         compacted=True,
         max_message_bytes=5_000_000,
     ),
-    TopicSpec(SNAPSHOTS, "log, endpoint, version", "detector state with its offsets", "detect", True, compacted=True),
+    TopicSpec(
+        SNAPSHOTS,
+        "log, endpoint, version",
+        "detector state with its offsets",
+        ("detect",),
+        ("detect",),
+        True,
+        compacted=True,
+    ),
     TopicSpec(
         RESPOND_STATE,
         "state",
         "the responder's state with its journal offset",
-        "respond",
+        ("respond",),
+        ("respond",),
         False,
         compacted=True,
         max_message_bytes=5_000_000,

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from schemas.errors import PalisadeError
 from schemas.events import ProfileActivated
+from schemas.roles import READER_GROUP
 from schemas.topics import PROFILES
 from schemas.wire import KEY_ID_HEADER, KIND_HEADER, SIGNATURE_HEADER
 from streams.records import Outgoing, RawHeaders, header_of, headers_of
@@ -127,7 +128,7 @@ class ProfileTopic:
 
     def _follow(self) -> None:
         settings = kafka_settings(
-            self._connection, "consumer", group="palisade.reader", overrides={"enable.partition.eof": True}
+            self._connection, "consumer", group=READER_GROUP, overrides={"enable.partition.eof": True}
         )
         consumer = Consumer(settings)
         consumer.assign([TopicPartition(PROFILES, 0, OFFSET_BEGINNING)])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
+from schemas.roles import READER_GROUP
 from streams.transport.settings import KafkaConnection, kafka_settings
 
 TIMEOUT_S = 30.0
@@ -21,7 +22,7 @@ def read_to_end(
     Raises KafkaException when the broker answers with an error, TimeoutError when it does not answer.
     """
     consumer = Consumer(
-        kafka_settings(connection, "consumer", group="palisade.reader", overrides={"enable.partition.eof": True})
+        kafka_settings(connection, "consumer", group=READER_GROUP, overrides={"enable.partition.eof": True})
     )
     try:
         low, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_S)
@@ -51,7 +52,7 @@ def read_newest(connection: KafkaConnection, topic: str, partition: int, prefix:
 
 def tail(connection: KafkaConnection, topic: str, most: int) -> Iterator[Message]:
     """Up to `most` last records of each partition, partition by partition. Raises as `read_to_end`."""
-    consumer = Consumer(kafka_settings(connection, "consumer", group="palisade.reader"))
+    consumer = Consumer(kafka_settings(connection, "consumer", group=READER_GROUP))
     try:
         found = consumer.list_topics(topic, timeout=TIMEOUT_S).topics.get(topic)
     finally:

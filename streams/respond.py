@@ -29,6 +29,7 @@ from responders.webhooks import message_for
 from schemas.actions import Command, Decision, Directive, InputRange, JournalEntry
 from schemas.deadletter import DeadReason
 from schemas.errors import MACHINE_ERRORS, SignatureRefused, StateRefused
+from schemas.roles import transactional_id_of
 from schemas.signals import EndpointState, Signal
 from schemas.topics import ACTIONS, COMMANDS, DIRECTIVES, RESPOND_STATE, SIGNALS
 from schemas.wire import KIND_HEADER
@@ -42,7 +43,7 @@ from streams.transport.settings import KafkaConnection, kafka_settings
 
 log = logging.getLogger(__name__)
 
-TRANSACTIONAL_ID = "palisade.respond"
+TRANSACTIONAL_ID = transactional_id_of("respond")
 TIMER_S = 0.1
 COMMIT_TIMEOUT_S = 10.0
 SESSION_S = 6.0

@@ -18,6 +18,8 @@ PREDICTION_QUEUE_KB = 32_768
 """Bytes of predictions that librdkafka may hold; beyond it they are dropped and counted."""
 LOOK_UP_S = 1.0
 """Pause between attempts to find the directives topic."""
+GROUPS = "palisade-guard-"
+"""How the groups begin that are only named; the broker must let us ask about them."""
 LEAVE_S = 0.5
 """How long `close` waits for the following thread; it is a daemon, so nothing depends on its end."""
 
@@ -180,7 +182,7 @@ class KafkaTransport:
         from confluent_kafka import Consumer
 
         settings = {
-            "group.id": f"palisade-guard-{os.getpid()}",  # demanded by librdkafka; `assign` joins no group
+            "group.id": f"{GROUPS}{os.getpid()}",  # demanded by librdkafka; `assign` joins no group
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "auto.offset.reset": "earliest",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from palisade.settings import Settings
 from palisade.workers.common import LARGEST_RECORD, metrics_of, reading, say_ready
+from schemas.roles import group_of
 from schemas.topics import FEEDBACK, PREDICTIONS
 from streams.admin import input_partitions
 from streams.app import Hooks, WorkerSettings, make_app, outbox_of, run_topic, run_worker
@@ -42,7 +43,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         sink.forget(revoked)
 
     app = make_app(
-        "palisade.audit",
+        group_of("audit"),
         connection=settings.connection,
         hooks=Hooks(on_assigned=join, on_revoked=leave),
         settings=WorkerSettings(consumer=reading(settings, **{"fetch.message.max.bytes": LARGEST_RECORD})),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from palisade.detect_bank import PartitionLogs
 from palisade.settings import Settings
 from palisade.workers.common import metrics_of, reading, say_ready, settle_memory
+from schemas.roles import group_of
 from schemas.topics import LABELLED, PREDICTIONS, REPORTS
 from streams.admin import input_partitions
 from streams.app import Hooks, TopicLimits, WorkerSettings, consumer_of, make_app, outbox_of, run_topic, run_worker
@@ -38,7 +39,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         return starts
 
     app = make_app(
-        "palisade.detect",
+        group_of("detect"),
         connection=connection,
         topics={PREDICTIONS: TopicLimits(linger_s=0.05), REPORTS: TopicLimits(), LABELLED: TopicLimits()},
         hooks=Hooks(join, lambda tps: role.leave(tps), start_at, on_lost=lambda tps: role.lose(tps)),

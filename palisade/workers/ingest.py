@@ -12,6 +12,7 @@ from palisade.workers.common import metrics_of, reading, say_ready, settle_memor
 from responders.fallback_health import FallbackHealth, health_urls
 from responders.signing import Keyring, SigningKey
 from schemas.errors import ConfigError
+from schemas.roles import group_of
 from schemas.topics import PREDICTIONS, REQUESTS, RESPONSES
 from streams.admin import input_partitions
 from streams.app import Hooks, TopicLimits, WorkerSettings, consumer_of, make_app, outbox_of, run_topic, run_worker
@@ -76,7 +77,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         return starts
 
     app = make_app(
-        "palisade.ingest",
+        group_of("ingest"),
         connection=connection,
         topics={REQUESTS: LIMITS, RESPONSES: LIMITS},
         hooks=Hooks(join, lambda tps: role.leave(tps), start_at, kept=lambda: role.kept()),

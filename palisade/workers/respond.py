@@ -8,6 +8,7 @@ from responders.mandate import Mandate
 from responders.signing import Keyring, SigningKey
 from responders.webhook_responder import WebhookResponder, hooks_of
 from schemas.errors import ConfigError
+from schemas.roles import group_of
 from schemas.topics import COMMANDS, SIGNALS
 from streams.app import Hooks, WorkerSettings, make_app, outbox_of, run_topic, run_worker
 from streams.respond import SESSION_S, RespondRole
@@ -31,7 +32,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         fenced=not settings.config.kafka.embedded,
     )
     app = make_app(
-        "palisade.respond",
+        group_of("respond"),
         connection=connection,
         hooks=Hooks(on_assigned=role.join, on_revoked=role.leave),
         settings=WorkerSettings(

@@ -20,6 +20,7 @@ from pydantic_core import from_json
 from responders.signing import Keyring
 from schemas.blocks import Longs
 from schemas.errors import SignatureRefused
+from schemas.roles import READER_GROUP
 from schemas.topics import PREDICTIONS, REQUESTS, RESPONSES
 from streams.decode.arrow import read_streams
 from streams.decode.headers import ARROW_MAGIC
@@ -83,7 +84,7 @@ class ReadBack:
     def places(self, partition: int, since_ms: int) -> Already:
         """What was written of this source partition since then. Blocks; raises KafkaException, or TimeoutError."""
         overrides = {"enable.partition.eof": True, "fetch.message.max.bytes": 1 << 20}
-        consumer = Consumer(kafka_settings(self.connection, "consumer", group="palisade.reader", overrides=overrides))
+        consumer = Consumer(kafka_settings(self.connection, "consumer", group=READER_GROUP, overrides=overrides))
         try:
             starts = self._starts(consumer, since_ms - MARGIN_MS)
             consumer.assign(starts)

@@ -15,6 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -42,11 +43,11 @@ class KafkaUnavailable(RuntimeError):
 class ApacheKafka:
     """One broker. A context manager; its folder goes with it unless one was given."""
 
-    def __init__(self, folder: Path | None = None, *, heap: str = "-Xmx512m") -> None:
+    def __init__(self, folder: Path | None = None, *, heap: str = "-Xmx512m", ports: int = 2) -> None:
         self._own = folder is None
         self._folder = folder or Path(tempfile.mkdtemp(prefix="apache-kafka-"))
         self._heap = heap
-        self._ports = _two_free_ports()
+        self._ports = _free_ports(ports)
         self._process: subprocess.Popen[bytes] | None = None
         self._admin: AdminClient | None = None
         self.bootstrap = f"127.0.0.1:{self._ports[0]}"
@@ -66,11 +67,20 @@ class ApacheKafka:
         java = [find_java(), *own, "-cp", f"{fetch_libraries()}/*"]
         properties = self._folder / "server.properties"
         if not properties.exists():
-            properties.write_text(self._properties())
+            properties.write_text("".join(f"{name}={value}\n" for name, value in self._settings().items()))
             identity = (
                 "P" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
             )  # "-" in front: an option
-            form = [*java, "kafka.tools.StorageTool", "format", "-t", identity, "-c", str(properties)]
+            form = [
+                *java,
+                "kafka.tools.StorageTool",
+                "format",
+                "-t",
+                identity,
+                "-c",
+                str(properties),
+                *self._format_options(),
+            ]
             subprocess.run(form, check=True, capture_output=True, timeout=READY_S)
         with (self._folder / "broker.log").open("ab") as log:
             command = [*java, self._heap, "kafka.Kafka", str(properties)]
@@ -141,9 +151,14 @@ class ApacheKafka:
         self.kill()
         raise KafkaUnavailable(f"Apache Kafka did not start within {READY_S:.0f} s:\n{tail}")
 
-    def _properties(self) -> str:
-        port, controller = self._ports
-        lines = {
+    def _format_options(self) -> list[str]:
+        """Further words for `kafka-storage format`."""
+        return []
+
+    def _settings(self) -> dict[str, str]:
+        """The broker's properties."""
+        port, controller = self._ports[:2]
+        return {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
@@ -161,7 +176,6 @@ class ApacheKafka:
             "transaction.state.log.num.partitions": "4",
             "auto.create.topics.enable": "false",
         }
-        return "".join(f"{name}={value}\n" for name, value in lines.items())
 
 
 def find_java() -> str:
@@ -195,8 +209,9 @@ def fetch_libraries(target: Path = LIBRARIES) -> Path:
     return target
 
 
-def _two_free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
