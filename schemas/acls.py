@@ -56,8 +56,8 @@ def _rights(role: RoleSpec) -> Iterator[Right]:
             yield Right("topic", topic.name, "DescribeConfigs")
     if role.group is not None:
         yield Right("group", role.group, "Read")
-    if role.asks_about is not None:
-        yield Right("group", role.asks_about, "Describe", prefixed=role.asks_about.endswith("-"))
+    for group in role.asks_about:
+        yield Right("group", group, "Describe", prefixed=group.endswith("-"))
     if role.transactional_id is not None:
         yield Right("transactional-id", role.transactional_id, "Write")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["ingest", "detect", "respond", "audit", "serving", "services", "operators", "viewers", "admin"]
+Role = Literal[
+    "ingest", "detect", "respond", "audit", "serving", "services", "operators", "viewers", "verifiers", "admin"
+]
 
 READER_GROUP = "palisade.reader"
 """Named by whoever reads partitions by itself: it has no members and no offsets, but the broker is asked about it."""
@@ -15,36 +17,38 @@ GUARD_GROUPS = "palisade-guard-"
 
 @dataclass(frozen=True, slots=True)
 class RoleSpec:
-    """One role. `group`: whose member it is; `asks_about`: the group (or the beginning of groups, where it ends in "-")
-    that it only names. `transactional_id`: under which it writes. `makes_topics`: makes them, and reads their settings."""
+    """One role. `group`: whose member it is; `asks_about`: groups (or the beginning of groups, where it ends in "-") that
+    it only names. `transactional_id`: under which it writes. `makes_topics`: makes them, and reads their settings."""
 
     name: Role
     who: str
     group: str | None = None
-    asks_about: str | None = None
+    asks_about: tuple[str, ...] = ()
     transactional_id: str | None = None
     makes_topics: bool = False
 
 
 ROLES: tuple[RoleSpec, ...] = (
-    RoleSpec("ingest", "`palisade worker ingest`", group="palisade.ingest", asks_about=READER_GROUP),
-    RoleSpec("detect", "`palisade worker detect`", group="palisade.detect", asks_about=READER_GROUP),
+    RoleSpec("ingest", "`palisade worker ingest`", group="palisade.ingest", asks_about=(READER_GROUP,)),
+    RoleSpec("detect", "`palisade worker detect`", group="palisade.detect", asks_about=(READER_GROUP,)),
     RoleSpec(
         "respond",
         "`palisade worker respond`",
         group="palisade.respond",
-        asks_about=READER_GROUP,
+        asks_about=(READER_GROUP,),
         transactional_id="palisade.respond",
     ),
     RoleSpec("audit", "`palisade worker audit`", group="palisade.audit"),
-    RoleSpec("serving", "services with a Guard or an Emitter; `palisade publish`", asks_about=GUARD_GROUPS),
+    RoleSpec("serving", "services with a Guard or an Emitter; `palisade publish`", asks_about=(GUARD_GROUPS,)),
     RoleSpec("services", "services that write requests, responses, labels; `palisade feedback publish`"),
     RoleSpec(
         "operators",
         "people who order: `palisade kill`, `limit`, `fallback`, `profile activate`, ...; and look",
-        asks_about=READER_GROUP,
+        asks_about=(READER_GROUP,),
     ),
-    RoleSpec("viewers", "people who look: `palisade status`, `deadletter`", asks_about=READER_GROUP),
+    RoleSpec("viewers", "people who look: `palisade status`, `deadletter list`, `show`", asks_about=(READER_GROUP,)),
+    RoleSpec("verifiers", "`palisade verify`", asks_about=(READER_GROUP, "palisade.detect", "palisade.audit")),
+    RoleSpec("redrivers", "`palisade deadletter redrive`, of what services write", asks_about=(READER_GROUP,)),
     RoleSpec("admin", "`palisade topics create`", makes_topics=True),
 )
 _BY_NAME = {role.name: role for role in ROLES}

@@ -31,6 +31,7 @@ from palisade.verify.states import state_rows
 from palisade.verify.webhook_events import webhook_rows
 from responders.signing import Keyring, SigningKey
 from schemas.errors import PalisadeError
+from schemas.roles import READER_GROUP
 from schemas.topics import ACTIONS, BY_NAME, DEAD_LETTERS, LABELLED, PREDICTIONS, REPORTS, VERDICTS
 from streams.admin import cluster_of
 from streams.audit.engine import ClickHouse, ClickHouseError
@@ -232,7 +233,7 @@ class _Gathering:
 
     def _low(self, topic: str, partition: int) -> int:
         """The first offset that retention left."""
-        consumer = Consumer(kafka_settings(self.connection, "consumer", group="palisade.verify"))
+        consumer = Consumer(kafka_settings(self.connection, "consumer", group=READER_GROUP))
         try:
             low, _ = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_S)
             return int(low)
@@ -255,7 +256,7 @@ class _Gathering:
         """Where the broker says that the window begins; its start where it cannot say."""
         if not self.since_ms:
             return 0
-        consumer = Consumer(kafka_settings(self.connection, "consumer", group="palisade.verify"))
+        consumer = Consumer(kafka_settings(self.connection, "consumer", group=READER_GROUP))
         try:
             (found,) = consumer.offsets_for_times([TopicPartition(topic, partition, self.since_ms)], timeout=TIMEOUT_S)
             return int(found.offset) if found.error is None and found.offset >= 0 else 0

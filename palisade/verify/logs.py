@@ -21,12 +21,12 @@ from palisade.verify.columns import (
     within,
 )
 from palisade.verify.history import History
+from schemas.roles import group_of
 from schemas.topics import PREDICTIONS
 
 JUDGED = (PREDICTIONS,)
 """Logs whose every event has an outcome on the topic of verdicts."""
-DETECT = "palisade.detect"
-AUDIT = "palisade.audit"
+DETECT, AUDIT = group_of("detect"), group_of("audit")
 SCORED, DEAD = 0, 1
 NEVER = np.iinfo(np.int64).max
 _OUTCOME_COLUMNS = ("row", "outcome", "at_ms", "told_at")

@@ -30,14 +30,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from schemas.roles import GUARD_GROUPS, ROLES
+from schemas.roles import GUARD_GROUPS, READER_GROUP, ROLES
 from schemas.topics import TOPICS
 from streams.transport.settings import KafkaConnection, kafka_settings
 
 TOPIC_NAMES = tuple(spec.name for spec in TOPICS)
 GROUPS = (
     *{role.group for role in ROLES if role.group},
-    *{role.asks_about for role in ROLES if role.asks_about and role.asks_about != GUARD_GROUPS},
+    READER_GROUP,
     f"{GUARD_GROUPS}4711",
     "somebody-elses",
 )
