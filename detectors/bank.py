@@ -10,12 +10,12 @@ import hashlib
 import json
 import struct
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Generic, NamedTuple, TypeVar
 
-from detectors.base import Detector, LabelledAt, LogPoint, Reading, ReportAt, ReportEvent, part_of
+from detectors.base import Detector, LabelledAt, LogPoint, Reading, ReportAt, ReportEvent, part_of, split_part
 from detectors.signal_book import SignalBook
 from schemas.blocks import Block
 from schemas.errors import MACHINE_ERRORS, StateRefused
@@ -84,14 +84,22 @@ class Bank(Generic[Input]):
         self._place_of = place_of
         self._recover_for_ms = recover_for_ms
         self._books: dict[str, SignalBook] = {}
+        self._failed: set[tuple[str, str]] = set()
+        """(part, subject) of failures that are open incidents."""
 
     def update(self, batch: Sequence[Input]) -> Concluded:
         """Hands `batch` to each detector and folds what they say into signals."""
-        if not batch:
-            return Concluded()
-        readings: list[Reading] = []
-        for detector in self.detectors:
-            readings += self._guarded(detector, batch)
+        return self.concluded([reading for said in self.steps(batch) for reading in said])
+
+    def steps(self, batch: Sequence[Input]) -> Iterator[list[Reading]]:
+        """What each detector says of `batch`, one after the other: whoever shares a thread may pause in between. All are to
+        be taken, and then `concluded`, before the next batch."""
+        if batch:
+            for detector in self.detectors:
+                yield self._guarded(detector, batch)
+
+    def concluded(self, readings: list[Reading]) -> Concluded:
+        """What all detectors said of one batch, in the order of the log, and the signals that it gives rise to."""
         readings.sort(key=lambda reading: (reading.at.offset, reading.at.row))
         signals: list[Signal] = []
         for reading in readings:
@@ -123,12 +131,16 @@ class Bank(Generic[Input]):
         book = SignalBook(self._recover_for_ms)
         if incidents:
             book.restore(incidents)
+        self._drop_book(part)
         self._books[part] = book
+        anywhere = Place(part, *split_part(part), LogPoint("", 0, 0, 0, 0))
+        failures = [_failure(each.name, each.hash, anywhere, "", firing=False) for each in self.detectors]
+        self._failed |= {(part, failure.subject) for failure in failures if book.is_open(failure)}
         return [detector.name for detector in self.detectors if not self._restored(detector, part, saved)]
 
     def forget(self, part: str) -> None:
         """Drops all state of a part."""
-        self._books.pop(part, None)
+        self._drop_book(part)
         for detector in self.detectors:
             detector.forget(part)
 
@@ -147,23 +159,33 @@ class Bank(Generic[Input]):
 
     def _folded(self, reading: Reading) -> list[Signal]:
         """The signals of one reading; one that no signal can hold is the failure of the detector that gave it."""
-        book = self._book(self._part(reading))
+        part = self._part(reading)
+        book = self._book(part)
         try:
-            return book.fold([reading])
+            signals = book.fold([reading])
         except MACHINE_ERRORS:
             raise
         except Exception as error:  # noqa: BLE001  what one detector says must not silence the others
-            place = Place(self._part(reading), reading.endpoint, reading.version, reading.at)
-            return book.fold([_failure(reading.detector, reading.detector_hash, place, _detail(error))])
+            place = Place(part, reading.endpoint, reading.version, reading.at)
+            signals = book.fold([_failure(reading.detector, reading.detector_hash, place, _detail(error))])
+        for signal in signals:
+            if signal.kind == "detector_failed":
+                change = self._failed.discard if signal.state == "recovered" else self._failed.add
+                change((part, signal.subject))
+        return signals
 
     def _book(self, part: str) -> SignalBook:
         book = self._books.get(part)
         if book is None:
             if len(self._books) >= MAX_PARTS:
                 quiet = (name for name, held in self._books.items() if not held.has_open)
-                del self._books[next(quiet, next(iter(self._books)))]
+                self._drop_book(next(quiet, next(iter(self._books))))
             book = self._books[part] = SignalBook(self._recover_for_ms)
         return book
+
+    def _drop_book(self, part: str) -> None:
+        self._books.pop(part, None)
+        self._failed = {failed for failed in self._failed if failed[0] != part}
 
     def _part(self, reading: Reading) -> str:
         detectors_log = self.detectors[0].log
@@ -220,15 +242,12 @@ class Bank(Generic[Input]):
 
     def _healed(self, detector: Detector[Input], batch: Sequence[Input]) -> list[Reading]:
         """A calm reading for each input of a part where the detector's failure is still an open incident."""
-        if not any(book.has_open for book in self._books.values()):
-            return []
+        failed = {part for part, _ in self._failed}
         calm = []
-        for place in map(self._place_of, batch):
-            book = self._books.get(place.part) if place is not None else None
-            if place is not None and book is not None and book.has_open:
+        for place in map(self._place_of, batch) if failed else ():
+            if place is not None and place.part in failed:
                 reading = _failure(detector.name, detector.hash, place, "", firing=False)
-                if book.is_open(reading):
-                    calm.append(reading)
+                calm += [reading] if (place.part, reading.subject) in self._failed else []
         return calm
 
 

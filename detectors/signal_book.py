@@ -66,6 +66,11 @@ class SignalBook:
     def has_open(self) -> bool:
         return any(self._open.values())
 
+    @property
+    def _empty(self) -> bool:
+        """Nothing is open, and nothing is unknown."""
+        return not any(self._open.values()) and not any(self._unknown.values())
+
     def is_open(self, reading: Reading) -> bool:
         """Whether an incident is open on what `reading` speaks of."""
         return _key(reading) in self._open[_standing(reading)]
@@ -74,6 +79,8 @@ class SignalBook:
         """The signals that `readings` (of this part, in log order) give rise to."""
         signals: list[Signal] = []
         for reading in readings:
+            if reading.known and not reading.firing and self._empty:
+                continue  # most are such, and to name what each speaks of takes a hash
             signal = self._signal_of(reading)
             signals += [] if signal is None else [signal]
             signals += self._unheard(reading)

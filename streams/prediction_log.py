@@ -335,15 +335,20 @@ class PredictionLog:
         first = 0
         while first < len(blocks):
             piece = blocks[first : first + self._at_once]
-            self._update(piece, batch)
+            held_s = await self._update(piece, batch, pause)
             first += len(piece)
-            piece_s = await pause()
-            if len(piece) == self._at_once or piece_s > HOLD_S:
-                pace = int(len(piece) * HOLD_S / max(piece_s, HOLD_S / 2))
+            if len(piece) == self._at_once or held_s > HOLD_S:
+                pace = int(len(piece) * HOLD_S / max(held_s, HOLD_S / 2))
                 self._at_once = min(BLOCKS_AT_ONCE, max(BLOCKS_AT_LEAST, pace))
 
-    def _update(self, blocks: list[Block], batch: _Batch) -> None:
-        concluded = self._bank.update(blocks)
+    async def _update(self, blocks: list[Block], batch: _Batch, pause: Pause) -> float:
+        """Returns the longest time that the bank worked between two pauses, in seconds."""
+        readings: list[Reading] = []
+        held_s = 0.0
+        for of_detector in self._bank.steps(blocks):
+            readings += of_detector
+            held_s = max(held_s, await pause())
+        concluded = self._bank.concluded(readings)
         for block in blocks:
             part = part_of(block.endpoint, block.version)
             self._applied[part] = block.last
@@ -354,6 +359,7 @@ class PredictionLog:
         batch.readings += concluded.readings
         batch.signals += concluded.signals
         batch.closed += blocks
+        return max(held_s, await pause())
 
     def _judged(self, block: Block, batch: _Batch) -> bool:
         """Whether a block may become state: not of versions that a stranger makes up without end."""

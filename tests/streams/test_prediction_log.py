@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.bank import Bank, Concluded
+from detectors.bank import Bank
+from detectors.base import Reading
 from schemas.blocks import Block
 from schemas.deadletter import DeadLetter
 from schemas.events import ProfileActivated
@@ -106,16 +107,16 @@ def test_the_bank_takes_four_blocks_at_least_and_more_where_they_cost_little(
     monkeypatch: pytest.MonkeyPatch, whole: list[Outgoing], piece_s: float, least: int, most: int
 ) -> None:
     sizes: list[int] = []
-    update = Bank.update
+    steps = Bank.steps
 
-    def counted(bank: Bank[Block], blocks: Sequence[Block]) -> Concluded:
+    def counted(bank: Bank[Block], blocks: Sequence[Block]) -> Iterator[list[Reading]]:
         sizes.append(len(blocks))
-        return update(bank, blocks)
+        return steps(bank, blocks)
 
     async def pause() -> float:
         return piece_s
 
-    monkeypatch.setattr(Bank, "update", counted)
+    monkeypatch.setattr(Bank, "steps", counted)
     out = asyncio.run(open_log().take(records(), 0, pause))
     full = sizes[:-1]
 
