@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal, Self
@@ -65,7 +66,7 @@ class Numbers(_Part):
             raw = base64.b64decode(self.data, validate=True)
         except (binascii.Error, ValueError) as error:
             raise ValueError("an array is no base64") from error
-        if len(raw) != np.dtype(self.dtype).itemsize * int(np.prod(self.shape, dtype=np.int64)):
+        if len(raw) != np.dtype(self.dtype).itemsize * math.prod(self.shape):
             raise ValueError("an array is not of its shape")
         return np.frombuffer(raw, self.dtype).reshape(self.shape).astype(np.float64)
 

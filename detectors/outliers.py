@@ -182,10 +182,14 @@ class Outliers:
             raise StateRefused(f"{part} has no such profile here: the state of its outliers means nothing")
         window, log_r = columns.pop("window"), columns.pop("endpoint_log_r")
         callers = WatchedCallers.of(values.get("callers", []), columns)
-        if window.shape != held.window.shape or log_r.size != held.log_r.size or "first_ms" not in values:
+        if (
+            window.shape != held.window.shape
+            or log_r.size != held.log_r.size
+            or type(values.get("first_ms")) is not int
+        ):
             raise StateRefused("saved outliers are of another shape")
         held.callers, held.window, held.log_r = callers, window, log_r.reshape(held.log_r.shape)
-        held.first_ms = int(values["first_ms"])
+        held.first_ms = values["first_ms"]
 
     def forget(self, part: str) -> None:
         """Drops the part's state and profile."""

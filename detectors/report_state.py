@@ -44,7 +44,7 @@ def unpack(parameter_hash: str, state: bytes, dtypes: Mapping[str, str]) -> tupl
     try:
         (size,) = struct.unpack_from("<I", body)
         header = json.loads(body[4 : 4 + size], parse_constant=_finite, parse_float=_finite)
-        return header["values"], _columns(body[4 + size :], header["columns"], dtypes)
+        return dict(header["values"].items()), _columns(body[4 + size :], header["columns"], dtypes)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, struct.error) as error:
         raise StateRefused(f"saved state cannot be read: {error}") from error
 

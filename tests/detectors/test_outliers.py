@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -15,8 +17,10 @@ from detectors.outlier_callers import MAX_CALLERS
 from detectors.outliers import QUIET_MS, Outliers
 from detectors.profile import Profile
 from detectors.profile_build import build_profile
+from detectors.report_state import MAGIC
 from palisade.demo.data import CALLER_COLUMN, LABEL_COLUMN, ORDER_COLUMN, ORIGINS, flights, training_table
 from schemas.blocks import BLOCK_ROWS, ROUTE_CODES, Block, Codes, Floats
+from schemas.errors import StateRefused
 from tests.conformance import logs
 from tests.detectors.drift_data import make_block
 
@@ -266,3 +270,20 @@ def test_a_pipeline_that_breaks_for_everybody_is_no_carriers_fault(origin: str, 
 
     assert {reading.subject for reading in told if reading.subject_kind == "caller"} == set()
     assert {reading.subject_kind for reading in told} == {"endpoint"}
+
+
+def test_saved_outliers_whose_hash_holds_and_whose_time_is_none_are_refused() -> None:
+    detector, part = fitted(logs.profile()), part_of("credit", "v1")
+    kept = detector.snapshot(part)
+    size = int.from_bytes(kept[_HEADER - 4 : _HEADER], "little")
+    header = json.loads(kept[_HEADER : _HEADER + size])
+    header["values"]["first_ms"] = []
+    text = json.dumps(header).encode()
+    body = len(text).to_bytes(4, "little") + text + kept[_HEADER + size :]
+
+    with pytest.raises(StateRefused):
+        detector.restore(part, kept[: len(MAGIC) + 32] + hashlib.sha256(body).digest() + body)
+    detector.restore(part, kept)
+
+
+_HEADER = len(MAGIC) + 32 + 32 + 4

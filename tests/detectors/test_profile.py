@@ -278,3 +278,10 @@ def test_a_value_far_outside_is_alien_and_one_just_outside_is_not() -> None:
 def test_the_columns_of_the_made_table_are_what_the_tests_believe() -> None:
     made = columns()
     assert np.corrcoef(np.nan_to_num(np.asarray(made["warmth"])[:-1]), np.nan_to_num(made["warmth"][1:]))[0, 1] > 0.3
+
+
+def test_a_profile_whose_array_has_a_shape_beyond_all_numbers_is_refused() -> None:
+    said = json.loads(profile().to_bytes())
+    said["outliers"]["references"]["shape"] = [2**70, 2**70]
+    with pytest.raises(ConfigError):
+        Profile.from_bytes(json.dumps(said).encode())

@@ -407,7 +407,7 @@ def test_a_few_offenders_among_the_peaks_do_not_hide_others() -> None:
 
 
 @pytest.mark.parametrize("header", [b'{"values":{"x":1e999},"columns":{}}', b'{"values":{"x":NaN},"columns":{}}',
-                                    b'{"values":{},"columns":{"":""}}', b"[" * 20_000])  # fmt: skip
+                                    b'{"values":{},"columns":{"":""}}', b'{"values":7,"columns":{}}', b"[" * 20_000])  # fmt: skip
 def test_saved_state_whose_hash_holds_and_whose_content_is_none_is_refused(header: bytes) -> None:
     body = len(header).to_bytes(4, "little") + header
     state = MAGIC + b"0" * 32 + hashlib.sha256(body).digest() + body
