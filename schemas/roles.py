@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal[
-    "ingest", "detect", "respond", "audit", "serving", "services", "operators", "viewers", "verifiers", "admin"
+    "ingest",
+    "detect",
+    "respond",
+    "audit",
+    "serving",
+    "services",
+    "operators",
+    "viewers",
+    "verifiers",
+    "redrivers",
+    "admin",
 ]
 
 READER_GROUP = "palisade.reader"
