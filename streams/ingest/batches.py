@@ -15,13 +15,15 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 from msgspec import UNSET
+from msgspec.structs import astuple
 from pydantic_core import to_json
 
 from schemas.blocks import Longs
 from schemas.errors import PalisadeError
 from schemas.outcomes import numbers
 from streams.decode.envelope import NO_TIME, times
-from streams.ingest.decode import Piece
+from streams.ingest.lanes import Shape
+from streams.ingest.pieces import Piece
 
 MAX_LAYOUTS = 32
 """Layouts of one piece that have a batch of their own; rows of further ones keep their features as text."""
@@ -100,7 +102,13 @@ def _by_layout(piece: Piece, rules: Rules) -> list[tuple[str | None, tuple[str, 
     """(endpoint if it has redactions, names of the features or None if they have none, rows), most rows first."""
     groups: dict[Any, list[int]] = {}
     features, endpoints = piece.fields["features"], piece.fields["endpoint"]
-    if rules.redactions:
+    if piece.shape is not None and not rules.redactions:
+        return [(None, piece.shape.names, list(range(len(piece))))]
+    if piece.shape is not None:
+        for row, endpoint in enumerate(endpoints):
+            owner = endpoint if endpoint in rules.redactions else None
+            groups.setdefault((owner, piece.shape.names), []).append(row)
+    elif rules.redactions:
         owners = [endpoint if endpoint in rules.redactions else None for endpoint in endpoints]
         for row, (owner, each) in enumerate(zip(owners, features, strict=True)):
             groups.setdefault((owner, tuple(each) if type(each) is dict and each else None), []).append(row)
@@ -122,6 +130,11 @@ def _layout_batches(
 ) -> tuple[list[Requests], list[NotWritten]]:
     found: list[Requests] = []
     refused: list[NotWritten] = []
+    if piece.shape is not None:
+        given = piece.fields["features"]
+        struct = shaped(piece.shape, given if len(rows) == len(piece) else [given[row] for row in rows])
+        features = struct if redaction is None else redaction.struct(struct)
+        return [_requests(piece, rows, FEATURES, features, rules, redaction)], refused
     if names is not None:
         struct, odd = _struct([piece.fields["features"][row] for row in rows], names)
         if struct is not None:
@@ -175,6 +188,19 @@ def _struct(rows: Sequence[dict[str, Any]], names: tuple[str, ...]) -> tuple[pa.
         columns = [[value for at, value in enumerate(column) if at not in odd] for column in columns]
     arrays = [_array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
     return pa.StructArray.from_arrays(arrays, names=[_text(name) for name in names]), odd
+
+
+def shaped(shape: Shape, rows: Sequence[Any]) -> pa.StructArray:
+    """Features [n] of one shape as columns."""
+    flat = list(chain.from_iterable(map(astuple, rows)))
+    width = len(shape.names)
+    if set(shape.kinds) == {float}:
+        columns = np.ascontiguousarray(np.array(flat, dtype=np.float64).reshape(-1, width).T)
+        masks = np.isnan(columns) if None in flat else [None] * width  # null becomes NaN, which no JSON says
+        arrays = [pa.array(column, mask=mask) for column, mask in zip(columns, masks, strict=True)]
+    else:
+        arrays = [_array(flat[at::width], kind) for at, kind in enumerate(shape.kinds)]
+    return pa.StructArray.from_arrays(arrays, names=list(shape.names))
 
 
 def _array(column: list[Any], kind: type) -> pa.Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from schemas.blocks import Longs
 from schemas.deadletter import DeadLetter, DeadReason
 from schemas.events import MAX_EVENT_BYTES, MAX_RECORD_BYTES, MAX_ROWS_PER_RECORD
 from schemas.ids import clean_id
+from schemas.topics import REQUESTS
 from schemas.wire import CONTENT_TYPE_HEADER, KIND_HEADER
 from streams.deadletters import Place, dead_letter
 from streams.decode.arrow import read_streams
@@ -33,7 +34,6 @@ from streams.ingest import cloudevents
 from streams.ingest.arrow_events import columns_of, wrong_words
 from streams.ingest.cloudevents import Attributes, NoBody
 from streams.ingest.events import (
-    AT,
     CLOSED,
     COMBINED,
     KIND_CODES,
@@ -49,7 +49,9 @@ from streams.ingest.events import (
     missing,
     parsed,
 )
+from streams.ingest.lanes import GENERAL, WIDE, Lane, Shape, lane_of
 from streams.ingest.marks import PLAIN, Mark, marks_of
+from streams.ingest.pieces import ROW_BITS, Blamed, Decoded, Piece
 from streams.records import Records
 
 TOGETHER = 128
@@ -58,60 +60,16 @@ PIECE = 2_048
 """Work decoded without a pause, in rows of 5 us: 10 ms."""
 JUDGED_WORK, JUDGED_BYTES, LETTER_WORK, BLAME_WORK = 8, 256, 4, 2
 """Measured, in the same unit: an event for the judge costs 8 and 1 for each 256 bytes, a dead letter 4."""
-ROW_BITS = 14
-"""A place is `offset << 14 | row`: a record has at most 10,000 rows."""
 MAX_KEY_CHARS = 400
 """A longer key stands as its hash: what waits is bounded by rows, not by what ids weigh."""
 SHOWN_HEADERS = frozenset({CONTENT_TYPE_HEADER, KIND_HEADER, "ce_specversion", "ce_type", "ce_source"})
 """Headers whose values a dead letter keeps: others may carry what a caller sent."""
+LEARN_ROWS = 64
+"""Requests of one record, or of `TOGETHER`, from which a shape is learned at least."""
+MAX_MISSES = 8
+"""Times in a run that events may fall out of the lanes that are tried first, or change their lane, which ends a piece."""
 _KINDS: Mapping[str, int | None] = {"": None, **KIND_CODES}
 _raw_rows = msgspec.json.Decoder(list[msgspec.Raw])
-
-
-@dataclass(slots=True, eq=False)
-class Piece:
-    """n rows of one kind or several, in log order, as lists of Python values by field.
-
-    place [n] int64; broker_ms [n] of each row's record; kind [n]: REQUEST, RESPONSE, COMBINED. key [n]: what request and
-    response of one call share. Ids are as they were sent.
-    """
-
-    fields: dict[str, list[Any]]
-    place: Longs
-    broker_ms: Longs
-    kind: npt.NDArray[np.uint8]
-    key: list[str]
-
-    def __len__(self) -> int:
-        return len(self.key)
-
-    def where(self, kept: npt.NDArray[np.bool_]) -> Piece:
-        """The rows for which `kept` [n] holds."""
-        if kept.all():
-            return self
-        at = np.flatnonzero(kept)
-        rows = at.tolist()
-        fields = {name: [column[row] for row in rows] for name, column in self.fields.items()}
-        return Piece(fields, self.place[at], self.broker_ms[at], self.kind[at], [self.key[row] for row in rows])
-
-
-class Blamed(NamedTuple):
-    """A row that was refused and shows whose it is: nobody becomes invisible by being malformed."""
-
-    place: int
-    endpoint: str
-    caller: str
-    caller_auth: str
-    version: str
-
-
-class Decoded(NamedTuple):
-    """Rows, and letters of what was refused since the last piece. `refused`: rows, with a letter of their own or not."""
-
-    piece: Piece
-    letters: tuple[DeadLetter, ...]
-    refused: int
-    blamed: Sequence[Blamed] = ()
 
 
 class _Row(NamedTuple):
@@ -126,11 +84,13 @@ class _Row(NamedTuple):
 
 @dataclass(slots=True)
 class _Gather:
-    """Rows of a piece: `flat` holds the fields end to end, the rest one entry a row; `family` what is not "" of them."""
+    """Rows of a piece: `flat` holds the fields end to end, the rest one entry a row; `family` what is not "" of them.
+    `kind`: as the records say, where the lane does not."""
 
     flat: list[Any] = field(default_factory=list)
     record: list[int] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
+    lane: Lane = GENERAL
     kind: list[int | None] = field(default_factory=list)
     family: dict[int, str] = field(default_factory=dict)
     spent: int = 0
@@ -147,6 +107,13 @@ class EventDecoder:
         self._topic = topic
         self._partition = partition
         self._keep_heads = keep_heads
+        self.lanes = [WIDE[topic]]
+
+    def learn(self, rows: Sequence[Any]) -> None:
+        """Requests whose features are like these [n] have a lane of their own from the next run on."""
+        shape, now = Shape.of(rows), self.lanes[0].shape
+        if shape is not None and (now is None or not shape.same(now)):
+            self.lanes = [lane_of(REQUEST, shape), self.lanes[-1]]
 
     def pieces(self, records: Records) -> Iterator[Decoded]:
         """The records as pieces of some 10 ms of work, in log order: whoever iterates may pause between them.
@@ -155,11 +122,8 @@ class EventDecoder:
         """
         run = _Run(self, records)
         for first in range(0, len(records), TOGETHER):
-            last = min(first + TOGETHER, len(records))
-            if not run.alike(first, last):
-                for at, short in enumerate(simple(records.values[first:last]), first):
-                    for _ in run.record(at, short):
-                        yield Decoded(run.cut(), (), 0)
+            for _ in run.take(first, min(first + TOGETHER, len(records))):
+                yield Decoded(run.cut(), (), 0)
             if run.gather.spent >= PIECE:
                 yield Decoded(run.cut(), (), 0)
         piece = run.cut()
@@ -185,46 +149,91 @@ class _Run:
         self.refused = Refusals()
         self.buried = 0
         self.blamed: list[Blamed] = []
-        self._known = True  # no event so far had fields that the contracts do not know
+        self._lanes = list(decoder.lanes)
+        self._misses = 0
+        self._learned = False
+        self._known = True  # no single event so far had fields that the contracts do not know
         self._marks = marks_of(records.headers)
         self._offset = np.array(records.offsets, dtype=np.int64)
         self._broker_ms = np.array(records.timestamps, dtype=np.int64)
 
-    def alike(self, first: int, last: int) -> bool:
-        """Takes the records if all are single events of known fields, or in simple JSON; False: none was taken."""
+    def take(self, first: int, last: int) -> Iterator[None]:
+        """Takes the records; yields where a piece ends."""
         marks, values = self._marks[first:last], self.records.values[first:last]
-        if marks.count(marks[0]) != len(marks) or marks[0].event is not None or marks[0].encoding not in ("", "json"):
-            return False
-        if marks[0].kind not in _KINDS or None in values:
-            return False
-        events = self._decoded(values)  # type: ignore[arg-type]  # none is None
-        if events is None:
-            return False
-        gather = self.gather
-        gather.flat += chain.from_iterable(map(astuple, events))
-        gather.record += range(first, last)
-        gather.row += [0] * len(events)
-        gather.kind += [_KINDS[marks[0].kind]] * len(events)
-        gather.spent += len(events)
-        return True
+        mark = marks[0]
+        alike = marks.count(mark) == len(marks) and mark.event is None and mark.encoding in ("", "json")
+        found = None
+        if alike and mark.kind in _KINDS and None not in values:
+            found = self._alike(values, _KINDS[mark.kind])  # type: ignore[arg-type]  # none is None
+        if found is not None:
+            yield from self._gather(*found, range(first, last), [0] * (last - first), _KINDS[mark.kind])
+            return
+        for at, short in enumerate(simple(values), first):
+            yield from self.record(at, short)
 
-    def _decoded(self, values: Sequence[bytes]) -> list[Any] | None:
-        """The events; None where a decoder refuses one. Events of known fields nest no deeper than their types, so that
-        nobody has to look at their bytes before; once one of the run has others, they are looked at."""
+    def _alike(self, values: Sequence[bytes], kind: int | None) -> tuple[Lane, list[Any]] | None:
+        """Single events, end to end; None where a decoder refuses one. Events of known fields nest no deeper than their
+        types, so that nobody has to look at their bytes before; once one of the run has others, they are looked at."""
         if self._known and max(map(len, values)) <= MAX_EVENT_BYTES:
+            found = self._narrow(kind, lambda lane: list(map(lane.one.decode, values)))
+            if found is not None:
+                return found
             try:
-                return list(map(CLOSED.decode, values))
+                return GENERAL, _flat(map(CLOSED.decode, values))
             except REFUSED:
                 self._known = False
         if not all(simple(values)):
             return None
         try:
-            return list(map(OPEN.decode, values))
+            return GENERAL, _flat(map(OPEN.decode, values))
         except REFUSED:
             return None
 
+    def _narrow(self, kind: int | None, decode: Callable[[Lane], list[Any]]) -> tuple[Lane, list[Any]] | None:
+        """The first lane that takes the events, and these end to end."""
+        for lane in self._lanes:
+            if kind not in (None, lane.kind):
+                continue
+            try:
+                flat = _flat(decode(lane))
+            except REFUSED:
+                flat = []
+            if flat and lane.takes(flat):
+                if lane is WIDE[REQUESTS] and not self._learned and len(flat) >= LEARN_ROWS * lane.width:
+                    self._learned = True
+                    self._decoder.learn(flat[lane.names.index("features") : TOGETHER * lane.width : lane.width])
+                return lane, flat
+            self._miss()
+        return None
+
+    def _miss(self) -> None:
+        """What changes its lane over and over is slower for it, and what is in no lane was decoded in vain."""
+        self._misses += 1
+        if self._misses > MAX_MISSES:
+            self._lanes = []
+
+    def _enter(self, lane: Lane) -> Iterator[None]:
+        """A piece has rows of one lane."""
+        if self.gather.lane is not lane:
+            if self.gather.record:
+                self._miss()
+                yield
+            self.gather.lane = lane
+
+    def _gather(
+        self, lane: Lane, flat: list[Any], record: Iterable[int], row: Iterable[int], kind: int | None
+    ) -> Iterator[None]:
+        yield from self._enter(lane)
+        gather = self.gather
+        gather.flat += flat
+        gather.record += record
+        gather.row += row
+        rows = len(flat) // lane.width
+        gather.kind += [kind] * rows
+        gather.spent += rows
+
     def record(self, at: int, short: bool) -> Iterator[None]:
-        """One record of any kind and encoding; yields where a piece is full."""
+        """One record of any kind and encoding; yields where a piece ends."""
         value, mark = self.records.values[at], self._marks[at]
         row = _Row(at, 0, value or b"", mark)
         if mark.kind not in _KINDS:
@@ -239,24 +248,31 @@ class _Run:
         claimed = "json" if mark.encoding == "cloudevent" else mark.encoding
         if claimed and found and found != claimed:
             return self._bury(row, "encoding_mismatch", f"content-type says {mark.encoding}, the bytes are {found}")
-        if claimed == "arrow" or found == "arrow":
+        arrow = "arrow" in (claimed, found)
+        event = mark.event is not None or mark.encoding == "cloudevent"
+        if not (arrow or event) and value.lstrip(SPACE)[:1] == b"[":
+            return (yield from self._array(row))
+        yield from self._enter(GENERAL)
+        if arrow:
             return self._arrow(row)
-        if mark.event is not None or mark.encoding == "cloudevent":
+        if event:
             return self._cloud_event(row)
-        if value.lstrip(SPACE)[:1] == b"[":
-            yield from self._array(row)
-            return None
         return self._event(row, short)
 
     def _array(self, whole: _Row) -> Iterator[None]:
         """A JSON array of events: at once if all are of known fields, else row by row."""
-        value = whole.value
-        try:
-            events = MANY.decode(value)  # of known fields alone, which nest no deeper than their types
-        except REFUSED:
-            events = []
-        if 0 < len(events) <= MAX_ROWS_PER_RECORD and _small(value, len(events)):
-            return self._take_many(whole, events)
+        value, kind = whole.value, _KINDS[whole.mark.kind]
+        found = self._narrow(kind, lambda lane: lane.many.decode(value))
+        if found is None:
+            try:
+                found = GENERAL, _flat(MANY.decode(value))  # known fields alone nest no deeper than their types
+            except REFUSED:
+                found = GENERAL, []
+        lane, flat = found
+        count = len(flat) // lane.width
+        if 0 < count <= MAX_ROWS_PER_RECORD and _small(value, count):
+            return (yield from self._gather(lane, flat, [whole.at] * count, range(count), kind))
+        yield from self._enter(GENERAL)
         if too_deep(value):
             return self._bury(whole, "too_deep", "")
         rows = self._rows(whole)
@@ -265,14 +281,6 @@ class _Run:
             if self.gather.spent >= PIECE:
                 yield
         return None
-
-    def _take_many(self, whole: _Row, events: Sequence[Any]) -> None:
-        gather = self.gather
-        gather.flat += chain.from_iterable(map(astuple, events))
-        gather.record += [whole.at] * len(events)
-        gather.row += range(len(events))
-        gather.kind += [_KINDS[whole.mark.kind]] * len(events)
-        gather.spent += len(events)
 
     def _rows(self, whole: _Row) -> list[bytes]:
         """The elements of an array as bytes; none, and the record buried, if it has too many or is no array."""
@@ -405,8 +413,8 @@ class _Run:
     def cut(self) -> Piece:
         """What was gathered, without rows that lack what their kind needs; gathering starts anew."""
         gather, self.gather = self.gather, _Gather()
-        fields = {name: gather.flat[at::WIDTH] for name, at in AT.items()}
-        kind = _kinds(fields, gather.kind)
+        lane = gather.lane
+        fields = {name: gather.flat[at :: lane.width] for at, name in enumerate(lane.names)}
         record, number = np.array(gather.record, dtype=np.int64), np.array(gather.row, dtype=np.int64)
         place = self._offset[record] << ROW_BITS | number if len(record) else record
         producers = [name or "unknown" for name in fields["producer"]]
@@ -419,7 +427,10 @@ class _Run:
         if not "".join(key).isascii():
             key = [one if one.isascii() else clean_id(one) for one in key]
         fields["producer"] = producers
-        piece = Piece(fields, place, self._broker_ms[record] if len(record) else record, kind, key)
+        broker_ms = self._broker_ms[record] if len(record) else record
+        if lane.kind is not None:
+            return Piece(fields, place, broker_ms, np.full(len(key), lane.kind, np.uint8), key, lane.shape)
+        piece = Piece(fields, place, broker_ms, _kinds(fields, gather.kind), key)
         return piece.where(self._whole(piece, record, number))
 
     def _whole(self, piece: Piece, record: Longs, number: Longs) -> npt.NDArray[np.bool_]:
@@ -469,6 +480,11 @@ _NO_KIND = 3
 def _small(value: bytes, count: int) -> bool:
     """Whether no event of an array is above its bound: nearly always plain from the whole, else each is looked at."""
     return len(value) - 2 * count <= MAX_EVENT_BYTES or max(map(len, _raw_rows.decode(value))) <= MAX_EVENT_BYTES
+
+
+def _flat(events: Iterable[Any]) -> list[Any]:
+    """The fields of events, end to end."""
+    return list(chain.from_iterable(map(astuple, list(events))))
 
 
 def _kinds(fields: Mapping[str, list[Any]], said: Sequence[int | None]) -> npt.NDArray[np.uint8]:

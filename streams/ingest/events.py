@@ -30,9 +30,9 @@ NEEDED = {
 
 _Number = float | None
 _Value = float | str | bool | list[_Number] | None
-_Features = dict[str, _Value] | list[_Value]
+FEATURES = dict[str, _Value] | list[_Value]
 _Outcome = float | str | bool | list[float] | dict[str, float] | None
-_FIELDS: tuple[tuple[str, Any, Any], ...] = (
+FIELDS: tuple[tuple[str, Any, Any], ...] = (
     ("endpoint", str | None, None),
     ("request_id", str | None, None),
     ("producer", str | None, None),
@@ -46,24 +46,24 @@ _FIELDS: tuple[tuple[str, Any, Any], ...] = (
     ("served_by", str, "primary"),
     ("prediction", _Outcome | UnsetType, UNSET),
     ("weight", float, 1.0),
-    ("features", _Features | UnsetType, UNSET),
+    ("features", FEATURES | UnsetType, UNSET),
 )
-NAMES: tuple[str, ...] = tuple(field[0] for field in _FIELDS)
+NAMES: tuple[str, ...] = tuple(field[0] for field in FIELDS)
 """Fields of an event, in the order in which they are gathered; `UNSET` where it lacks one that tells its kind."""
 AT = {name: at for at, name in enumerate(NAMES)}
-_ALSO = (("schema_version", int, 1), ("seq", int, 0), ("origin", str | None, None))
+ALSO = (("schema_version", int, 1), ("seq", int, 0), ("origin", str | None, None))
 """Known, so that decoders which refuse unknown fields take a prediction too."""
 
 
 def _struct(name: str, *, closed: bool) -> Any:
-    return msgspec.defstruct(name, [*_FIELDS, *_ALSO], kw_only=True, gc=False, forbid_unknown_fields=closed)
+    return msgspec.defstruct(name, [*FIELDS, *ALSO], kw_only=True, gc=False, forbid_unknown_fields=closed)
 
 
 _CLOSED = _struct("ClosedEvent", closed=True)
 OPEN: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_struct("OpenEvent", closed=False))
 CLOSED: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_CLOSED)
 MANY: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(list[_CLOSED])  # type: ignore[valid-type]  # a type made here
-WIDTH = len(NAMES) + len(_ALSO)
+WIDTH = len(NAMES) + len(ALSO)
 """Places that `astuple` of an event takes; those beyond `NAMES` mean nothing."""
 
 
@@ -115,7 +115,7 @@ def _fields(event: _Event) -> tuple[Any, ...]:
             fields[name] = UNSET
     fields["features"] = _floats(fields["features"])
     fields["prediction"] = _floats(fields["prediction"])
-    return (*fields.values(), *(None for _ in _ALSO))
+    return (*fields.values(), *(None for _ in ALSO))
 
 
 def _floats(value: Any) -> Any:

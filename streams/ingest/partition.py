@@ -26,8 +26,9 @@ from streams.deadletters import Place, dead_letter
 from streams.decode.partitioner import partition_of
 from streams.ingest.batches import Requests, Rules, hidden, request_batches, response_batch
 from streams.ingest.counting import Counts
-from streams.ingest.decode import ROW_BITS, Blamed, Decoded, EventDecoder, Piece
+from streams.ingest.decode import EventDecoder
 from streams.ingest.events import COMBINED, REQUEST, RESPONSE
+from streams.ingest.pieces import ROW_BITS, Blamed, Decoded, Piece
 from streams.ingest.predictions import Pairs, PredictionWriter
 from streams.ingest.waiting import Waiting
 from streams.ingest.written import Already

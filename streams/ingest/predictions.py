@@ -21,7 +21,7 @@ from schemas.topics import PREDICTIONS, REQUESTS, RESPONSES
 from schemas.wire import ARROW_TYPE, CONTENT_TYPE_HEADER, JSON_TYPE, KIND_HEADER, SCHEMA_VERSION
 from streams.decode.partitioner import partition_of
 from streams.ingest.batches import FEATURES, FEATURES_TEXT, texts
-from streams.ingest.decode import ROW_BITS, Blamed
+from streams.ingest.pieces import ROW_BITS, Blamed
 from streams.records import Outgoing
 
 MAX_BYTES = 900_000

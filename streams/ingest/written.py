@@ -25,7 +25,7 @@ from schemas.topics import PREDICTIONS, REQUESTS, RESPONSES
 from streams.decode.arrow import read_streams
 from streams.decode.headers import ARROW_MAGIC
 from streams.decode.ipc import ArrowRefused, inspect
-from streams.ingest.decode import ROW_BITS
+from streams.ingest.pieces import ROW_BITS
 from streams.ingest.predictions import INGEST_HEADER, SIGNED_KIND, signed_part
 from streams.records import header_of, headers_of
 from streams.transport.settings import KafkaConnection, kafka_settings

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from responders.signing import Keyring, SigningKey
 from schemas.topics import PREDICTIONS, REQUESTS, RESPONSES
 from streams.embedded_broker import EmbeddedBroker
-from streams.ingest.decode import ROW_BITS
+from streams.ingest.pieces import ROW_BITS
 from streams.ingest.written import ReadBack, places_of
 from streams.records import Outgoing
 from streams.transport.settings import KafkaConnection

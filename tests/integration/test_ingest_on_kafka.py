@@ -11,7 +11,7 @@ import pytest
 from palisade.supervisor import Supervisor
 from schemas.topics import REQUESTS, RESPONSES
 from streams.admin import create_topics
-from streams.ingest.decode import ROW_BITS
+from streams.ingest.pieces import ROW_BITS
 from streams.ingest.written import ReadBack
 from tests.ingest.story import PARTITIONS, Story, twice
 from tests.support.apache_kafka import ApacheKafka
