@@ -177,6 +177,18 @@ SCHEMAS: dict[str, pa.Schema] = {
 """
 
 
+OPTIONAL: dict[str, frozenset[str]] = {
+    "windows": frozenset({"from_ms"}),
+    "commits": frozenset({"unfinished"}),
+    "audit": frozenset({"outcome"}),
+    "decisions": frozenset({"caller", "expires_ms", "signal_ids"}),
+    "orders": frozenset({"caller", "action_id"}),
+    "webhooks": frozenset({"reason"}),
+    "processes": frozenset({"pid", "status", "asked", "rss_bytes", "silent_s"}),
+}
+"""Columns that may be null; all others of a table must have values."""
+
+
 class HistoryUnusable(PalisadeError):
     """A directory that is no history, or a table of it that is another's."""
 
@@ -207,7 +219,7 @@ class History:
 
     def __init__(self, tables: Mapping[str, pa.Table], run: Run | None = None) -> None:
         self.run = run or Run()
-        self._tables = {name: _conform(name, table) for name, table in tables.items()}
+        self._tables = {name: _whole(name, _conform(name, table)) for name, table in tables.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._tables
@@ -247,12 +259,24 @@ class History:
                 f"{folder} is no history: {RUN_FILE} cannot be read ({error}); `palisade verify run --out` makes one"
             ) from error
         found = ((name, folder / f"{name}{suffix}") for name in SCHEMAS for suffix in SUFFIXES)
-        return cls({name: read_table(path) for name, path in found if path.exists()}, run)
+        return cls({name: _read(name, path) for name, path in found if path.exists()}, run)
 
 
 def table_of(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rows as a table of that name; a column that a row lacks is null."""
     return pa.Table.from_pylist(list(rows), schema=SCHEMAS[name])
+
+
+def _read(name: str, path: Path) -> pa.Table:
+    """A table's file; an empty one says that nothing of the kind happened."""
+    return read_table(path) if path.stat().st_size else SCHEMAS[name].empty_table()
+
+
+def _whole(name: str, table: pa.Table) -> pa.Table:
+    for column in table.schema.names:
+        if table[column].null_count and column not in OPTIONAL.get(name, ()):
+            raise HistoryUnusable(f"the table {name} has rows without {column}; give each row one")
+    return table
 
 
 def _conform(name: str, table: pa.Table) -> pa.Table:

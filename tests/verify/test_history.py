@@ -37,7 +37,8 @@ def test_parts_are_one_table_and_the_last_run_is_forgotten(tmp_path: Path, monke
     for name in ("left", "lost"):
         with HistoryWriter(tmp_path) as writer:
             for first in range(4):
-                writer.add_rows("lost", [{"topic": f"{name}{n}", "partition": n, "first": first} for n in range(2)])
+                same = {"first": first, "last": 9, "at_ms": 1, "told": True}
+                writer.add_rows("lost", [same | {"topic": f"{name}{n}", "partition": n} for n in range(2)])
             writer.finish(Run(endpoints=3))
 
     found = History.load(tmp_path)
@@ -66,4 +67,12 @@ def test_what_is_no_history_says_so(tmp_path: Path):
         History({"other": pa.table({"a": [1]})})
     with pytest.raises(HistoryUnusable, match="does not have the columns"):
         History({"lost": pa.table({"first": ["one"]})})
-    assert table_of("lost", [{"first": 1}])["topic"].to_pylist() == [None]
+    with pytest.raises(HistoryUnusable, match="the table outages has rows without to_ms"):
+        History({"outages": table_of("outages", [{"component": "audit", "from_ms": 1}])})
+
+
+def test_an_empty_file_says_that_nothing_of_the_kind_happened(tmp_path: Path):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "outages.jsonl").touch()
+
+    assert "outages" in History.load(tmp_path)
