@@ -85,7 +85,7 @@ class Bank(Generic[Input]):
         self._recover_for_ms = recover_for_ms
         self._books: dict[str, SignalBook] = {}
         self._failed: set[tuple[str, str]] = set()
-        """(part, subject) of failures that are open incidents."""
+        """(part, subject) of failures that are open incidents; of losses, whose subject is the part."""
 
     def update(self, batch: Sequence[Input]) -> Concluded:
         """Hands `batch` to each detector and folds what they say into signals."""
@@ -97,6 +97,7 @@ class Bank(Generic[Input]):
         if batch:
             for detector in self.detectors:
                 yield self._guarded(detector, batch)
+            yield self._fresh(batch)
 
     def concluded(self, readings: list[Reading]) -> Concluded:
         """What all detectors said of one batch, in the order of the log, and the signals that it gives rise to."""
@@ -105,6 +106,15 @@ class Bank(Generic[Input]):
         for reading in readings:
             signals += self._folded(reading)
         return Concluded(readings, signals)
+
+    def lost(self, places: Sequence[Place], first: int, last: int) -> list[Signal]:
+        """Records `first` to `last` of the log were removed unread: what holds of these parts is unknown, and people are
+        told. Over when what came since was calm for as long as any signal needs to recover."""
+        signals: list[Signal] = []
+        for place in places:
+            for known in (False, True):
+                signals += self._folded(_loss(place, firing=True, known=known, first=first, last=last))
+        return signals
 
     def open_parts(self) -> set[str]:
         """Parts with an open incident."""
@@ -135,6 +145,7 @@ class Bank(Generic[Input]):
         self._books[part] = book
         anywhere = Place(part, *split_part(part), LogPoint("", 0, 0, 0, 0))
         failures = [_failure(each.name, each.hash, anywhere, "", firing=False) for each in self.detectors]
+        failures.append(_loss(anywhere, firing=False))
         self._failed |= {(part, failure.subject) for failure in failures if book.is_open(failure)}
         return [detector.name for detector in self.detectors if not self._restored(detector, part, saved)]
 
@@ -169,7 +180,7 @@ class Bank(Generic[Input]):
             place = Place(part, reading.endpoint, reading.version, reading.at)
             signals = book.fold([_failure(reading.detector, reading.detector_hash, place, _detail(error))])
         for signal in signals:
-            if signal.kind == "detector_failed":
+            if signal.kind in ("detector_failed", "data_lost"):
                 change = self._failed.discard if signal.state == "recovered" else self._failed.add
                 change((part, signal.subject))
         return signals
@@ -240,6 +251,13 @@ class Bank(Generic[Input]):
         """The parts of a batch, each at its last input."""
         return {place.part: place for place in map(self._place_of, batch) if place is not None}
 
+    def _fresh(self, batch: Sequence[Input]) -> list[Reading]:
+        """A calm reading for each input of a part that is told to have lost records before."""
+        if not self._failed:
+            return []
+        places = [place for place in map(self._place_of, batch) if place is not None]
+        return [_loss(place, firing=False) for place in places if (place.part, place.part) in self._failed]
+
     def _healed(self, detector: Detector[Input], batch: Sequence[Input]) -> list[Reading]:
         """A calm reading for each input of a part where the detector's failure is still an open incident."""
         failed = {part for part, _ in self._failed}
@@ -291,6 +309,27 @@ def _detail(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}: {error}"[:200] + where
+
+
+def _loss(place: Place, *, firing: bool, known: bool = True, first: int = 0, last: int = 0) -> Reading:
+    return Reading(
+        detector="bank",
+        detector_hash=stable_id("retention", 1),
+        kind="data_lost",
+        endpoint=place.endpoint,
+        version=place.version,
+        subject_kind="endpoint",
+        subject=place.part,
+        score=float(last - first + 1) if firing else 0.0,
+        threshold=0.5,
+        firing=firing,
+        calm=not firing,
+        known=known,
+        severity="warning",
+        at=place.at,
+        first_ms=place.at.ms,
+        evidence={"first": first, "last": last} if firing else {},
+    )
 
 
 def _failure(detector: str, detector_hash: str, place: Place, detail: str, *, firing: bool = True) -> Reading:

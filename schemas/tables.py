@@ -20,7 +20,7 @@ from schemas.deadletter import DeadLetter
 from schemas.events import Prediction, ProfileActivated, Report
 from schemas.feedback import Feedback, Labelled
 from schemas.signals import EndpointState, Signal
-from schemas.verdicts import VERDICT_BLOCKS, VERDICT_P_VALUES, VERDICT_ROWS
+from schemas.verdicts import VERDICT_BLOCKS, VERDICT_P_VALUES, VERDICT_ROWS, Lost
 from schemas.wire import Column
 
 RAW = "palisade_raw"
@@ -242,6 +242,7 @@ TABLES: tuple[TableSpec, ...] = (
         ("key", "content"),
         3_650,
     ),
+    _table("lost", Lost, "what retention removed unread", ("log_topic",)),
     _table("activations", ProfileActivated, "which profile held from where", ("endpoint",), days=3_650),
 )
 BY_NAME: dict[str, TableSpec] = {table.name: table for table in TABLES}

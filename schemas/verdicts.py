@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pyarrow as pa
+
+from schemas.wire import Millis, Wire, Word
 
 VERDICT_ROWS_KIND = "verdict_rows"
 VERDICT_BLOCKS_KIND = "verdict_blocks"
@@ -54,3 +58,17 @@ VERDICT_P_VALUES = pa.schema(
     ]
 )
 """One row for each row of a closed block that a detector judges rows of, by the profile that held. Metadata as above."""
+
+VERDICT_LOST_KIND = "lost"
+
+
+class Lost(Wire):
+    """Offsets `first` to `last` of a log that retention removed before detect has read them: their outcome."""
+
+    KIND: ClassVar[str] = VERDICT_LOST_KIND
+
+    log_topic: Word
+    log_partition: int
+    first: int
+    last: int
+    at_ms: Millis

@@ -16,12 +16,14 @@ from typing import Protocol
 
 from confluent_kafka import KafkaException
 
+from detectors.base import LogPoint
 from schemas.errors import MACHINE_ERRORS, PalisadeError, StateRefused
 from schemas.events import MAX_BEHIND_MS, Tick
 from schemas.ids import clean_id
 from schemas.topics import LABELLED, PREDICTIONS, REPORTS
 from schemas.wire import KIND_HEADER
 from streams.metrics import Metrics
+from streams.outgoing import lost_record
 from streams.poison import Poison
 from streams.records import Outgoing, Records
 from streams.snapshots import SnapshotStore
@@ -67,6 +69,10 @@ class PartitionLog(Protocol):
 
         Calls `pause` between pieces of some milliseconds; the next call comes only after this one has returned.
         """
+        ...
+
+    def lost(self, first: int, last: int, at: LogPoint) -> list[Outgoing]:
+        """What records that retention removed unread lead to: `at` is the first one that was read after them."""
         ...
 
     def pass_over(self, record: Records, reason: str, quiet_below: int) -> list[Outgoing]:
@@ -192,7 +198,7 @@ class DetectRole:
             if owned.failed:
                 run.abandon()
                 return
-            outgoing = await self._take(run.tp, owned, records, pause)
+            outgoing = await self._take(run.tp, owned, records, run.lost, pause)
             if outgoing is not None:
                 with _or_lost(owned):
                     sent = await self._send(owned, outgoing, pause)
@@ -206,9 +212,21 @@ class DetectRole:
         self._metrics.delay.labels(run.tp.topic).observe(max(0.0, time.time() - records.timestamps[0] / 1000))
         run.done_when(sent)
 
-    async def _take(self, tp: TP, owned: _Owned, records: Records, pause: Pause) -> list[Outgoing] | None:
+    def _lost(self, tp: TP, owned: _Owned, records: Records, first: int, after: int) -> list[Outgoing]:
+        """Said of what retention removed: as an outcome, of what had none yet; to detectors, of all that is not replayed."""
+        at = LogPoint(*tp, records.offsets[0], 0, records.timestamps[0])
+        out = owned.log.lost(first, after - 1, at)
+        begin = max(first, owned.quiet_below)
+        if begin < after:
+            self._metrics.lost_offsets.labels(tp.topic).inc(after - begin)
+            out.append(lost_record(*tp, begin, after - 1, at.ms))
+        return out
+
+    async def _take(
+        self, tp: TP, owned: _Owned, records: Records, lost: tuple[int, int] | None, pause: Pause
+    ) -> list[Outgoing] | None:
         """What a run leads to; None if handling it raised, which leaves state that is not used any more."""
-        outgoing: list[Outgoing] = []
+        outgoing: list[Outgoing] = [] if lost is None else self._lost(tp, owned, records, *lost)
         for piece, reason in self._poison.pieces(tp, records):
             try:
                 with _or_lost(owned):

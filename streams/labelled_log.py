@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from detectors.bank import Bank
+from detectors.bank import Bank, Place
 from detectors.base import LabelledAt, LogPoint
 from schemas.config import EndpointConfig
 from schemas.errors import StateRefused
@@ -83,6 +83,14 @@ class LabelledLog:
             concluded += await self._update(name, batch, pause)
         loud = [signal for signal in concluded if signal.log_offset >= quiet_below]
         return dead + [said(signal) for signal in sorted(loud, key=lambda signal: signal.log_offset)]
+
+    def lost(self, first: int, last: int, at: LogPoint) -> list[Outgoing]:
+        """What these endpoints' detectors concluded is not known to hold any more: records between were removed unread."""
+        signals: list[Signal] = []
+        for name, running in sorted(self._running.items()):
+            signals += running.bank.lost([Place(name, name, None, at)], first, last)
+            running.dirty = True
+        return [said(signal) for signal in signals]
 
     def pass_over(self, record: Records, reason: str, quiet_below: int) -> list[Outgoing]:
         """The dead letter of the one record on which `take` raises."""

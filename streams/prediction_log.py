@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from detectors.bank import Bank, place_of_block
+from detectors.bank import Place as PartPlace
 from detectors.base import LogPoint, Reading, part_of, split_part
 from detectors.learning import Learning
 from detectors.profile import Profile
@@ -146,6 +147,12 @@ class PredictionLog:
         await self._conclude(batch, pause)
         self._next = records.offsets[-1] + 1
         return await self._outgoing(batch, quiet_below, pause)
+
+    def lost(self, first: int, last: int, at: LogPoint) -> list[Outgoing]:
+        """What these parts concluded is not known to hold any more: records between were removed unread."""
+        places = [PartPlace(part, *split_part(part), at) for part in sorted(self._applied)]
+        self._dirty |= {place.part: None for place in places if place.part not in self._dirty}
+        return [said(signal) for signal in self._bank.lost(places, first, last)]
 
     def pass_over(self, record: Records, reason: str, quiet_below: int) -> list[Outgoing]:
         """The outcome of the one record on which `take` raises, and its dead letter."""

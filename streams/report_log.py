@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from detectors.bank import Bank
+from detectors.bank import Bank, Place
 from detectors.base import LogPoint, ReportAt, ReportEvent, TickAt
 from detectors.endpoint_state import EndpointStates
 from detectors.lag import Lag
@@ -89,6 +89,14 @@ class ReportLog:
         loud = [thing for thing in concluded if thing.log_offset >= quiet_below]
         # a tick concludes something of many endpoints: in the order of their names, whatever ran first
         return dead + [said(thing) for thing in sorted(loud, key=lambda thing: (thing.log_offset, thing.endpoint))]
+
+    def lost(self, first: int, last: int, at: LogPoint) -> list[Outgoing]:
+        """What these endpoints' detectors concluded is not known to hold any more: records between were removed unread."""
+        signals: list[Signal] = []
+        for name, running in sorted(self._running.items()):
+            signals += running.bank.lost([Place(name, name, None, at)], first, last)
+            running.dirty = True
+        return [said(signal) for signal in signals]
 
     def pass_over(self, record: Records, reason: str, quiet_below: int) -> list[Outgoing]:
         """The dead letter of the one record on which `take` raises."""

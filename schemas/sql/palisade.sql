@@ -544,6 +544,29 @@ FROM palisade_raw.profiles
 ORDER BY `topic`, `partition`, `offset`, `row`
 LIMIT 1 BY `key`, `content`;
 
+CREATE TABLE IF NOT EXISTS palisade_raw.lost
+(
+    `topic` LowCardinality(String),
+    `partition` Int32,
+    `offset` Int64,
+    `row` Int32,
+    `broker_time` DateTime64(3, 'UTC'),
+    `schema_version` Int64,
+    `log_topic` LowCardinality(String),
+    `log_partition` Int64,
+    `first` Int64,
+    `last` Int64,
+    `at_ms` DateTime64(3, 'UTC')
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (`log_topic`, `topic`, `partition`, `offset`, `row`)
+TTL toDateTime(broker_time) + INTERVAL 90 DAY
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+
+CREATE OR REPLACE VIEW palisade.lost AS
+SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `log_topic`, `log_partition`, `first`, `last`, `at_ms`
+FROM palisade_raw.lost FINAL;
+
 CREATE TABLE IF NOT EXISTS palisade_raw.activations
 (
     `topic` LowCardinality(String),

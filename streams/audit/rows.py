@@ -34,7 +34,7 @@ from schemas.topics import (
     SIGNALS,
     VERDICTS,
 )
-from schemas.verdicts import VERDICT_BLOCKS_KIND, VERDICT_P_VALUES_KIND, VERDICT_ROWS_KIND
+from schemas.verdicts import VERDICT_BLOCKS_KIND, VERDICT_P_VALUES_KIND, VERDICT_ROWS_KIND, Lost
 from schemas.wire import KIND_HEADER
 from streams.audit.prediction_rows import ARROW_START, arrow_predictions, json_predictions, json_text, scored_rows
 from streams.decode.ipc import ArrowRefused, inspect
@@ -59,7 +59,7 @@ AUDITED: Mapping[str, Mapping[bytes, Kept | None]] = {
     PREDICTIONS: {b"prediction": None, b"profile_activated": ("activations", ProfileActivated)},
     REPORTS: {b"report": ("reports", Report)},
     LABELLED: {b"labelled": ("labelled", Labelled)},
-    VERDICTS: {kind.encode(): None for kind in VERDICT_TABLES},
+    VERDICTS: {kind.encode(): None for kind in VERDICT_TABLES} | {Lost.KIND.encode(): ("lost", Lost)},
     SIGNALS: {b"signal": ("signals", Signal), b"endpoint_state": ("endpoint_states", EndpointState)},
     ACTIONS: {b"action": ("journal", JournalEntry)},
     DIRECTIVES: {
@@ -169,7 +169,7 @@ def rows_of(topic: str, partition: int, records: Records, partitions: int | None
             _rows(gathered, "profiles").add(identity, content)
         elif kind not in AUDITED.get(topic, ()):
             continue
-        elif topic == VERDICTS:
+        elif topic == VERDICTS and kind != Lost.KIND.encode():
             _take_verdicts(whole, kind.decode(), value, identity)
         elif kept := AUDITED[topic][kind]:
             _take_record(gathered, kept, value, identity)

@@ -56,6 +56,7 @@ class _Gathering:
     since: float
     records: list[Record] = field(default_factory=list)
     weight: int = 0
+    lost: tuple[int, int] | None = None
 
 
 class Ledger:
@@ -110,25 +111,32 @@ class Ledger:
 
     # -- polling thread
 
-    def add(self, tp: TP, records: Sequence[Record], now: float) -> bool:
-        """Take records that were just read, in offset order; cut them into runs. False when the ledger is closed."""
+    def add(self, tp: TP, records: Sequence[Record], now: float, lost: tuple[int, int] | None = None) -> bool:
+        """Take records that were just read, in offset order; cut them into runs. False when the ledger is closed.
+
+        lost: offsets before them that nobody can read any more; the run that begins with them tells of it.
+        """
         limits = self.limits(tp.topic)
         with self._lock:
             if self.closed:
                 return False
             gathering = self._gathering.pop(tp, None) or _Gathering(now)
+            if lost is not None:
+                if gathering.records:
+                    self._append(tp, gathering)
+                gathering = _Gathering(now, lost=lost)
             for record in records:
                 weight = _weight(record)
                 if gathering.records and (
                     len(gathering.records) >= limits.run_max or gathering.weight + weight > limits.run_bytes
                 ):
-                    self._append(tp, gathering.records, gathering.since)
+                    self._append(tp, gathering)
                     gathering = _Gathering(now)
                 gathering.records.append(record)
                 gathering.weight += weight
             full = len(gathering.records) >= limits.run_max or gathering.weight >= limits.run_bytes
             if full or now - gathering.since >= limits.linger_s:
-                self._append(tp, gathering.records, gathering.since)
+                self._append(tp, gathering)
             else:
                 self._gathering[tp] = gathering
             first, last = records[0].offset(), records[-1].offset()
@@ -142,8 +150,7 @@ class Ledger:
         with self._lock:
             ripe = [tp for tp, has in self._gathering.items() if now - has.since >= self.limits(tp.topic).linger_s]
             for tp in ripe:
-                gathering = self._gathering.pop(tp)
-                self._append(tp, gathering.records, gathering.since)
+                self._append(tp, self._gathering.pop(tp))
         return bool(ripe)
 
     def next_ripe(self, now: float) -> float | None:
@@ -152,8 +159,8 @@ class Ledger:
             waits = [has.since + self.limits(tp.topic).linger_s - now for tp, has in self._gathering.items()]
         return max(0.0, min(waits)) if waits else None
 
-    def _append(self, tp: TP, records: Sequence[Record], read_at: float) -> None:
-        run = Run(self, tp, records, read_at)
+    def _append(self, tp: TP, gathering: _Gathering) -> None:
+        run = Run(self, tp, gathering.records, gathering.since, gathering.lost)
         self._order.setdefault(tp, deque()).append(run)
         self._inbox.setdefault(tp, deque()).append(run)
         self._bytes[tp.topic] = self._bytes.get(tp.topic, 0) + run.size

@@ -53,6 +53,7 @@ class Poller:
         self.watermarks: dict[TP, tuple[int, int]] = {}
         self.paused: set[str] = set()
         self.read: dict[str, int] = {}
+        self._expected: dict[TP, int] = {}  # the next offset to read, where it is known
         self.beat = monotonic()
         self.committing_since: float | None = None
         self.committed_at = monotonic()
@@ -158,7 +159,7 @@ class Poller:
             # consume(n, timeout) alone would wait for n records; this takes what is there.
             more = self._consumer.consume(bounds.read_max - 1, 0)
             for tp, records in self._by_partition([message, *more]).items():
-                if tp in self.partitions and ledger.add(tp, records, now):
+                if tp in self.partitions and self._add(tp, records, now):
                     self.read[tp.topic] = self.read.get(tp.topic, 0) + len(records)
         ledger.ripen(now)
         if ledger.waiting:
@@ -166,6 +167,32 @@ class Poller:
         if now - self._watermarks_at >= bounds.watermarks_s:
             self._watermarks_at = now
             self._refresh_watermarks()
+
+    def _add(self, tp: TP, records: list[Record], now: float) -> bool:
+        """Hands records to the ledger, with what retention removed before them."""
+        first, last = records[0].offset() or 0, records[-1].offset() or 0
+        expected = self._expected.get(tp, first)
+        self._expected[tp] = last + 1
+        if last + 1 - expected <= len(records) or (low := self._low(tp)) <= expected:
+            return self.ledger.add(tp, records, now)  # a gap without a loss: markers of transactions, compaction
+        at = next((n for n, record in enumerate(records) if (record.offset() or 0) >= low), len(records))
+        begin = (records[at - 1].offset() or 0) + 1 if at else expected
+        lost = begin, min(low, records[at].offset() or 0) if at < len(records) else begin
+        if lost[0] >= lost[1]:
+            return self.ledger.add(tp, records, now)
+        log.error("%s[%d] has lost offsets %d to %d: retention removed them unread", *tp, lost[0], lost[1] - 1)
+        return (not at or self.ledger.add(tp, records[:at], now)) and self.ledger.add(tp, records[at:], now, lost)
+
+    def _low(self, tp: TP) -> int:
+        """The first offset that the partition holds; 0 where nobody answers."""
+        try:
+            marks = self._consumer.get_watermark_offsets(
+                TopicPartition(*tp), timeout=self._bounds.committed_s, cached=False
+            )
+        except KafkaException as error:
+            self._on_error(error.args[0])
+            return 0
+        return 0 if marks is None else marks[0]
 
     def _by_partition(self, messages: Iterable[Any]) -> dict[TP, list[Record]]:
         batches: dict[tuple[str, int], list[Record]] = {}
@@ -316,8 +343,7 @@ class Poller:
 
     def _starts(self) -> Mapping[TP, int] | None:
         """Offsets to read from where they are not the committed ones; never above what is committed."""
-        if not self._restarts:
-            return {}
+        self._expected.clear()
         try:
             answers = self._consumer.committed(
                 [TopicPartition(*tp) for tp in sorted(self.partitions)], timeout=self._bounds.committed_s
@@ -330,10 +356,14 @@ class Poller:
                 self._on_error(answer.error)
                 return None
         committed = {TP(part.topic, part.partition): part.offset for part in answers if part.offset >= 0}
-        for tp in self._beyond_the_log(committed):
-            del committed[tp]
-        wanted = self._on_loop(self._host.start_at(committed))
-        return {tp: min(start, committed.get(tp, start)) for tp, start in wanted.items() if tp in self.partitions}
+        starts: dict[TP, int] = {}
+        if self._restarts:
+            for tp in self._beyond_the_log(committed):
+                del committed[tp]
+            wanted = self._on_loop(self._host.start_at(committed))
+            starts = {tp: min(start, committed.get(tp, start)) for tp, start in wanted.items() if tp in self.partitions}
+        self._expected = committed | starts
+        return starts
 
     def _beyond_the_log(self, committed: Mapping[TP, int]) -> list[TP]:
         """Partitions whose committed offset lies above the log's end: the log is another one now, or was cut.

@@ -55,6 +55,7 @@ class Run:
         "first",
         "handed_at",
         "length",
+        "lost",
         "next",
         "on_over",
         "opened",
@@ -63,7 +64,10 @@ class Run:
         "tp",
     )
 
-    def __init__(self, ledger: Ledger, tp: TP, records: Sequence[Record], read_at: float) -> None:
+    def __init__(
+        self, ledger: Ledger, tp: TP, records: Sequence[Record], read_at: float, lost: tuple[int, int] | None = None
+    ) -> None:
+        """`lost`: offsets [first, next) before it that retention removed before they were read."""
         first, last = records[0].offset(), records[-1].offset()
         if first is None or last is None:
             raise ValueError(f"a record of {tp} has no offset")
@@ -71,6 +75,7 @@ class Run:
         self.first = first
         self.next = last + 1
         self.length = len(records)
+        self.lost = lost
         self.size = sum(map(len, records)) + RECORD_OVERHEAD * len(records)
         self.read_at = read_at  # monotonic seconds
         self.handed_at = 0.0

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from detectors.base import LogPoint
 from schemas.errors import StateRefused
-from schemas.topics import PREDICTIONS, REPORTS, SIGNALS
+from schemas.topics import PREDICTIONS, REPORTS, SIGNALS, VERDICTS
+from schemas.verdicts import Lost
 from streams import detect
 from streams.detect import DetectRole
 from streams.metrics import Metrics
@@ -47,6 +49,9 @@ class CountingLog:
         self.restart = records.offsets[-1] + 1
         return [Outgoing(SIGNALS, b"k", str(offset).encode(), (("palisade-kind", b"signal"),))
                 for offset in records.offsets if offset >= quiet_below]  # fmt: skip
+
+    def lost(self, first: int, last: int, at: LogPoint) -> list[Outgoing]:
+        return [Outgoing(SIGNALS, b"k", f"lost {first} to {last}".encode(), (("palisade-kind", b"signal"),))]
 
     def dirty(self) -> list[str]:
         return list(self._dirty)
@@ -461,3 +466,23 @@ async def test_a_tick_that_is_lost_is_counted_and_nothing_else() -> None:
     await settled()
 
     assert bench.metrics.ticks_lost._value.get() == 1
+
+
+@pytest.mark.parametrize(
+    ("committed", "counted"), [(None, (5, 29)), (5, (5, 29)), (12, (12, 29)), (30, None), (40, None)]
+)
+async def test_what_retention_removed_is_an_outcome_of_what_had_none_and_detectors_are_told_of_all(
+    committed: int | None, counted: tuple[int, int] | None
+) -> None:
+    bench = Bench()
+    await bench.start(committed)
+    run = run_of(TP0, 30, 3)
+    run.lost = (5, 30)
+
+    await bench.role.handle(run)
+    await settled()
+
+    assert bench.outbox.of(SIGNALS)[0].value == b"lost 5 to 29"
+    told = [Lost.from_bytes(sent.value or b"") for sent in bench.outbox.of(VERDICTS)]
+    assert [(lost.log_topic, lost.first, lost.last) for lost in told] == ([(PREDICTIONS, *counted)] if counted else [])
+    assert run.finished

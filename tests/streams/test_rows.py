@@ -28,6 +28,7 @@ from schemas.topics import (
     SIGNALS,
     VERDICTS,
 )
+from schemas.verdicts import Lost
 from schemas.wire import KIND_HEADER, Wire
 from streams.audit.rows import ARROW_SCHEMAS, AUDITED, Tables, merged, row_count, rows_of
 from streams.decode import Decoder, partition_of
@@ -72,6 +73,7 @@ CONTRACTS: list[tuple[str, Wire]] = [
         log_topic="t", log_partition=0, log_offset=1, reason="empty", size=0, sha256="", head="", headers={"a": "b"},
         broker_ms=NOW,
     )),
+    ("lost", Lost(log_topic=PREDICTIONS, log_partition=0, first=3, last=9, at_ms=NOW)),
     ("activations", ProfileActivated(endpoint="credit", version="v1", profile_hash="0" * 64, at_ms=NOW)),
     ("journal", JournalEntry(entry=1, epoch=2, now_ms=NOW, inputs=[InputRange(topic="t", first=1, last=2)],
                              decisions=[DECISION])),
@@ -79,7 +81,7 @@ CONTRACTS: list[tuple[str, Wire]] = [
 
 
 TOPIC_OF = {"labelled": LABELLED, "reports": REPORTS, "directives": DIRECTIVES, "kills": DIRECTIVES, "commands": COMMANDS, "journal": ACTIONS,
-            "dead_letters": DEAD_LETTERS, "activations": PREDICTIONS}  # fmt: skip
+            "dead_letters": DEAD_LETTERS, "lost": VERDICTS, "activations": PREDICTIONS}  # fmt: skip
 
 
 def one(topic: str, value: bytes | None, headers: RawHeaders = (), key: bytes | None = b"credit") -> Tables:

@@ -71,6 +71,7 @@ class FakeConsumer:
         self.log: dict[TP, list[FakeRecord]] = {}
         self.stored: dict[TP, int] = {}
         self.ends: dict[TP, int] = {}  # of the log, else 100
+        self.lows: dict[TP, int] = {}  # where retention has come to, else 0
         self.position: dict[TP, int] = {}
         self.stopped: set[TP] = set()
         self.scheduled: deque[Callable[[], None]] = deque()
@@ -164,7 +165,8 @@ class FakeConsumer:
         self, partition: TopicPartition, timeout: float = 0.0, *, cached: bool
     ) -> tuple[int, int]:
         self._note("watermarks")
-        return 0, self.ends.get(TP(partition.topic, partition.partition), 100)
+        tp = TP(partition.topic, partition.partition)
+        return self.lows.get(tp, 0), self.ends.get(tp, 100)
 
     def close(self) -> None:
         self._note("close")

@@ -372,3 +372,35 @@ async def test_signs_of_life_stop_with_the_thread() -> None:
         assert (host.poller.silent_s(monotonic()) or 0) < 60
         await host.until(lambda: host.poller.watermarks == {A: (0, 100)})
     assert host.poller.silent_s(monotonic()) is None
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_what_retention_removed_before_it_was_read_is_told_by_the_run_that_follows(restarts: bool) -> None:
+    host, consumer = Host(), consumer_with()
+    consumer.log = {A: list(records(30, 3, A))}
+    consumer.stored, consumer.lows = {A: 5}, {A: 30}
+    async with polling(host, consumer, restarts=restarts):
+        await joined(host, A)
+        (run,) = await host.runs(3)
+    assert (run.first, run.lost) == (30, (5, 30))
+
+
+async def test_a_reader_that_is_overtaken_in_the_middle_of_what_it_reads_loses_exactly_what_lies_between() -> None:
+    host, consumer = Host(), consumer_with()
+    consumer.log = {A: [*records(0, 10, A), *records(50, 5, A)]}
+    consumer.stored, consumer.lows = {A: 0}, {A: 50}
+    async with polling(host, consumer):
+        await joined(host, A)
+        runs = await host.runs(15)
+    assert [run.lost for run in runs if run.lost] == [(10, 50)]
+    assert next(run for run in runs if run.lost).first == 50
+
+
+async def test_a_gap_that_is_no_loss_is_read_over() -> None:
+    host, consumer = Host(), consumer_with()
+    consumer.log = {A: [*records(0, 3, A), *records(5, 3, A)]}
+    consumer.stored = {A: 0}
+    async with polling(host, consumer):
+        await joined(host, A)
+        runs = await host.runs(6)
+    assert [run.lost for run in runs] == [None] * len(runs)
