@@ -30,10 +30,12 @@ ADVICE_ON_MAKING: dict[tuple[str, ...], str] = {
     ("redaction_key_file",): "; " + HOW_TO_MAKE_KEY,
 }
 TLS_FILES = ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location")
+SECRET_FILES = {"sasl_password_file": "sasl_password", "ssl_key_password_file": "ssl_key_password"}
+"""Files of secrets in the section `kafka`, and the secret of the connection that each holds."""
 FILES = {
     "ingest": ("producer_key_file",),
     "clickhouse": ("password_file",),
-    "kafka": ("sasl_password_file", *TLS_FILES),
+    "kafka": (*SECRET_FILES, *TLS_FILES),
 }
 """Settings of a configuration's sections that name files, which are found from its folder."""
 
@@ -280,12 +282,13 @@ def _refused(settings: Mapping[str, Setting]) -> str | None:
 
 def connection_of(kafka: KafkaConfig, home: Path, where: str = "") -> KafkaConnection:
     """The connection that a configuration describes. Raises ConfigError."""
-    fields: dict[str, Any] = kafka.model_dump(exclude={"partitions", "replication", "embedded", "sasl_password_file"})
-    if kafka.sasl_password_file is not None:
-        try:
-            fields["sasl_password"] = SecretStr((home / kafka.sasl_password_file).read_text().strip())
-        except OSError as error:
-            raise ConfigError(f"kafka.sasl_password_file: {error.strerror}", where) from error
+    fields: dict[str, Any] = kafka.model_dump(exclude={"partitions", "replication", "embedded", *SECRET_FILES})
+    for name, secret in SECRET_FILES.items():
+        if (file := getattr(kafka, name)) is not None:
+            try:
+                fields[secret] = SecretStr((home / file).read_text().strip())
+            except OSError as error:
+                raise ConfigError(f"kafka.{name}: {error.strerror}", where) from error
     for name in TLS_FILES:
         if fields[name] not in (None, PROBE):
             fields[name] = str(home / fields[name])

@@ -44,7 +44,7 @@ Url = Annotated[str, AfterValidator(_url)]
 class Config(BaseModel):
     """Base of all configuration: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def _names_differ(kind: Literal["rules", "endpoints"], names: list[str], why: str = "") -> None:
@@ -211,7 +211,8 @@ class PolicyConfig(Config):
 class KafkaConfig(Config):
     """How to reach Kafka. Plaintext is refused off loopback unless `allow_plaintext` says otherwise.
 
-    Secrets are files, never values: `sasl_password_file`, `ssl_key_location`. `extra`: further librdkafka settings.
+    Secrets are files, never values: `sasl_password_file`, `ssl_key_location`, `ssl_key_password_file`. `extra`: further
+    librdkafka settings; none that says where or how to connect, or that holds a secret.
     """
 
     bootstrap: str = "127.0.0.1:9092"
@@ -223,6 +224,7 @@ class KafkaConfig(Config):
     ssl_ca_location: str | None = None
     ssl_certificate_location: str | None = None
     ssl_key_location: str | None = None
+    ssl_key_password_file: str | None = None
     extra: dict[str, str | int | bool] = Field(default_factory=dict)
     partitions: int = Field(4, ge=1, le=10_000)
     """Partitions of the input topics; never changed in place."""

@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from palisade.settings import Settings
-from palisade.workers.common import LARGEST_RECORD, metrics_of, reading, say_ready
+from palisade.workers.common import LARGEST_RECORD, import_pandas, metrics_of, reading, say_ready
 from schemas.roles import group_of
 from schemas.topics import FEEDBACK, PREDICTIONS
 from streams.admin import input_partitions
@@ -24,6 +24,7 @@ from streams.transport.run import TP
 def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
     """Role audit until SIGTERM; owns the embedded engine and its HTTP port where there is no server."""
     metrics = metrics_of("audit", metrics_port)
+    import_pandas()
     engine, port = _clickhouse(settings)
     partitions = input_partitions(settings.connection, PREDICTIONS)
     endpoints = {endpoint.name: endpoint for endpoint in settings.config.endpoints}

@@ -7,6 +7,8 @@ import json
 import logging
 import sys
 
+import pyarrow as pa
+
 from palisade.settings import Settings
 from streams.metrics import Metrics
 from streams.transport.settings import Setting
@@ -25,6 +27,12 @@ def metrics_of(role: str, port: int | None) -> Metrics:
     if port is not None:
         metrics.serve(port)
     return metrics
+
+
+def import_pandas() -> None:
+    """pyarrow imports pandas, where it is installed, on its first list: done at the start, for on a busy machine it takes
+    longer than the watchdog lets the event loop stand."""
+    pa.array([0.0])
 
 
 def settle_memory() -> None:

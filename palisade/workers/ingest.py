@@ -5,10 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 
-import pyarrow as pa
-
 from palisade.settings import Settings
-from palisade.workers.common import metrics_of, reading, say_ready, settle_memory
+from palisade.workers.common import import_pandas, metrics_of, reading, say_ready, settle_memory
 from responders.fallback_health import FallbackHealth, health_urls
 from responders.signing import Keyring, SigningKey
 from schemas.errors import ConfigError
@@ -31,7 +29,7 @@ LIMITS = TopicLimits(max_bytes=16 << 20, run_bytes=1 << 20, linger_s=0.02)
 def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
     """Role ingest until SIGTERM; returns the exit status."""
     connection, metrics = settings.connection, metrics_of("ingest", metrics_port)
-    pa.array([0.0])  # pyarrow imports pandas, where it is installed, on its first list: no event should wait for that
+    import_pandas()
     partitions = _partitions(settings)
     endpoints = {endpoint.name: endpoint for endpoint in settings.config.endpoints}
     signer = _signer(settings)

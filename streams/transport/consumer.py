@@ -52,7 +52,7 @@ class Hooks:
 class ConsumerOptions:
     """What `install` hands to the consumer. drain_s: how long a rebalance or a stop waits for open runs."""
 
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, Setting] = field(repr=False)  # the password is among them
     limits: Mapping[str, TopicLimits] = field(default_factory=dict)
     hooks: Hooks = Hooks()
     drain_s: float = 20.0

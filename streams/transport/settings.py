@@ -25,7 +25,7 @@ class KafkaConnection(BaseModel):
     extra: further librdkafka settings of the connection, by their own names (OAUTHBEARER, timeouts).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     bootstrap: str = Field(min_length=1)
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -102,6 +102,13 @@ COMMON: Mapping[str, Setting] = {
 BY_ROLE: Mapping[Role, Mapping[str, Setting]] = {"consumer": CONSUMER, "producer": PRODUCER, "admin": {}}
 # Wrong values of these lose or repeat records silently, so they cannot be set from outside.
 OURS = frozenset({"enable.auto.commit", "enable.auto.offset.store", "check.crcs", "enable.idempotence", "acks"})
+# Whom and how to connect to, which `extra` would change behind the back of what was checked, and secrets, which belong in
+# files: a configuration is shown and copied.
+CONNECTING = frozenset({"bootstrap.servers", "metadata.broker.list", "security.protocol", "enable.ssl.certificate.verification",
+    "ssl.endpoint.identification.algorithm", "sasl.mechanisms", "sasl.mechanism"})  # fmt: skip
+SECRET = frozenset({"sasl.password", "ssl.key.password", "ssl.key.pem", "ssl_key", "ssl.keystore.password",
+    "sasl.oauthbearer.client.secret", "sasl.oauthbearer.config", "sasl.oauthbearer.assertion.private.key.pem",
+    "sasl.oauthbearer.assertion.private.key.passphrase"})  # fmt: skip
 
 
 def kafka_settings(
@@ -118,7 +125,7 @@ def kafka_settings(
     give up what the transport relies on, or when a consumer has no group.
     """
     changes = {**connection.extra, **(overrides or {})}
-    if forbidden := OURS & changes.keys():
+    if forbidden := (OURS | CONNECTING | SECRET) & changes.keys():
         raise ValueError(f"not open to change: {', '.join(sorted(forbidden))}")
     settings: dict[str, Setting] = {
         "bootstrap.servers": connection.bootstrap,

@@ -49,6 +49,16 @@ BAD_CONFIGS: dict[str, tuple[str, int, str]] = {
     ),
     "a value that librdkafka refuses": ("kafka:\n  extra:\n    linger.ms: often\n", 3, "Invalid value"),
     "a setting that is ours": ("kafka:\n  extra:\n    acks: 0\n", 2, "not open to change: acks"),
+    "a password among the further settings": (
+        "kafka:\n  extra:\n    sasl.password: hunter2\n",
+        2,
+        "not open to change: sasl.password",
+    ),
+    "a way around TLS": (
+        "kafka:\n  security_protocol: SSL\n  extra:\n    security.protocol: plaintext\n",
+        3,
+        "not open to change: security.protocol",
+    ),
     "a mechanism without a user": (
         "kafka:\n  security_protocol: SASL_SSL\n  sasl_mechanism: PLAIN\n",
         1,
