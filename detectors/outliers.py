@@ -18,6 +18,7 @@ import numpy.typing as npt
 from detectors.base import Budget, LogPoint, Reading, part_of
 from detectors.budget import SHARES
 from detectors.caller_weights import capped_totals
+from detectors.outlier_batches import p_values_of
 from detectors.outlier_callers import COLUMNS, MAX_CALLERS, Key, WatchedCallers
 from detectors.outlier_scores import OutlierScorer, Tier
 from detectors.outlier_shares import (
@@ -154,12 +155,14 @@ class Outliers:
     def update(self, batch: Sequence[Block]) -> list[Reading]:
         """Readings of `batch`, blocks in log order; for a part without its profile one that is not `known` a second."""
         readings: list[Reading] = []
-        for block in batch:
-            part = self._parts.get(part_of(block.endpoint, block.version))
-            if part is None or not _fits(part, block):
+        parts = [self._parts.get(part_of(block.endpoint, block.version)) for block in batch]
+        pairs = list(zip(batch, parts, strict=True))
+        scorers = [part.scorer if part is not None and _fits(part, block) else None for block, part in pairs]
+        for (block, part), p_values in zip(pairs, p_values_of(batch, scorers), strict=True):
+            if part is None or p_values is None:
                 readings += self._unknown(block, part is not None)
             else:
-                readings += self._block(block, part)
+                readings += self._block(block, part, p_values)
         return readings
 
     def snapshot(self, part: str) -> bytes:
@@ -204,8 +207,8 @@ class Outliers:
         """The detector in one of its tiers."""
         return self.hash if tier == "fast" else stable_id(self.hash, tier)
 
-    def _block(self, block: Block, part: _Part) -> list[Reading]:
-        counts = _counted(block, part)
+    def _block(self, block: Block, part: _Part, p_values: Floats) -> list[Reading]:
+        counts = _counted(block, part, p_values)
         readings = [self._of_endpoint(block, part, counts)]
         at, slots = self._watched(block, part, counts)
         _slide(block, part, counts, at, slots)
@@ -390,8 +393,7 @@ def _fits(part: _Part, block: Block) -> bool:
     )
 
 
-def _counted(block: Block, part: _Part) -> _Counts:
-    p_values = part.scorer.score(block.numeric, block.categorical).p_values
+def _counted(block: Block, part: _Part, p_values: Floats) -> _Counts:
     dead = (block.flags & np.uint32(RowFlag.MALFORMED)) != 0  # these show nothing but whose they are
     if dead.any():
         p_values[dead] = 1.0

@@ -58,6 +58,23 @@ def test_each_row_of_a_block_has_a_p_value_on_the_reading_that_closes_it() -> No
     assert 0.3 < float(np.median(reading.p_values)) < 0.7
 
 
+def test_blocks_say_the_same_beside_others_as_alone() -> None:
+    origin, rng = ORIGINS[0], np.random.default_rng(5)
+    profile = flight_profile(origin, False)
+    numeric, categorical, who = flight_rows(origin, profile)
+    numeric = np.array(numeric[: 4 * BLOCK_ROWS])
+    numeric[rng.random(numeric.shape) < 0.05] = np.nan
+    numeric[rng.random(numeric.shape) < 0.01] *= 1e20  # far beyond where products are exact
+    blocks = [
+        block
+        for size in (37, BLOCK_ROWS, 100)
+        for block in flight_blocks(profile, (numeric, categorical[: len(numeric)], who[: len(numeric)]), size)
+    ]
+    together, alone = fitted(profile, blocks[0].endpoint), fitted(profile, blocks[0].endpoint)
+
+    assert together.update(blocks) == [reading for block in blocks for reading in alone.update([block])]
+
+
 def test_one_caller_with_strange_rows_is_named_with_rows_to_look_at() -> None:
     readings = fired(fitted(logs.profile()), strange([7]))
 
