@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from palisade.detect_bank import PartitionLogs
 from palisade.settings import Settings
-from palisade.workers.common import metrics_of, reading, say_ready, settle_memory
+from palisade.workers.common import import_pandas, metrics_of, reading, say_ready, settle_memory
 from schemas.roles import group_of
 from schemas.topics import LABELLED, PREDICTIONS, REPORTS
 from streams.admin import input_partitions
@@ -20,6 +20,7 @@ from streams.transport.run import TP
 
 def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
     """Role detect until SIGTERM; returns the exit status."""
+    import_pandas()
     connection, metrics = settings.connection, metrics_of("detect", metrics_port)
     profiles = ProfileTopic(connection)
     profiles.start()
