@@ -53,6 +53,7 @@ from streams.ingest.lanes import GENERAL, WIDE, Lane, Shape, lane_of
 from streams.ingest.marks import PLAIN, Mark, marks_of
 from streams.ingest.pieces import ROW_BITS, Blamed, Decoded, Piece
 from streams.records import Records
+from streams.redaction import ANONYMOUS
 
 TOGETHER = 128
 """Events decoded at once: their objects fit the processor's second cache."""
@@ -401,10 +402,10 @@ class _Run:
         for number, fields in enumerate(zip(*columns, strict=True)):
             wrong = wrong_words(fields)
             if wrong:
-                self._bury(row._replace(number=number, value=b""), "wrong_shape", wrong)
+                read = dict(zip(NAMES, fields, strict=True))
+                self._bury(row._replace(number=number, value=b""), "wrong_shape", wrong, read)
                 continue
-            gather.flat += fields
-            gather.flat += [None] * (WIDTH - len(NAMES))
+            gather.flat += (*fields, *[None] * (WIDTH - len(NAMES)))
             gather.record.append(row.at)
             gather.row.append(number)
             gather.kind.append(_KINDS[row.mark.kind])
@@ -448,30 +449,29 @@ class _Run:
             given = [(name, piece.fields[name][at]) for name in NAMES]
             kind = int(piece.kind[at])
             what = missing(kind, given) if kind <= COMBINED else "features and prediction are missing: it is no event"
-            row = _Row(int(record[at]), int(number[at]), b"", PLAIN)
-            self._bury(row, "wrong_shape", what)
+            read = {} if kind == RESPONSE else dict(given)
+            self._bury(_Row(int(record[at]), int(number[at]), b"", PLAIN), "wrong_shape", what, read)
         return kept
 
-    def _bury(self, row: _Row, reason: DeadReason, detail: str) -> None:
+    def _bury(self, row: _Row, reason: DeadReason, detail: str, read: Mapping[str, Any] | None = None) -> None:
+        """`read`: its fields, where they could be; else its own top level may show whose it is."""
         self.buried += 1
-        if reason in OF_CALLER and row.value and row.mark.event is None:
-            self._blame(row)
+        if read is None and reason in OF_CALLER and row.value and row.mark.event is None:
+            self.gather.spent += BLAME_WORK + min(len(row.value), HEAD_BYTES) // JUDGED_BYTES
+            read = top_level(row.value)
+        self._blame(row, read or {})
         if self.refused.lettered(row.at):
             self.gather.spent += LETTER_WORK
             value = row.value or (self.records.values[row.at] or b"")
-            letter = self._decoder.letter(self.records, row.at, row.number, reason, detail, value)
-            self.refused.letters.append(letter)
+            self.refused.letters.append(self._decoder.letter(self.records, row.at, row.number, reason, detail, value))
 
-    def _blame(self, row: _Row) -> None:
-        """Notes whose the row is, where its own top level shows it."""
-        self.gather.spent += BLAME_WORK + min(len(row.value), HEAD_BYTES) // JUDGED_BYTES
-        shown = top_level(row.value)
-        if "endpoint" in shown and "caller" in shown:
+    def _blame(self, row: _Row, shown: Mapping[str, Any]) -> None:
+        """Notes whose the row is; nobody's where it names no caller."""
+        endpoint, caller = shown.get("endpoint"), shown.get("caller")
+        if endpoint and caller not in (None, "", ANONYMOUS):
             place = int(self._offset[row.at]) << ROW_BITS | row.number
-            auth, version = shown.get("caller_auth", "claimed"), shown.get("model_version", "default")
-            self.blamed.append(
-                Blamed(place, clean_id(shown["endpoint"]), clean_id(shown["caller"]), auth, clean_id(version))
-            )
+            auth, version = shown.get("caller_auth", "claimed"), shown.get("model_version") or "default"
+            self.blamed.append(Blamed(place, clean_id(endpoint), clean_id(caller), auth, clean_id(version)))
 
 
 _NO_KIND = 3

@@ -151,6 +151,7 @@ def test_a_caller_whose_bytes_are_logged_speaks_for_nobody_else() -> None:
     for body in (
         posing,
         posing | {"features": 7},
+        {name: value for name, value in posing.items() if name != "features"},
         posing | {"prediction": 0.5},
         posing | {"instances": [{"amount": 1.0}]},
     ):
@@ -161,7 +162,7 @@ def test_a_caller_whose_bytes_are_logged_speaks_for_nobody_else() -> None:
     assert [(row["endpoint"], row["caller"], row["caller_auth"]) for row in pairing.predictions] == [
         ("fraud", "anonymous", "claimed")
     ]
-    assert [letter.reason for letter in pairing.letters] == ["wrong_shape"] * 3
+    assert [letter.reason for letter in pairing.letters] == ["wrong_shape"] * 4
     assert not pairing.blamed
 
 

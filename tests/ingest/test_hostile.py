@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -115,6 +116,22 @@ def test_a_malformed_request_counts_against_its_caller_without_a_byte_of_it() ->
     )
     (segment,) = detected(passed[0])
     assert [(letter.reason, letter.caller) for letter in segment.dead_letters] == [("wrong_shape", "mallory")] * 3
+
+
+@pytest.mark.parametrize(
+    "encode", [lambda *rows: as_json(*rows), lambda *rows: [arrow(list(rows))]], ids=["json", "arrow"]
+)
+def test_what_was_read_and_is_no_event_counts_against_its_caller(encode: Callable[..., list[bytes]]) -> None:
+    """Without features, or by a word that is none, a caller is as malformed as by what no decoder reads."""
+    pairing = Pairing(vouched=True)
+    whole = request("r0", caller_auth="verified")
+    empty = {name: value for name, value in whole.items() if name != "features"} | {"caller": "mallory"}
+
+    pairing.take(REQUESTS, *encode(whole | {"caller_auth": "sworn", "caller": "eve"}), *encode(empty))
+    pairing.take(REQUESTS, *encode({"endpoint": "credit", "request_id": "nobody's"}))
+
+    assert [letter.reason for letter in pairing.letters] == ["wrong_shape"] * 3
+    assert {row["caller"]: row.get("caller_auth") for row in pairing.blamed} == {"eve": None, "mallory": "verified"}
 
 
 def detected(record: Outgoing) -> list[Segment]:
