@@ -234,9 +234,9 @@ class PairingLog:
             self._responses.hold(batch.take(pa.array(at)), keys, named, piece.broker_ms[at])
 
     def _blame(self, topic: str, rows: Sequence[Blamed], now_ms: int, step: _Step, *, again: bool = False) -> None:
-        """Passes on whose the refused requests are, without a byte of theirs: to detect they are malformed, and count
-        against their caller. They were asked, and do not wait."""
-        if topic != REQUESTS or not rows:
+        """Passes on whose the refused requests and combined events are, without a byte of theirs: to detect they are
+        malformed, and count against their caller. They were asked, and do not wait. A plain response names no caller."""
+        if not rows:
             return
         names = [row.endpoint for row in rows]
         callers = [hidden(row.caller, self._rules.redactions.get(row.endpoint)) for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from schemas.topics import DEAD_LETTERS, PREDICTIONS, REQUESTS, RESPONSES
 from schemas.wire import KIND_HEADER
 from streams.decode import Decoder, Segment
 from streams.records import Outgoing, RawHeaders
+from streams.redaction import Redactor
 from tests.ingest.making import NOW, PARTITIONS, Pairing, as_json, records, request, response
 from tests.ingest.test_encodings import KSERVE, arrow
 
@@ -132,6 +134,18 @@ def test_what_was_read_and_is_no_event_counts_against_its_caller(encode: Callabl
 
     assert [letter.reason for letter in pairing.letters] == ["wrong_shape"] * 3
     assert {row["caller"]: row.get("caller_auth") for row in pairing.blamed} == {"eve": None, "mallory": "verified"}
+
+
+@pytest.mark.parametrize("features", [{"amount": {}}, [12.5]], ids=["no decoder reads it", "no rule speaks of it"])
+def test_a_refused_combined_event_counts_against_its_caller_wherever_it_is_written(features: Any) -> None:
+    pairing = Pairing(redactions={"credit": Redactor({"amount": "drop"}, b"k" * 32)}, keep_heads=False)
+    bad = request("r", caller="mallory", features=features, prediction=0.5)
+
+    pairing.take(RESPONSES, *as_json(bad, response("plain") | {"latency_ms": "long"}))
+
+    assert [(row["caller"], row["origin"]) for row in pairing.blamed] == [("mallory", "palisade.responses/0/0/0")]
+    (report,) = pairing.reports(NOW + 1_000)
+    assert {each["caller"]: each["asked"] for each in report["callers"]} == {"mallory": 1}
 
 
 def detected(record: Outgoing) -> list[Segment]:
