@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from detectors.cells import CELLS, numeric_cells, numeric_edges, padded_edges
 from detectors.outlier_scores import TIERS, OutlierModel, OutlierScorer
 from detectors.outlier_section import section_of
-from detectors.profile import MAX_CATEGORIES, MAX_PROFILE_BYTES, Profile
+from detectors.profile import MAX_CATEGORIES, MAX_PROFILE_BYTES, AlarmTail, Profile
 from detectors.profile_build import build_profile, calibration_rows
 from schemas.errors import ConfigError
 from tests.detectors.drift_data import PLACES, columns, decoded, profile, table
@@ -80,6 +80,33 @@ def test_a_smaller_budget_needs_a_higher_score() -> None:
     enter_rarely, _ = profile().calibration.thresholds(1e-8)
 
     assert all(rare > often > calm for rare, often, calm in zip(enter_rarely, enter_often, leave, strict=True))
+
+
+def test_what_is_known_of_few_events_needs_a_higher_score() -> None:
+    tail = AlarmTail(score=5.0, rate=1e-4, far_score=5.0, far_rate=1e-4, decay=1.0, calm=3.0)
+    few, many = (tail.model_copy(update={"events": events}).threshold(1e-7) for events in (20.0, 1e6))
+
+    assert many == pytest.approx(tail.threshold(1e-7), abs=1e-3)
+    assert many < few < 5.0 + 1.5 * (many - 5.0)
+
+
+def test_a_table_whose_rows_hang_together_needs_a_higher_score_than_the_same_rows_shuffled() -> None:
+    shuffled = build_profile(table().take(np.random.default_rng(0).permutation(table().num_rows)), exclude=["at"])
+    (ordered, _), (independent, _) = (each.calibration.thresholds(1e-7) for each in (profile(), shuffled))
+
+    assert ordered[-1] > independent[-1]
+    assert profile().calibration.gross_limit(1e-7) > shuffled.calibration.gross_limit(1e-7) > 0
+
+
+def test_a_profile_of_an_earlier_release_keeps_its_bytes_and_its_name() -> None:
+    held = profile().calibration
+    tails = tuple(tail.model_copy(update={"events": None}) for tail in held.tails)
+    early = profile().model_copy(update={"calibration": held.model_copy(update={"tails": tails, "gross": None})})
+
+    assert b'"events"' not in early.to_bytes()
+    assert b'"gross"' not in early.to_bytes()
+    assert Profile.from_bytes(early.to_bytes()).hash == early.hash
+    assert early.calibration.gross_limit(1e-7) == 0.0
 
 
 def test_booleans_and_dictionaries_are_categories_by_name_most_frequent_first() -> None:
