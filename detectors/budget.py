@@ -1,7 +1,7 @@
 """How an endpoint's false-alarm budget is split over all that may alarm, so that what the user states is a bound.
 
 By the union bound the chance of any alarm is at most the sum of the shares. The sum stays below 1 by `RESERVE`: drift's
-thresholds rest on some tens of simulated alarms each, and are out by a quarter either way.
+thresholds rest on some tens of events of one table each.
 """
 
 from __future__ import annotations
