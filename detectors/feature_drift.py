@@ -35,7 +35,7 @@ from detectors.drift_evidence import (
 )
 from detectors.drift_shelf import Part, Shelf, pack, unpack
 from detectors.drift_windows import WINDOW_ROWS, divergence, faded, relative, scores
-from detectors.profile import LOOK_ROWS, Profile
+from detectors.profile import AIMED, GROSS_SHARE, LOOK_ROWS, Profile
 from schemas.blocks import Block, Floats, Longs
 from schemas.errors import StateRefused
 
@@ -92,7 +92,7 @@ class FeatureDrift:
         self.critical_factor = critical_factor
         self.name, self.kind = kind, kind
         words = (self.name, VERSION, critical_factor, WINDOW_ROWS, CALM_BLOCKS, MIN_CAP, CELLS, DELTA, FEED_ROWS)
-        shares = (SHARES[kind], SHARES["adaptive_drift"])
+        shares = (SHARES[kind], SHARES["adaptive_drift"], AIMED, GROSS_SHARE)
         self._digest = hashlib.sha256(repr((*words, *shares)).encode()).digest()
         self.hash = self._digest.hex()
         self._shelves: dict[tuple[int, int], Shelf] = {}

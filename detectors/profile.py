@@ -39,6 +39,9 @@ SPAN_ROWS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Row counts at which the spread of contiguous stretches of the table was measured."""
 LOOK_ROWS = (32, 256)
 """Block sizes at which the rate of chance alarms was measured."""
+AIMED = 0.6
+"""Part of the allowed chance alarms that thresholds aim at: a calibration is one drawing, so alarms may come half or twice as
+often as aimed; 0.3 to 1.3 of what is allowed is promised, and this is the middle of it by ratio."""
 GROSS_SHARE = 0.2
 """Of the chance alarms, what those by the statistic in units of the largest may be."""
 MAX_GROSS = 50.0
@@ -189,7 +192,7 @@ class Calibration(_Part):
     def thresholds(self, alarms_per_row: float) -> tuple[list[float], list[float]]:
         """Entry score and calm score at each of `LOOK_ROWS`, whichever kind of rows needs the higher one."""
         if self.gross is not None:
-            alarms_per_row *= 1.0 - GROSS_SHARE
+            alarms_per_row *= AIMED * (1.0 - GROSS_SHARE)
         looks = len(LOOK_ROWS)
         pairs = [(self.tails[k], self.tails[looks + k]) for k in range(looks)]
         enter = [max(tail.threshold(alarms_per_row) for tail in pair) for pair in pairs]
@@ -201,7 +204,7 @@ class Calibration(_Part):
         `alarms_per_row`; 0 where that is not known."""
         if self.gross is None:
             return 0.0
-        return math.exp(min(self.gross.threshold(GROSS_SHARE * alarms_per_row), MAX_GROSS))
+        return math.exp(min(self.gross.threshold(AIMED * GROSS_SHARE * alarms_per_row), MAX_GROSS))
 
 
 def cell_probabilities(
