@@ -2,7 +2,8 @@
 
 Such rows are scored as missing or clamped, so that nobody becomes invisible by being malformed; here they count against
 their caller, and so do rows that cannot be decoded and show whose they are. Clean traffic has no such rows at all, so
-the threshold is a number of rows, not a budget.
+the threshold is a number of rows, not a budget. What is odd of everybody is no caller's fault (a service that writes what
+the contract does not say, rules that do not fit it): a verified caller is named only while others are seen without.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from schemas.events import CallerAuth
 from schemas.flags import RowFlag
 from schemas.ids import stable_id
 
-VERSION = 3
+VERSION = 4
 ODD = int(
     RowFlag.ODD_ID
     | RowFlag.NOT_FINITE
@@ -52,19 +53,24 @@ class _Caller:
     rows: float = 0.0
     last_ms: int = 0
     first_ms: int = 0
+    since_ms: int = 0
     fired: bool = False
 
 
 @dataclass(slots=True)
 class _Part:
+    """`clean`: verified callers, and the broker's time of their newest good row; kept while some caller is watched."""
+
     said_ms: int
     counted_ms: int
     callers: dict[tuple[str, CallerAuth], _Caller]
+    clean: dict[str, int]
 
 
 class OddInput:
     """`odd_input` of callers; `Detector[Block]`. Fires at `least` odd rows that are `share` of the caller's own.
 
+    Of verified callers at most half of those seen since can be named, so never the only one: more are everybody.
     Rows fade with a half-life of 2,048 rows of the part and of ten minutes. A part has at most 128 callers (20 kB).
     """
 
@@ -91,10 +97,11 @@ class OddInput:
         if kept is None:
             return b""
         rows = [
-            [*key, each.odd, each.malformed, each.rows, each.last_ms, each.first_ms, each.fired]
+            [*key, each.odd, each.malformed, each.rows, each.last_ms, each.first_ms, each.since_ms, each.fired]
             for key, each in kept.callers.items()
         ]
-        values = {"said_ms": kept.said_ms, "counted_ms": kept.counted_ms, "callers": rows}
+        clean = [[name, ms] for name, ms in kept.clean.items()]
+        values = {"said_ms": kept.said_ms, "counted_ms": kept.counted_ms, "callers": rows, "clean": clean}
         return pack(self.hash, values, {})
 
     def restore(self, part: str, state: bytes) -> None:
@@ -112,14 +119,18 @@ class OddInput:
         if not part.callers and not odd.any():
             return readings
         self._count(block, part, odd)
-        return readings + self._of_callers(block, part, at)
+        self._note_clean(block, part, odd)
+        readings += self._of_callers(block, part, at)
+        if not part.callers:
+            part.clean.clear()
+        return readings
 
     def _part(self, name: str) -> _Part:
         part = self._parts.get(name)
         if part is None:
             while len(self._parts) >= MAX_PARTS:
                 del self._parts[next(iter(self._parts))]
-            part = self._parts[name] = _Part(-SAY_EVERY_MS, 0, {})
+            part = self._parts[name] = _Part(-SAY_EVERY_MS, 0, {}, {})
         return part
 
     def _count(self, block: Block, part: _Part, odd: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
@@ -134,6 +145,7 @@ class OddInput:
         unread = np.bincount(block.caller[dead], minlength=len(block.callers)).tolist()
         rows = np.bincount(block.caller, minlength=len(block.callers)).tolist()
         counts = zip(block.callers, block.verified.tolist(), bad, unread, rows, strict=True)
+        newest_ms = int(block.broker_ts[odd].max(initial=0))
         for name, known, of_bad, of_unread, of_all in counts:
             key: tuple[str, CallerAuth] = (name, "verified" if known else "claimed")
             watched = part.callers.get(key) or (self._admitted(part, key) if of_bad else None)
@@ -145,6 +157,27 @@ class OddInput:
             watched.odd += of_bad
             watched.malformed += of_unread
             watched.rows += of_all
+            watched.since_ms = (watched.since_ms or newest_ms) if self._at_fault(watched) else 0
+
+    def _note_clean(self, block: Block, part: _Part, odd: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        """The verified callers with a good row, newest last, at most as many as are watched."""
+        newest = np.full(len(block.callers), -1, dtype=np.int64)
+        np.maximum.at(newest, block.caller[~odd], block.broker_ts[~odd])
+        for at in np.flatnonzero(block.verified & (newest >= 0)).tolist():
+            name = block.callers[at]
+            part.clean[name] = max(int(newest[at]), part.clean.pop(name, 0))
+        while len(part.clean) > MAX_CALLERS:
+            del part.clean[next(iter(part.clean))]
+
+    def _at_fault(self, each: _Caller) -> bool:
+        """Whether so much of what a caller sends is odd that it is, or will be, named if others do not send the like."""
+        return each.odd >= 0.5 and each.odd >= self.share * each.rows
+
+    def _everybody(self, part: _Part, each: _Caller) -> bool:
+        """Whether more verified callers are at fault than were seen with a good row since this one is."""
+        faulty = {name for (name, auth), other in part.callers.items() if auth == "verified" and self._at_fault(other)}
+        clean = sum(ms > each.since_ms for name, ms in part.clean.items() if name not in faulty)
+        return len(faulty) > clean
 
     @staticmethod
     def _admitted(part: _Part, key: tuple[str, CallerAuth]) -> _Caller | None:
@@ -162,6 +195,7 @@ class OddInput:
         readings = []
         for (name, auth), each in list(part.callers.items()):
             firing = each.odd >= self.least and each.odd >= self.share * each.rows
+            firing = firing and not (auth == "verified" and self._everybody(part, each))
             each.fired |= firing
             if each.fired:
                 readings.append(self._reading(block, at, name, auth, each, firing=firing))
@@ -225,10 +259,11 @@ def _part_from(values: dict[str, Any]) -> _Part:
     try:
         callers: dict[tuple[str, CallerAuth], _Caller] = {
             (str(name), "verified" if auth == "verified" else "claimed"): _Caller(
-                float(odd), float(malformed), float(rows), int(last), int(first), bool(fired)
+                float(odd), float(malformed), float(rows), int(last), int(first), int(since), bool(fired)
             )
-            for name, auth, odd, malformed, rows, last, first, fired in values["callers"]
+            for name, auth, odd, malformed, rows, last, first, since, fired in values["callers"]
         }
-        return _Part(int(values["said_ms"]), int(values["counted_ms"]), callers)
+        clean = {str(name): int(ms) for name, ms in values["clean"]}
+        return _Part(int(values["said_ms"]), int(values["counted_ms"]), callers, clean)
     except (KeyError, ValueError, TypeError) as error:
         raise StateRefused(f"saved state cannot be read: {error}") from error

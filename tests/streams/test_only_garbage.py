@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -34,6 +36,11 @@ def event(caller: str, **fields: Any) -> Event:
 
 def garbage(caller: str, **fields: Any) -> Event:
     return event(caller, features="none", **fields)
+
+
+def odd(caller: str) -> Event:
+    """A row with a feature that the profile does not know."""
+    return event(caller, features=usual(np.random.default_rng(zlib.crc32(caller.encode()))) | {"new": 1.0})
 
 
 def usual(rng: np.random.Generator) -> dict[str, float | str]:
@@ -126,6 +133,29 @@ def test_nobody_is_shielded_by_others_who_claim_its_name() -> None:
     own, shield = json.dumps(garbage("mallory")).encode(), json.dumps(event("mallory", caller_auth="claimed")).encode()
 
     assert limited(log_of([own, shield] * SENT)) == ({"mallory"}, False)
+
+
+@pytest.mark.parametrize("callers", [1, 2, 10, 30])
+@pytest.mark.parametrize("broken", [garbage, odd])
+@pytest.mark.parametrize("heavy", [False, True], ids=["alike", "one asks most"])
+def test_what_is_odd_of_everybody_is_no_callers_fault(
+    callers: int, broken: Callable[[str], Event], heavy: bool
+) -> None:
+    """A service that changed what it writes, or rules that do not fit it, limit none of those who call it."""
+    rng = np.random.default_rng(5)
+    names = [f"good-{0 if heavy and at % 10 else at % callers}" for at in range(600)]
+    whole = [event(name, features=usual(rng)) for name in names[:200]]
+    log = [json.dumps(each).encode() for each in whole + [broken(name) for name in names[200:]]]
+
+    assert limited(log_of(log, others=0))[0] == set()
+
+
+def test_two_who_send_garbage_do_not_shield_each_other() -> None:
+    """Nor do claimed names beside them: they are anybody's to make up."""
+    crowd = [garbage(f"made-up-{at}", caller_auth="claimed") for at in range(10)]
+    log = [json.dumps(each).encode() for each in [garbage("mallory"), garbage("eve"), *crowd] * 30]
+
+    assert limited(log_of(log, others=1)) == ({"mallory", "eve"}, False)
 
 
 def test_a_crowd_of_names_in_what_callers_write_limits_nobody_of_them() -> None:
