@@ -150,7 +150,8 @@ def _by_carrier(whole: Block, rows: Rows) -> Block:
     """The same block with its carriers as callers: few odd rows of a small caller may be a fifth of its own."""
     present, caller = np.unique(rows.caller, return_inverse=True)
     names = tuple(f"carrier-{k}" for k in present.tolist())
-    return replace(whole, caller=caller.astype(np.int32), callers=names, verified=np.ones(len(names), np.bool_))
+    verified, times = np.ones(len(names), np.bool_), whole.offsets * 20
+    return replace(whole, caller=caller.astype(np.int32), callers=names, verified=verified, broker_ts=times)
 
 
 def of_reports(detectors: Sequence[Detector[ReportEvent]], events: Iterable[ReportEvent]) -> Counts:
