@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from confluent_kafka import KafkaError, Message, Producer
 from pydantic import ValidationError
 
+from detectors.profile import MAX_PROFILE_BYTES
 from responders.signing import SigningKey
 from schemas.actions import ActionKind, Command, Decision, JournalEntry, KillSwitch
 from schemas.errors import PalisadeError
@@ -22,9 +23,8 @@ from streams.records import Outgoing
 from streams.transport.settings import KafkaConnection, kafka_settings
 
 CONFIRM_S = 15.0
-LARGEST_RECORD = 5_000_000
-MAX_PROFILE_BYTES = 4_900_000
-"""What the topic of profiles takes (a profile of 20 features has 30 kB)."""
+LARGEST_RECORD = 8_500_000
+"""What the topic of profiles takes: the largest profile that is read (one of 20 features has 30 kB, of 512 some 5 MB)."""
 ANSWER_S = 8.0
 LOOK_BACK = 200
 """Entries at the journal's end among which a command's answer is looked for."""

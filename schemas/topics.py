@@ -172,7 +172,7 @@ TOPICS: tuple[TopicSpec, ...] = (
         ("detect", "audit"),
         False,
         compacted=True,
-        max_message_bytes=5_000_000,
+        max_message_bytes=8_500_000,
     ),
     TopicSpec(
         SNAPSHOTS,

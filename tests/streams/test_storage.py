@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from detectors.profile import MAX_PROFILE_BYTES
+from palisade.operate import send
 from responders.signing import Keyring, SigningKey
 from schemas.events import ProfileActivated
 from schemas.topics import PROFILES, SNAPSHOTS
@@ -242,6 +244,17 @@ def test_a_profile_is_found_by_the_hash_of_its_bytes_and_one_under_another_name_
         assert asyncio.run(topic.get(name)) == profile().to_bytes()
         with pytest.raises(ProfileMissing, match="palisade profile activate"):
             asyncio.run(topic.get("0" * 64, timeout_s=0.01))
+
+    following(broker, story)
+
+
+def test_the_largest_profile_that_is_read_can_be_sent_and_kept(embedded_broker: Start) -> None:
+    broker = embedded_broker({PROFILES: 1})
+    name, record = profile_record(b"x" * MAX_PROFILE_BYTES)
+    send(broker.connection, [record])
+
+    def story(topic: ProfileTopic) -> None:
+        assert len(topic.peek(name) or b"") == MAX_PROFILE_BYTES
 
     following(broker, story)
 
