@@ -7,8 +7,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from confluent_kafka import Producer
@@ -26,10 +26,12 @@ from streams.transport.settings import KafkaConnection, kafka_settings
 from tests.palisade.conftest import Run, palisade
 from tests.palisade.nginx_scene import SECRET, Scene, receiving, upstream
 from tests.responders.given import drifted, view
+from tests.support.waiting import until as until_within
 
 __all__ = ["palisade"]
 pytestmark = pytest.mark.slow
 DEADLINE_S = 60.0
+until = partial(until_within, within_s=DEADLINE_S, every_s=0.02)
 POLICY = (
     default_policy_text()
     .replace("endpoints_share: 0.2", "endpoints_share: 1.0")
@@ -37,16 +39,6 @@ POLICY = (
     .replace("mode: observe\n", "mode: enforce\n", 1)
     .replace("trips_before_hold: 3", "trips_before_hold: 9")
 )
-
-
-def until(ready: Callable[[], Any], what: str) -> Any:
-    """What `ready` gives once it gives something; broker and nginx can only be asked."""
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        if found := ready():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"waited {DEADLINE_S:.0f} s in vain for {what}")
 
 
 def free_port() -> int:

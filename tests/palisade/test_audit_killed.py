@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,19 +16,12 @@ from streams.reading import read_to_end
 from streams.transport.settings import KafkaConnection, kafka_settings
 from tests.audit.labelling import once
 from tests.palisade.conftest import Stack
+from tests.support.waiting import until as until_within
 
 pytestmark = pytest.mark.slow
 COUNT, CHUNKS = 3_000, 6
 DEADLINE_S = 180
-
-
-def until(ready: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        if found := ready():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"waited {DEADLINE_S} s in vain for {what}")
+until = partial(until_within, within_s=DEADLINE_S)
 
 
 def test_each_feedback_is_labelled_once_however_often_the_audit_is_killed(stack: Stack) -> None:

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -31,9 +31,11 @@ from tests.decode.cases import arrow_stream, as_json, event
 from tests.decode.test_bad_input import BAD
 from tests.palisade.conftest import Run, Stack
 from tests.streams.log_of_predictions import profile
+from tests.support.waiting import until as until_within
 
 pytestmark = pytest.mark.slow
 DEADLINE_S = 120
+until = partial(until_within, within_s=DEADLINE_S, every_s=0.2)
 Headers = list[tuple[str, bytes]]
 NOW = int(time.time() * 1000)
 
@@ -65,17 +67,6 @@ ODD: list[tuple[str, bytes, RowFlag]] = [
     ("before time", as_json(ts=-(10**30)), RowFlag.LATE),
     ("a negative latency", as_json(ts=NOW, latency_ms=-1.0), RowFlag.OUT_OF_RANGE),
 ]  # fmt: skip
-
-
-def until(ready: Callable[[], Any], what: str) -> Any:
-    """What `ready` gives once it gives something; the broker and ClickHouse can only be asked."""
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        found = ready()
-        if found:
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"waited {DEADLINE_S} s in vain for {what}")
 
 
 @pytest.fixture(scope="module")

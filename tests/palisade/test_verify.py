@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,14 @@ from streams.embedded_broker import FETCH_WAIT_MS
 from streams.transport.settings import KafkaConnection, kafka_settings
 from tests.decode.cases import arrow_stream, as_json, event
 from tests.palisade.conftest import Run, Stack
+from tests.support.waiting import until as until_within
 
 pytestmark = pytest.mark.slow
 DEADLINE_S = 180
+until = partial(until_within, within_s=DEADLINE_S, every_s=0.0)
 ARRAY = b"[" + b",".join([as_json()] * 20 + [b"5"] + [as_json()] * 9) + b"]"
 SENT = [as_json(), ARRAY, b"broken", arrow_stream([event()] * 50), b"[1, 2", as_json()]
 EVENTS, DEAD = 1 + 30 + 1 + 50 + 1 + 1, 3
-
-
-def until(ready: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        if found := ready():
-            return found
-    raise AssertionError(f"waited {DEADLINE_S} s in vain for {what}")
 
 
 def another_outcome(offset: int) -> bytes:

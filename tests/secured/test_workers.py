@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,21 +20,14 @@ from tests.palisade.conftest import Run, palisade  # noqa: F401
 from tests.secured.conftest import name_of
 from tests.secured.connecting import connection_as
 from tests.support.secured_kafka import SecuredKafka, Way
+from tests.support.waiting import until as until_within
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 WORKERS: tuple[Role, ...] = ("audit", "detect", "respond")
 DEADLINE_S = 120
+until = partial(until_within, within_s=DEADLINE_S, every_s=0.1)
 CANARY = b"canary-"
 """Begins each password that the broker's principals have."""
-
-
-def until(ready: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        if found := ready():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"waited {DEADLINE_S} s in vain for {what}")
 
 
 class Site:
