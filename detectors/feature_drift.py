@@ -78,8 +78,9 @@ class FeatureDrift:
 
     A block fires when its score, -ln of the chance of so far a stretch in the training table's own order, passes the
     threshold of the part's budget, or its statistic is above half of `critical_factor` times the largest in the
-    profile and further out than chance comes in that budget; severity is `critical` where the short window's is above all of it and the block by itself is above half
-    of it too, else `warning`. It is calm when both windows are as usual as 95 % of the profile's blocks.
+    profile and further out than chance comes in that budget; severity is `critical` where the short window's is above all
+    of it and the block by itself is above half of it too, else `warning`. It is calm when both windows are as usual as
+    95 % of the profile's blocks.
     A caller who moves it alone, or with at most four others, has readings of its own (`drift_callers`): also one whose
     rows move the endpoint by their own weight and not by the capped one, so that nobody hides behind the cap.
     20 features take about 42 kB a part, up to 60 kB while callers are over the weight cap and 80 kB while it fires.

@@ -117,6 +117,11 @@ class FeatureSpread(_Part):
         return self
 
 
+def _without_none(data: dict[str, Any], *names: str) -> dict[str, Any]:
+    """What is dumped of a part, without those of `names` that are None."""
+    return {name: value for name, value in data.items() if value is not None or name not in names}
+
+
 class AlarmTail(_Part):
     """Chance alarms of the sequential test in blocks of one size: `rate` a row above `score`, `far_rate` above
     `far_score`, and beyond it fewer by exp(-`decay`) for each unit of the score; with `events`, by the predictive
@@ -134,10 +139,7 @@ class AlarmTail(_Part):
     @model_serializer(mode="wrap")
     def _without_events(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A tail of a release before `events` has the bytes that it had there."""
-        data: dict[str, Any] = dumped(self)
-        if data["events"] is None:
-            del data["events"]
-        return data
+        return _without_none(dumped(self), "events")
 
     @model_validator(mode="after")
     def _falls(self) -> Self:
@@ -184,10 +186,7 @@ class Calibration(_Part):
     @model_serializer(mode="wrap")
     def _without_gross(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A calibration of a release before `gross` has the bytes that it had there."""
-        data: dict[str, Any] = dumped(self)
-        if data["gross"] is None:
-            del data["gross"]
-        return data
+        return _without_none(dumped(self), "gross")
 
     def thresholds(self, alarms_per_row: float) -> tuple[list[float], list[float]]:
         """Entry score and calm score at each of `LOOK_ROWS`, whichever kind of rows needs the higher one."""
@@ -242,11 +241,7 @@ class Profile(_Part):
     def _without_what_is_not_there(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A profile without outputs, or without outliers, has the bytes, and so the name, that it had before profiles
         could have any."""
-        data: dict[str, Any] = dumped(self)
-        for name in ("outputs", "outliers"):
-            if data[name] is None:
-                del data[name]
-        return data
+        return _without_none(dumped(self), "outputs", "outliers")
 
     @model_validator(mode="after")
     def _outputs_are_outputs(self) -> Self:

@@ -69,7 +69,7 @@ class SignalBook:
     @property
     def _empty(self) -> bool:
         """Nothing is open, and nothing is unknown."""
-        return not any(self._open.values()) and not any(self._unknown.values())
+        return not self.has_open and not any(self._unknown.values())
 
     def is_open(self, reading: Reading) -> bool:
         """Whether an incident is open on what `reading` speaks of."""

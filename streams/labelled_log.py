@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from detectors.bank import Bank, Place
+from detectors.bank import Bank
 from detectors.base import LabelledAt, LogPoint
 from schemas.config import EndpointConfig
 from schemas.errors import StateRefused
 from schemas.feedback import Labelled
 from schemas.signals import Signal
 from schemas.topics import LABELLED
+from streams.endpoint_parts import EndpointParts
 from streams.headed import split_head, with_head
 from streams.one_event import Home, one_event
-from streams.outgoing import dead_record, said
+from streams.outgoing import said
 from streams.records import Outgoing, Records
 from streams.turns import Pause
 
@@ -37,7 +38,7 @@ class EndpointLabels:
     dirty: bool = False
 
 
-class LabelledLog:
+class LabelledLog(EndpointParts[EndpointLabels]):
     """Detectors of the endpoints whose labels lie on one partition. State is one part an endpoint."""
 
     def __init__(
@@ -47,21 +48,13 @@ class LabelledLog:
         endpoints: Mapping[str, EndpointConfig],
         make: Callable[[str], EndpointLabels],
     ) -> None:
-        self._home = Home(LABELLED, partition, partitions)
+        super().__init__(Home(LABELLED, partition, partitions), make)
         self._endpoints = endpoints
-        self._make = make
-        self._running: dict[str, EndpointLabels] = {}
-        self._next = 0
 
     @property
     def pending(self) -> bool:
         """Nothing on this log waits for a clock."""
         return False
-
-    @property
-    def restart(self) -> int:
-        """Where a process that has all parts as they are now would read on."""
-        return self._next
 
     async def take(self, records: Records, quiet_below: int, pause: Pause) -> list[Outgoing]:
         """What `records` lead to; nothing is given for offsets below `quiet_below` (a replay).
@@ -84,34 +77,11 @@ class LabelledLog:
         loud = [signal for signal in concluded if signal.log_offset >= quiet_below]
         return dead + [said(signal) for signal in sorted(loud, key=lambda signal: signal.log_offset)]
 
-    def lost(self, first: int, last: int, at: LogPoint) -> list[Outgoing]:
-        """What these endpoints' detectors concluded is not known to hold any more: records between were removed unread."""
-        signals: list[Signal] = []
-        for name, running in sorted(self._running.items()):
-            signals += running.bank.lost([Place(name, name, None, at)], first, last)
-            running.dirty = True
-        return [said(signal) for signal in signals]
-
-    def pass_over(self, record: Records, reason: str, quiet_below: int) -> list[Outgoing]:
-        """The dead letter of the one record on which `take` raises."""
-        (offset,) = record.offsets
-        self._next = offset + 1
-        letter = dead_record(LABELLED, self._home.partition, record, 0, "handler_failed", reason)
-        return [letter] if offset >= quiet_below else []
-
-    def dirty(self) -> list[str]:
-        """Parts that changed since they were saved."""
-        return [name for name, running in self._running.items() if running.dirty]
-
     def snapshot(self, part: str) -> bytes:
         """The part's state, with what it has applied."""
         running = self._running[part]
         running.dirty = False
         return with_head({"applied": running.applied, "position": list(running.position)}, running.bank.snapshot(part))
-
-    def unsaved(self, part: str) -> None:
-        """The snapshot that was taken last did not reach the store."""
-        self._running[part].dirty = True
 
     def restore(self, part: str, state: bytes) -> None:
         """Takes a part back, or leaves it cold; raises StateRefused if it could not be read."""
@@ -135,9 +105,7 @@ class LabelledLog:
         return LabelledAt(labelled, LogPoint(LABELLED, self._home.partition, offset, 0, ms))
 
     async def _update(self, name: str, batch: list[LabelledAt], pause: Pause) -> list[Signal]:
-        running = self._running.get(name)
-        if running is None:
-            running = self._running[name] = self._make(name)
+        running = self._part(name)
         fresh: list[LabelledAt] = []
         for event in batch:
             position = (event.labelled.feedback_offset, event.labelled.feedback_row)

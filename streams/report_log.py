@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from detectors.bank import Bank, Place
+from detectors.bank import Bank
 from detectors.base import LogPoint, ReportAt, ReportEvent, TickAt
 from detectors.endpoint_state import EndpointStates
 from detectors.lag import Lag
@@ -19,9 +19,10 @@ from schemas.events import Report, Tick
 from schemas.signals import EndpointState, Signal
 from schemas.topics import REPORTS
 from schemas.wire import KIND_HEADER, SIGNATURE_HEADER
+from streams.endpoint_parts import EndpointParts
 from streams.headed import split_head, with_head
 from streams.one_event import Home, one_event
-from streams.outgoing import dead_record, said
+from streams.outgoing import said
 from streams.records import Outgoing, Records, header_of
 from streams.turns import Pause
 
@@ -37,7 +38,7 @@ class EndpointReports:
     dirty: bool = False
 
 
-class ReportLog:
+class ReportLog(EndpointParts[EndpointReports]):
     """Detectors of the endpoints whose reports lie on one partition. State is one part an endpoint."""
 
     def __init__(
@@ -47,23 +48,15 @@ class ReportLog:
         endpoints: Mapping[str, EndpointConfig],
         make: Callable[[str], EndpointReports],
     ) -> None:
-        self._home = Home(REPORTS, partition, partitions)
+        super().__init__(Home(REPORTS, partition, partitions), make)
         self._endpoints = endpoints
         self._keys = {name: Keyring(endpoint.producer_keys) for name, endpoint in endpoints.items()}
-        self._make = make
-        self._running: dict[str, EndpointReports] = {}
         self._unknown = UnknownNames()
-        self._next = 0
 
     @property
     def pending(self) -> bool:
         """Whether the log's clock should run fast: some endpoint has an open incident."""
         return any(running.bank.open_parts() for running in self._running.values())
-
-    @property
-    def restart(self) -> int:
-        """Where a process that has all parts as they are now would read on."""
-        return self._next
 
     async def take(self, records: Records, quiet_below: int, pause: Pause) -> list[Outgoing]:
         """What `records` lead to; nothing is given for offsets below `quiet_below` (a replay)."""
@@ -90,25 +83,6 @@ class ReportLog:
         # a tick concludes something of many endpoints: in the order of their names, whatever ran first
         return dead + [said(thing) for thing in sorted(loud, key=lambda thing: (thing.log_offset, thing.endpoint))]
 
-    def lost(self, first: int, last: int, at: LogPoint) -> list[Outgoing]:
-        """What these endpoints' detectors concluded is not known to hold any more: records between were removed unread."""
-        signals: list[Signal] = []
-        for name, running in sorted(self._running.items()):
-            signals += running.bank.lost([Place(name, name, None, at)], first, last)
-            running.dirty = True
-        return [said(signal) for signal in signals]
-
-    def pass_over(self, record: Records, reason: str, quiet_below: int) -> list[Outgoing]:
-        """The dead letter of the one record on which `take` raises."""
-        (offset,) = record.offsets
-        self._next = offset + 1
-        letter = dead_record(REPORTS, self._home.partition, record, 0, "handler_failed", reason)
-        return [letter] if offset >= quiet_below else []
-
-    def dirty(self) -> list[str]:
-        """Parts that changed since they were saved."""
-        return [name for name, running in self._running.items() if running.dirty]
-
     def snapshot(self, part: str) -> bytes:
         """The part's state, and the offset that it has applied."""
         running = self._running[part]
@@ -116,10 +90,6 @@ class ReportLog:
         bank, states = running.bank.snapshot(part), running.states.snapshot(part)
         head = {"applied": running.applied, "bank": len(bank), "lag": running.lag.saved()}
         return with_head(head, bank + states)
-
-    def unsaved(self, part: str) -> None:
-        """The snapshot that was taken last did not reach the store."""
-        self._running[part].dirty = True
 
     def restore(self, part: str, state: bytes) -> None:
         """Takes a part back, or leaves it cold; raises StateRefused if it could not be read."""
@@ -167,9 +137,7 @@ class ReportLog:
         return bool(config.producer_keys) or config.trust_unsigned
 
     async def _update(self, name: str, batch: list[ReportEvent], pause: Pause) -> list[Signal | EndpointState]:
-        running = self._running.get(name)
-        if running is None:
-            running = self._running[name] = self._make(name)
+        running = self._part(name)
         fresh = [event for event in batch if event.at.offset > running.applied]
         if not fresh:
             return []

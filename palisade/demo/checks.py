@@ -13,8 +13,7 @@ import pyarrow as pa
 from palisade.demo.load import Answer
 from palisade.demo.tap import Record
 from schemas.wire import CONTENT_TYPE_HEADER, KIND_HEADER
-
-_ARROW_START = b"\xff\xff\xff\xff"
+from streams.decode.headers import ARROW_MAGIC
 
 
 class RowKey(NamedTuple):
@@ -58,7 +57,7 @@ def rows_in(value: bytes | None, headers: Mapping[str, bytes]) -> tuple[int, int
     if headers.get(KIND_HEADER, b"prediction") != b"prediction":
         return 0, 0
     try:
-        if b"arrow" in headers.get(CONTENT_TYPE_HEADER, b"") or (value or b"").startswith(_ARROW_START):
+        if b"arrow" in headers.get(CONTENT_TYPE_HEADER, b"") or (value or b"").startswith(ARROW_MAGIC):
             return _arrow_rows(value or b"")
         events = json.loads(value or b"")
     except (ValueError, RecursionError, pa.ArrowException):

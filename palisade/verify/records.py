@@ -20,15 +20,14 @@ from responders.signing import Keyring
 from schemas.actions import Command, Directive, JournalEntry
 from schemas.deadletter import DeadLetter
 from schemas.errors import SignatureRefused
-from schemas.events import ProfileActivated, Report, Tick
+from schemas.events import Prediction, ProfileActivated, Report, Tick
 from schemas.ids import stable_id
 from schemas.signals import EndpointState, Signal
 from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, REPORTS, SIGNALS, VERDICTS
 from schemas.verdicts import VERDICT_ROWS_KIND
 from schemas.wire import CONTENT_TYPE_HEADER, KIND_HEADER
+from streams.decode.headers import ARROW_MAGIC
 
-ARROW_START = b"\xff\xff\xff\xff"
-EVENT_KIND = "prediction"
 CONTROLS = (Tick.KIND, ProfileActivated.KIND)
 _FOR_RUN = re.compile(r"\d+ more refused rows of this run ")
 _NUMBERS = {"score", "threshold", "usual_rate", "rate", "shares", "evidence"}
@@ -57,12 +56,12 @@ def events_in(read: Read) -> int:
 
     What cannot be read is one event, to be dead-lettered; ticks and activations hold none.
     """
-    kind = read.kind or EVENT_KIND
-    if kind != EVENT_KIND:
+    kind = read.kind or Prediction.KIND
+    if kind != Prediction.KIND:
         return 0 if kind in CONTROLS else 1
     value = read.value or b""
     try:
-        if b"arrow" in read.headers.get(CONTENT_TYPE_HEADER, b"") or value.startswith(ARROW_START):
+        if b"arrow" in read.headers.get(CONTENT_TYPE_HEADER, b"") or value.startswith(ARROW_MAGIC):
             with pa.ipc.open_stream(value) as stream:
                 return sum(batch.num_rows for batch in stream)
         if value.lstrip()[:1] != b"[":
@@ -80,7 +79,7 @@ def log_record(read: Read) -> dict[str, Any]:
         "partition": read.partition,
         "offset": read.offset,
         "at_ms": read.at_ms,
-        "kind": read.kind or EVENT_KIND,
+        "kind": read.kind or Prediction.KIND,
         "rows": events_in(read),
         "size": len(read.value or b""),
     }
@@ -140,9 +139,7 @@ class Reader:
 
     def dead_letter(self, read: Read, value: bytes) -> None:
         letter: DeadLetter = DeadLetter.from_bytes(value)
-        if (
-            letter.log_topic in JUDGED and letter.reason != "not_audited"
-        ):  # that one is no outcome, only a hole in the audit
+        if letter.log_topic in JUDGED and letter.reason != "not_audited":  # that one is a hole in the audit, no outcome
             row = {"topic": letter.log_topic, "partition": letter.log_partition, "offset": letter.log_offset}
             of_run = _FOR_RUN.match(letter.detail) is not None
             row |= {"row": letter.log_row, "size": letter.size, "reason": letter.reason, "for_run": of_run}

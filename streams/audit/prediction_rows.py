@@ -30,7 +30,6 @@ from streams.records import Records
 
 log = logging.getLogger(__name__)
 
-ARROW_START = b"\xff\xff\xff\xff"
 _FLAT = "features."
 _IDS = frozenset({"endpoint", "producer", "request_id", "model_version", "caller", "served_by"})
 _items = msgspec.json.Decoder(list[msgspec.Raw])

@@ -36,7 +36,8 @@ from schemas.topics import (
 )
 from schemas.verdicts import VERDICT_BLOCKS_KIND, VERDICT_P_VALUES_KIND, VERDICT_ROWS_KIND, Lost
 from schemas.wire import KIND_HEADER
-from streams.audit.prediction_rows import ARROW_START, arrow_predictions, json_predictions, json_text, scored_rows
+from streams.audit.prediction_rows import arrow_predictions, json_predictions, json_text, scored_rows
+from streams.decode.headers import ARROW_MAGIC
 from streams.decode.ipc import ArrowRefused, inspect
 from streams.feedback import FeedbackAt
 from streams.records import Records, header_of
@@ -263,7 +264,7 @@ def _take_predictions(
     whole: Tables, gathered: dict[str, _Rows], value: bytes, identity: Identity, scored: set[int]
 ) -> None:
     topic, partition, offset, _, ms = identity
-    if not value.startswith(ARROW_START):
+    if not value.startswith(ARROW_MAGIC):
         for row, fields in json_predictions(value):
             if row not in scored:
                 continue

@@ -50,9 +50,7 @@ def read_streams(streams: Sequence[Stream]) -> pa.RecordBatch:
             chunk.validate(full=True)
         batch: pa.RecordBatch = table.combine_chunks().to_batches()[0]
     except MemoryError as error:
-        bytearray(
-            2 * MAX_DECODED_BYTES
-        )  # raises again where it is the machine that has none left, and not a stream's lie
+        bytearray(2 * MAX_DECODED_BYTES)  # raises again where the machine has none left, and it is no stream's lie
         raise ArrowRefused("arrow_broken", str(error)) from error
     except _BROKEN as error:
         raise ArrowRefused("arrow_broken", str(error)) from error
