@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from detectors.profile import MAX_PROFILE_BYTES
 from palisade.cli.main import app
 from palisade.operate import NotConfirmed, Operator, activate_profile
 from palisade.settings import default_policy, default_policy_text
@@ -270,8 +271,9 @@ def test_a_profile_that_its_topic_would_not_take_is_refused_before_anything_is_s
     nowhere = KafkaConnection(bootstrap="127.0.0.1:1")
     operator = Operator("person:ann", SigningKey.generate())
 
-    with pytest.raises(NotConfirmed, match=r"4,900,001 bytes, at most 4,900,000: exclude features"):
-        activate_profile(nowhere, operator, b" " * 4_900_001, "credit", "v1")
+    too_large = MAX_PROFILE_BYTES + 1
+    with pytest.raises(NotConfirmed, match=rf"{too_large:,} bytes, at most {MAX_PROFILE_BYTES:,}: exclude features"):
+        activate_profile(nowhere, operator, b" " * too_large, "credit", "v1")
 
 
 def test_the_version_is_told(palisade: Run) -> None:
