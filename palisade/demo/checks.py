@@ -89,9 +89,23 @@ def audit_difference(events: Iterable[RowKey], audit: Iterable[RowKey]) -> Audit
     return AuditDifference(tuple(sorted(wanted - there.keys())), tuple(sorted(extra)))
 
 
+def spans(keys: Iterable[RowKey]) -> str:
+    """Where rows lie, for people: the first and last offset of each partition and how many there are between."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for key in keys:
+        found.setdefault((key.topic, key.partition), []).append(key.offset)
+    return ", ".join(
+        f"{topic}[{partition}] {min(offsets)}-{max(offsets)} ({len(offsets)} rows)"
+        for (topic, partition), offsets in sorted(found.items())
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The run's balance. `rejected`: calls answered by the service of which no event reached Kafka."""
+    """The run's balance. `rejected`: calls answered by the service of which no event reached Kafka.
+
+    `missing_at` says in words where the rows lie that the audit lacks.
+    """
 
     events_in: int
     scored: int
@@ -99,6 +113,7 @@ class Totals:
     rejected: int
     audit_missing: int
     audit_extra: int
+    missing_at: str = ""
 
     def problems(self) -> Iterator[str]:
         """In words, what does not add up."""
@@ -109,7 +124,8 @@ class Totals:
         if self.rejected:
             yield f"{self.rejected} answered calls left no event"
         if self.audit_missing or self.audit_extra:
-            yield f"the audit lacks {self.audit_missing} rows and has {self.audit_extra} too many"
+            where = f" (lacking: {self.missing_at})" if self.missing_at else ""
+            yield f"the audit lacks {self.audit_missing} rows and has {self.audit_extra} too many{where}"
 
 
 def rejected(answers: Iterable[Answer], events: EventCount) -> int:

@@ -3,7 +3,7 @@ import json
 import pyarrow as pa
 import pytest
 
-from palisade.demo.checks import EventCount, RowKey, Totals, audit_difference, rejected, rows_in
+from palisade.demo.checks import EventCount, RowKey, Totals, audit_difference, rejected, rows_in, spans
 from palisade.demo.load import Answer
 from palisade.demo.tap import Record
 
@@ -94,3 +94,11 @@ def test_an_answered_call_without_an_event_is_rejected():
 def test_a_balance_that_does_not_add_up_is_said_so(totals):
     assert list(Totals(100, 100, 0, 0, 0, 0).problems()) == []
     assert len(list(totals.problems())) == 1
+
+
+def test_rows_that_the_audit_lacks_are_said_by_the_stretch_of_their_partition():
+    keys = [RowKey("p", 1, 7, 0), RowKey("p", 0, 5, 1), RowKey("p", 1, 9, 0)]
+
+    assert spans(keys) == "p[0] 5-5 (1 rows), p[1] 7-9 (2 rows)"
+    (said,) = Totals(100, 100, 0, 0, 3, 0, spans(keys)).problems()
+    assert said == f"the audit lacks 3 rows and has 0 too many (lacking: {spans(keys)})"
