@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
@@ -22,9 +21,8 @@ from schemas.events import MAX_EVENT_BYTES, MAX_RECORD_BYTES, MAX_ROWS_PER_RECOR
 from schemas.ids import clean_id
 from schemas.topics import PREDICTIONS
 from streams.decode import Decoder
-from streams.decode.arrow import Batch, is_number, read_streams
+from streams.decode.arrow import Batch, is_number
 from streams.decode.envelope import NO_TIME
-from streams.decode.ipc import ArrowRefused, inspect
 from streams.decode.scan import too_deep
 from streams.records import Records
 
@@ -89,24 +87,14 @@ def _rows(value: bytes) -> list[Any]:
         return [to_json(row, inf_nan_mode="constants") for row in from_json(value)]
 
 
-def arrow_predictions(value: bytes, schema: pa.Schema, scored: set[int]) -> tuple[pa.Array, dict[str, pa.Array]] | None:
-    """Row numbers, and columns of `schema` by name, of the scored rows of an Arrow stream; None if it cannot be decoded."""
-    try:
-        if len(value) > MAX_RECORD_BYTES:
-            return None
-        batch = read_streams([inspect(value)])
-        columns = dict(zip(batch.schema.names, batch.columns, strict=True))  # of equal names, the last
-        if "ts" in columns:
-            columns["ts"] = _times(batch)
-        columns["features"] = _features(columns, batch.num_rows)
-        kept = np.zeros(batch.num_rows, dtype=np.bool_)
-        kept[sorted(scored)] = True
-        fields = [schema.field(name) for name in Prediction.model_fields if name in schema.names]
-        found = {field.name: _column(columns, field, batch.num_rows).filter(kept) for field in fields}
-    except (ArrowRefused, pa.ArrowException, ValueError, TypeError, KeyError, OverflowError) as error:
-        log.warning("an Arrow stream of %d scored rows cannot be kept: %s", len(scored), error)
-        return None
-    return pa.array(np.flatnonzero(kept), pa.int32()), found
+def prediction_columns(batch: pa.RecordBatch, schema: pa.Schema) -> dict[str, pa.Array]:
+    """The columns of predictions by name, as `schema` wants them. Raises what a foreign column makes Arrow raise."""
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))  # of equal names, the last
+    if "ts" in columns:
+        columns["ts"] = _times(batch)
+    columns["features"] = _features(columns, batch.num_rows)
+    fields = [schema.field(name) for name in Prediction.model_fields if name in schema.names]
+    return {field.name: _column(columns, field, batch.num_rows) for field in fields}
 
 
 def json_text(value: Any) -> str:

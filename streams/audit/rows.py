@@ -6,7 +6,7 @@ What cannot be decoded gives no row here: the detect role dead-letters it, and t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ValidationError
 
 from schemas.actions import Command, Directive, JournalEntry, KillSwitch
-from schemas.arrow import values_of
 from schemas.deadletter import DeadLetter
 from schemas.errors import MACHINE_ERRORS
 from schemas.events import Prediction, ProfileActivated, Report
@@ -36,9 +35,9 @@ from schemas.topics import (
 )
 from schemas.verdicts import VERDICT_BLOCKS_KIND, VERDICT_P_VALUES_KIND, VERDICT_ROWS_KIND, Lost
 from schemas.wire import KIND_HEADER
-from streams.audit.prediction_rows import arrow_predictions, json_predictions, json_text, scored_rows
+from streams.audit.arrow_rows import LAST_MS, ArrowRecord, prediction_tables, verdict_tables
+from streams.audit.prediction_rows import json_predictions, json_text, scored_rows
 from streams.decode.headers import ARROW_MAGIC
-from streams.decode.ipc import ArrowRefused, inspect
 from streams.feedback import FeedbackAt
 from streams.records import Records, header_of
 
@@ -87,15 +86,11 @@ _PLAIN: dict[str, pa.DataType] = {
 }
 
 
-LAST_MS = 10_413_791_999_999
-"""The end of the year 2299, beyond which DateTime64 holds nothing."""
 BOUNDS: dict[pa.DataType, tuple[int, int]] = {
     pa.int64(): (-(2**63), 2**63 - 1),
     pa.timestamp("ms", "UTC"): (0, LAST_MS),
 }
 """What a sender may choose freely is moved to the ends of what its column holds."""
-MAX_VERDICTS = 4_000_000
-"""Rows of one record of verdicts: more than the bytes of a run can be."""
 _KIND_WITHOUT_HEADER = {PREDICTIONS: b"prediction", REPORTS: b"report"}
 
 
@@ -155,15 +150,19 @@ def rows_of(topic: str, partition: int, records: Records, partitions: int | None
     """
     gathered: dict[str, _Rows] = {}
     scored = scored_rows(partition, partitions, records) if topic == PREDICTIONS else {}
-    whole: Tables = {}
+    streams: dict[str, list[ArrowRecord]] = {}
     for index, offset in enumerate(records.offsets):
         value = records.values[index]
         if not value:
             continue
         identity = (topic, partition, offset, 0, min(max(records.timestamps[index], 0), LAST_MS))
         kind = header_of(records.headers[index], KIND_HEADER) or _KIND_WITHOUT_HEADER.get(topic, b"")
-        if offset in scored:
-            _take_predictions(whole, gathered, value, identity, scored[offset])
+        if offset in scored and value.startswith(ARROW_MAGIC):
+            streams.setdefault("predictions", []).append(
+                ArrowRecord(offset, identity[4], value, frozenset(scored[offset]))
+            )
+        elif offset in scored:
+            _take_json(gathered, value, identity, scored[offset])
         elif topic == PROFILES:
             key = (records.keys[index] or b"").decode("utf-8", "replace")
             content = {"key": key, "kind": kind.decode("utf-8", "replace"), "content": value.decode("utf-8", "replace")}
@@ -171,11 +170,18 @@ def rows_of(topic: str, partition: int, records: Records, partitions: int | None
         elif kind not in AUDITED.get(topic, ()):
             continue
         elif topic == VERDICTS and kind != Lost.KIND.encode():
-            _take_verdicts(whole, kind.decode(), value, identity)
+            streams.setdefault(VERDICT_TABLES[kind.decode()], []).append(ArrowRecord(offset, identity[4], value))
         elif kept := AUDITED[topic][kind]:
             _take_record(gathered, kept, value, identity)
-    for name, rows in gathered.items():
-        _take(whole, (name, rows.table()))
+    whole = {name: [rows.table()] for name, rows in gathered.items()}
+    for name, found in streams.items():
+        schema = ARROW_SCHEMAS[name]
+        made = (
+            prediction_tables(topic, partition, found, schema)
+            if topic == PREDICTIONS
+            else verdict_tables(found, schema)
+        )
+        whole.setdefault(name, []).extend(made)
     if "predictions" in whole:
         answered = [_answers(table) for table in whole["predictions"]]
         whole["answers"] = [table for table in answered if table.num_rows]
@@ -214,10 +220,6 @@ def kept_rows(
     return _together((first[0], second[0])), first[1] + second[1]
 
 
-def row_count(tables: Tables) -> int:
-    return sum(table.num_rows for parts in tables.values() for table in parts)
-
-
 def merged(many: Iterable[Tables]) -> dict[str, pa.Table]:
     """One table of each name."""
     return {
@@ -239,11 +241,6 @@ def _rows(gathered: dict[str, _Rows], name: str) -> _Rows:
     return gathered[name]
 
 
-def _take(whole: Tables, found: tuple[str, pa.Table]) -> None:
-    name, table = found
-    whole.setdefault(name, []).append(table)
-
-
 def _take_record(gathered: dict[str, _Rows], kept: Kept, value: bytes, identity: Identity) -> None:
     name, model = kept
     try:
@@ -260,70 +257,8 @@ def _take_record(gathered: dict[str, _Rows], kept: Kept, value: bytes, identity:
             _rows(gathered, "decisions").add((topic, partition, offset, row, ms), decision.model_dump(mode="json"))
 
 
-def _take_predictions(
-    whole: Tables, gathered: dict[str, _Rows], value: bytes, identity: Identity, scored: set[int]
-) -> None:
+def _take_json(gathered: dict[str, _Rows], value: bytes, identity: Identity, scored: set[int]) -> None:
     topic, partition, offset, _, ms = identity
-    if not value.startswith(ARROW_MAGIC):
-        for row, fields in json_predictions(value):
-            if row not in scored:
-                continue
+    for row, fields in json_predictions(value):
+        if row in scored:
             _rows(gathered, "predictions").add((topic, partition, offset, row, ms), fields)
-        return
-    schema = ARROW_SCHEMAS["predictions"]
-    found = arrow_predictions(value, schema, scored)
-    if found is None:
-        return
-    rows, columns = found
-    n = len(rows)
-    same = {
-        "topic": pa.array([topic] * n, pa.string()),
-        "partition": pa.array([partition] * n, pa.int32()),
-        "offset": pa.array([offset] * n, pa.int64()),
-        "row": rows,
-        "broker_time": pa.array([ms] * n, pa.timestamp("ms", "UTC")),
-    }
-    held = same | columns
-    _take(whole, ("predictions", pa.Table.from_arrays([_within(held[f.name], f.type) for f in schema], schema=schema)))
-
-
-def _take_verdicts(whole: Tables, kind: str, value: bytes, identity: Identity) -> None:
-    try:
-        _take(whole, _verdicts(kind, value, identity))
-    except (ArrowRefused, pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError):
-        log.warning("a %s record at %s[%d] %d is none and gives no rows", kind, *identity[:3])
-
-
-def _verdicts(kind: str, value: bytes, identity: Identity) -> tuple[str, pa.Table]:
-    inspect(value, MAX_VERDICTS)
-    batch = pa.ipc.open_stream(pa.BufferReader(value)).read_all()
-    batch.validate(full=True)
-    meta = {name.decode(): text.decode() for name, text in (batch.schema.metadata or {}).items()}
-    n = batch.num_rows
-    name = VERDICT_TABLES[kind]
-    schema = ARROW_SCHEMAS[name]
-    constant: dict[str, Callable[[], Any]] = {
-        "topic": lambda: [meta["topic"]] * n,
-        "partition": lambda: [int(meta["partition"])] * n,
-        "offset": lambda: [identity[2]] * n,
-        "row": lambda: list(range(n)),
-        "broker_time": lambda: [identity[4]] * n,
-    }
-    arrays = []
-    for field in schema:
-        if field.name in batch.column_names:
-            column = values_of(batch[field.name].combine_chunks())
-            arrays.append(column.cast(field.type))
-        else:
-            arrays.append(pa.array(constant[field.name](), field.type))
-    return name, pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _within(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Times outside of what a column holds are moved to its ends."""
-    if not pa.types.is_timestamp(kind):
-        return column
-    low, high = (pa.scalar(ms, pa.int64()) for ms in BOUNDS[kind])
-    whole = column.cast(pa.timestamp("ms")).cast(pa.int64())
-    clipped = pc.min_element_wise(pc.max_element_wise(whole, low, skip_nulls=False), high, skip_nulls=False)
-    return clipped.cast(pa.timestamp("ms")).cast(kind)

@@ -1,7 +1,7 @@
 """Role audit: every topic into ClickHouse. A consumer group of its own: Kafka is the spool while ClickHouse is away.
 
-Rows gather for a second or 50,000 rows, are inserted as Arrow with a token that names exactly their offset ranges, and
-only then are their offsets committed. A crash repeats rows; the views read them once. What can never become a row is
+Records gather for a second or 16 MB; then all of a partition are made rows of at once (a record alone costs ten times as
+much), inserted as Arrow with a token that names exactly their offset ranges, and only then are their offsets committed. A crash repeats rows; the views read them once. What can never become a row is
 skipped, counted and dead-lettered; any other refusal (a missing table or grant) ends the process, and nothing is committed.
 """
 
@@ -12,9 +12,9 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
-from itertools import count
+from itertools import chain, count
 
 import pyarrow as pa
 
@@ -22,7 +22,7 @@ from schemas.ids import stable_id
 from schemas.tables import RAW, all_ddl
 from schemas.topics import DEAD_LETTERS, FEEDBACK, PREDICTIONS
 from streams.audit.engine import ClickHouse, ClickHouseError, RowRefused
-from streams.audit.rows import Tables, feedback_rows, kept_rows, merged, row_count
+from streams.audit.rows import Tables, feedback_rows, kept_rows, merged
 from streams.feedback import FeedbackReader
 from streams.metrics import Metrics
 from streams.outgoing import dead_record
@@ -33,7 +33,7 @@ from streams.transport.run import TP, Run
 log = logging.getLogger(__name__)
 
 GATHER_S = 1.0
-GATHER_ROWS = 50_000
+GATHER_BYTES = 16 << 20
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Waits between tries of an insert; the last one repeats. Meanwhile the transport pauses at its byte bound."""
 IN_FLIGHT = 100_000
@@ -43,8 +43,6 @@ IN_FLIGHT = 100_000
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     run: Run
-    tables: Tables
-    newest_ms: int
     letters: list[asyncio.Future[Confirmed]] = field(default_factory=list)
 
 
@@ -71,7 +69,7 @@ class AuditSink:
         self._engine = engine
         self._metrics = metrics
         self._waiting: list[_Waiting] = []
-        self._rows = 0
+        self._bytes = 0
         self._oldest = 0.0
         self._full = asyncio.Event()
 
@@ -81,25 +79,13 @@ class AuditSink:
             await self._until_done(partial(self._engine.command, statement))
 
     async def handle(self, run: Run) -> None:
-        """Takes a run's rows; it is done when they are inserted."""
+        """Takes a run; it is done when its rows are inserted."""
         run.open()
-        started = time.perf_counter()
-        records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
-        letters: list[asyncio.Future[Confirmed]] = []
-        if run.tp.topic == FEEDBACK:
-            tables, letters = await self._take_feedback(run.tp, records)
-            lost: list[tuple[int, Exception]] = []
-        else:
-            tables, lost = kept_rows(run.tp.topic, run.tp.partition, records, self._partitions)
-        self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
         if not self._waiting:
             self._oldest = time.monotonic()
-        waiting = _Waiting(run, tables, records.timestamps[-1], letters)
-        for offset, error in lost:
-            await self._skip(*run.tp, offset, error, [waiting])
-        self._waiting.append(waiting)
-        self._rows += row_count(tables)
-        if self._rows >= GATHER_ROWS:
+        self._waiting.append(_Waiting(run))
+        self._bytes += run.size
+        if self._bytes >= GATHER_BYTES:
             self._full.set()
 
     async def inserts(self) -> None:
@@ -108,7 +94,7 @@ class AuditSink:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._full.wait(), self._wait_s())
             self._full.clear()
-            if self._waiting and (self._rows >= GATHER_ROWS or time.monotonic() - self._oldest >= GATHER_S):
+            if self._waiting and (self._bytes >= GATHER_BYTES or time.monotonic() - self._oldest >= GATHER_S):
                 await self.flush()
 
     async def flush(self) -> None:
@@ -126,30 +112,45 @@ class AuditSink:
             if tp.topic == PREDICTIONS:
                 self._stored.pop(tp.partition, None)
 
-    async def _take_feedback(self, tp: TP, records: Records) -> tuple[Tables, list[asyncio.Future[Confirmed]]]:
-        """Rows of feedback, and its dead letters on their way."""
-        if self._feedback is None or self._outbox is None:
-            raise RuntimeError("this sink was made without a reader of feedback")
-        found, dead = self._feedback.read(tp.partition, records)
-        letters = [await self._send(letter, self._outbox()) for letter in dead]
-        return feedback_rows(tp.partition, records, found), letters
-
     async def _send(self, letter: Outgoing, outbox: Outbox) -> asyncio.Future[Confirmed]:
         await outbox.room(len(letter.value))
         self._metrics.sent(letter)
         return outbox.send(letter.topic, letter.key, letter.value, letter.headers, letter.partition)
 
     async def _flush(self) -> None:
-        batch, self._waiting, self._rows = self._waiting, [], 0
+        batch, self._waiting, self._bytes = self._waiting, [], 0
         live = [waiting for waiting in batch if not waiting.run.stale]
-        tables = merged(waiting.tables for waiting in live)
+        parts = [(tp, _records(one.run for one in same), same) for tp, same in _by_partition(live).items()]
+        found = [await self._rows_of(*part) for part in parts]
         ranges = _ranges(waiting.run for waiting in live)
-        for name, table in tables.items():
+        for name, table in merged(found).items():
             await self._insert(name, table, stable_id(name, *ranges), live)
-        for waiting in live:
-            if waiting.run.tp.topic == PREDICTIONS:
-                self._stored[waiting.run.tp.partition] = waiting.newest_ms
-            waiting.run.done_when(waiting.letters)
+        for tp, records, same in parts:
+            if tp.topic == PREDICTIONS:
+                self._stored[tp.partition] = records.timestamps[-1]
+            for waiting in same:
+                waiting.run.done_when(waiting.letters)
+
+    async def _rows_of(self, tp: TP, records: Records, same: Sequence[_Waiting]) -> Tables:
+        """Rows of the records of a partition's runs, made in a thread: ten thousand records take half a second."""
+        started = time.perf_counter()
+        if tp.topic == FEEDBACK:
+            tables = await self._feedback_of(tp, records, same[-1])
+        else:
+            make = partial(kept_rows, tp.topic, tp.partition, records, self._partitions)
+            tables, lost = await asyncio.to_thread(make)
+            for offset, error in lost:
+                await self._skip(*tp, offset, error, same)
+        self._metrics.run(tp.topic, len(records), time.perf_counter() - started)
+        return tables
+
+    async def _feedback_of(self, tp: TP, records: Records, last: _Waiting) -> Tables:
+        """Rows of feedback; its dead letters are on their way, and `last` of its runs is not done before them."""
+        if self._feedback is None or self._outbox is None:
+            raise RuntimeError("this sink was made without a reader of feedback")
+        found, dead = self._feedback.read(tp.partition, records)
+        last.letters.extend([await self._send(letter, self._outbox()) for letter in dead])
+        return feedback_rows(tp.partition, records, found)
 
     async def _insert(self, name: str, table: pa.Table, token: str, live: Sequence[_Waiting]) -> None:
         """All rows but those that ClickHouse can never take, which bisection finds."""
@@ -199,6 +200,21 @@ class AuditSink:
                 wait = RETRY_S[min(attempt, len(RETRY_S) - 1)]
                 log.warning("ClickHouse: %s; next try in %.1f s", error, wait)
                 await asyncio.sleep(wait)
+
+
+def _by_partition(waiting: Iterable[_Waiting]) -> dict[TP, list[_Waiting]]:
+    found: dict[TP, list[_Waiting]] = {}
+    for one in waiting:
+        found.setdefault(one.run.tp, []).append(one)
+    return found
+
+
+def _records(runs: Iterable[Run]) -> Records:
+    """The records of runs of one partition, in their order."""
+    several = [Records(run.values, run.keys, run.headers, run.offsets, run.timestamps) for run in runs]
+    return Records(
+        *(list(chain.from_iterable(getattr(records, name.name) for records in several)) for name in fields(Records))
+    )
 
 
 def _ranges(runs: Iterable[Run]) -> list[str]:

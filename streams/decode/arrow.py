@@ -6,8 +6,8 @@ A null stands for the field's default. Strings may be dictionary-encoded; number
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +31,31 @@ _PREFIX = "features."
 _AUTH_CODES = {"claimed": 0, "verified": 1}
 _WRONG_WORD = 255
 
+MERGED_ROWS, MERGED_STREAMS = 500, 64
+"""Streams up to so many rows are read together with others, up to so many at once (32,000 rows)."""
+
+Key = TypeVar("Key")
 Mask = npt.NDArray[np.bool_]
 Picked = npt.NDArray[np.intp] | slice
 """Rows of a batch: their numbers, or all of them as a slice."""
+
+
+def alike(streams: Iterable[tuple[Key, Stream]]) -> Iterator[list[tuple[Key, Stream]]]:
+    """Those that can be read as one, together: many are of few rows. What is of any other layout, or large, comes alone."""
+    together: dict[object, list[tuple[Key, Stream]]] = {}
+    for number, (key, stream) in enumerate(streams):
+        alone = stream.dictionaries is None or stream.rows > MERGED_ROWS
+        together.setdefault(number if alone else (stream.schema, stream.dictionaries), []).append((key, stream))
+    for same in together.values():
+        batch: list[tuple[Key, Stream]] = []
+        size = 0
+        for one in same:
+            if batch and (len(batch) == MERGED_STREAMS or size + one[1].decoded_bytes > MAX_DECODED_BYTES):
+                yield batch
+                batch, size = [], 0
+            batch.append(one)
+            size += one[1].decoded_bytes
+        yield batch
 
 
 def read_streams(streams: Sequence[Stream]) -> pa.RecordBatch:

@@ -24,13 +24,13 @@ from schemas.events import (
 from schemas.flags import RowFlag
 from schemas.ids import MAX_ID_BYTES, clean_id
 from streams.deadletters import Place, dead_letter
-from streams.decode.arrow import read_streams
+from streams.decode.arrow import alike, read_streams
 from streams.decode.arrow_rows import arrow_rows
 from streams.decode.columns import Control, Headers, SchemaLookup, Segment
 from streams.decode.fast import GENERIC, NAMES, REFUSED, Plan
 from streams.decode.gather import PIECE, Gather, Registered, Target
 from streams.decode.headers import ARROW_MAGIC, SPACE, Mark, marks_of, shown
-from streams.decode.ipc import MAX_DECODED_BYTES, ArrowRefused, Stream, inspect
+from streams.decode.ipc import ArrowRefused, Stream, inspect
 from streams.decode.judge import Judged, Refused, judge, refusal
 from streams.decode.malformed import HEAD_BYTES, OF_CALLER, malformed_row
 from streams.decode.partitioner import partition_of
@@ -41,8 +41,6 @@ TOGETHER = 128
 """Events decoded at once: their objects fit the processor's second cache."""
 MAX_TARGETS = 16_384
 """Endpoint@versions remembered (about 1 kB each without a profile); above it they are met anew."""
-MERGED_ROWS, MERGED_STREAMS = 500, 64
-"""Arrow streams up to so many rows are read together with others, up to so many at once (32,000 rows)."""
 JUDGED_WORK, JUDGED_BYTES, LETTER_WORK, ARROW_ROWS, ARROW_BYTES = 8, 256, 4, 8, 1_024
 """Measured, in the unit of `PIECE`: an event for the judge costs 8 and 1 for each 256 bytes, a dead letter 4; Arrow costs 1
 for 8 rows and 1 for each kB when decompressed."""
@@ -363,21 +361,8 @@ class Decoder:
             self._bury(gather, _Row(run, index, first, run.values[index] or b""), error.reason, error.detail)
 
     def _arrow_streams(self, run: _Run, gather: Gather) -> None:
-        """The segment's Arrow streams, those together that can be read as one: many are of few rows."""
-        together: dict[object, list[tuple[int, Stream]]] = {}
-        for index, stream in gather.streams:
-            alone = stream.dictionaries is None or stream.rows > MERGED_ROWS
-            together.setdefault(index if alone else (stream.schema, stream.dictionaries), []).append((index, stream))
-        for same in together.values():
-            batch: list[tuple[int, Stream]] = []
-            size = 0
-            for one in same:
-                if len(batch) == MERGED_STREAMS or size + one[1].decoded_bytes > MAX_DECODED_BYTES:
-                    self._read_streams(run, batch, gather)
-                    batch, size = [], 0
-                batch.append(one)
-                size += one[1].decoded_bytes
-            self._read_streams(run, batch, gather)
+        for same in alike(gather.streams):
+            self._read_streams(run, same, gather)
 
     def _read_streams(self, run: _Run, same: list[tuple[int, Stream]], gather: Gather) -> None:
         counts = [stream.rows for _, stream in same]

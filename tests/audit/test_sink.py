@@ -242,8 +242,10 @@ def test_a_machine_without_memory_skips_no_record(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(rows_module, "_take_record", exhausted)
 
     async def story() -> None:
+        sink = sink_of(FakeEngine())
+        await sink.handle(run_of([b"{}"], tp=TP(SIGNALS, 0), kind="signal"))
         with pytest.raises(MemoryError):
-            await sink_of(FakeEngine()).handle(run_of([b"{}"], tp=TP(SIGNALS, 0), kind="signal"))
+            await sink.flush()
 
     asyncio.run(story())
 
@@ -261,16 +263,16 @@ def test_a_token_names_its_table_and_exactly_its_offsets() -> None:
     assert len(set(tokens)) == 3
 
 
-def test_rows_are_inserted_when_enough_have_gathered_without_waiting_for_the_second(
+def test_rows_are_inserted_when_enough_has_gathered_without_waiting_for_the_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sink_module, "GATHER_ROWS", 4)
+    few, many = run_of([as_json()] * 3), run_of([as_json()] * 3, first=3)
+    monkeypatch.setattr(sink_module, "GATHER_BYTES", few.size + 1)
     monkeypatch.setattr(sink_module, "GATHER_S", 600.0)
 
     async def story() -> None:
         sink = sink_of(FakeEngine())
         task = asyncio.ensure_future(sink.inserts())
-        few, many = run_of([as_json()] * 3), run_of([as_json()] * 3, first=3)
         await sink.handle(few)
         await settled()
         assert not few.finished

@@ -30,7 +30,7 @@ from schemas.topics import (
 )
 from schemas.verdicts import Lost
 from schemas.wire import KIND_HEADER, Wire
-from streams.audit.rows import ARROW_SCHEMAS, AUDITED, Tables, merged, row_count, rows_of
+from streams.audit.rows import ARROW_SCHEMAS, AUDITED, Tables, merged, rows_of
 from streams.decode import Decoder, partition_of
 from streams.records import RawHeaders, Records
 from tests.decode.cases import NOW, arrow_stream, as_json, event, schema_of
@@ -82,6 +82,10 @@ CONTRACTS: list[tuple[str, Wire]] = [
 
 TOPIC_OF = {"labelled": LABELLED, "reports": REPORTS, "directives": DIRECTIVES, "kills": DIRECTIVES, "commands": COMMANDS, "journal": ACTIONS,
             "dead_letters": DEAD_LETTERS, "lost": VERDICTS, "activations": PREDICTIONS}  # fmt: skip
+
+
+def row_count(tables: Tables) -> int:
+    return sum(table.num_rows for parts in tables.values() for table in parts)
 
 
 def one(topic: str, value: bytes | None, headers: RawHeaders = (), key: bytes | None = b"credit") -> Tables:
@@ -307,3 +311,27 @@ def test_rows_of_several_runs_are_merged_table_by_table() -> None:
     assert {name: table.num_rows for name, table in tables.items()} == {"predictions": 3}
     sink = io.BytesIO()
     pa.ipc.new_stream(sink, tables["predictions"].schema).close()
+
+
+def test_many_arrow_records_give_the_rows_that_each_gives_alone() -> None:
+    wide = arrow_stream([event(seq=3), event(features={"zzz": "text"})])
+    values: list[bytes | None] = [
+        *(arrow_stream([event(seq=seq, request_id=f"r{seq}")] * (seq + 1)) for seq in range(5)),
+        arrow_stream([event(), event(endpoint=None), event(seq=9)]),  # the second is no event
+        wide, wide[:-9], arrow_stream([event(seq=7)]), as_json(), b"\xff\xff\xff\xff",
+    ]  # fmt: skip
+    offsets = [2 * number for number in range(len(values))]
+    times = [NOW + number for number in range(len(values))]
+    many = Records(values, [b"credit"] * len(values), [()] * len(values), offsets, times)
+    sent = [record for record in feed(open_log(), records().part(0, 900), [300]) if record.topic == VERDICTS]
+    log = Records([record.value for record in sent], [None] * len(sent), [record.headers for record in sent],
+                  list(range(len(sent))), [NOW + number for number in range(len(sent))])  # fmt: skip
+
+    for topic, whole in ((PREDICTIONS, many), (VERDICTS, log)):
+        together = rows_of(topic, 0, whole)
+        alone = [rows_of(topic, 0, whole.part(number, number + 1)) for number in range(len(whole))]
+        for name in together:
+            expected = [row for tables in alone for row in rows(tables, name)]
+            assert sorted(map(repr, rows(together, name))) == sorted(map(repr, expected))
+            assert len(expected) > 0
+        assert row_count(together) == sum(map(row_count, alone))
