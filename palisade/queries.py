@@ -29,7 +29,8 @@ TIMELINE = Query(
     """
 SELECT * FROM (
 SELECT broker_time AS at, 'signal' AS what, endpoint, if(subject_kind = 'caller', subject, '') AS caller,
-       concat(kind, ' ', state, ' (', severity, ')') AS happened,
+       concat(kind, if(ifNull(version, 'default') IN ('', 'default'), '', concat(' of ', assumeNotNull(version))),
+              ' ', state, ' (', severity, ')') AS happened,
        concat(JSONExtractString(evidence, 'features', 1), ' score ', toString(round(score, 2)), ' over ',
               toString(round(threshold, 2))) AS why
 FROM palisade.signals

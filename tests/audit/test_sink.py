@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from palisade.queries import TIMELINE
 from schemas.deadletter import DeadLetter
 from schemas.tables import RAW, TABLES, VIEWS, all_ddl
 from schemas.topics import DEAD_LETTERS, PREDICTIONS, PROFILES, SIGNALS
@@ -359,6 +360,16 @@ def test_a_signal_that_a_restart_said_twice_is_read_once(audit: EmbeddedClickHou
         insert(audit, run_of([signal], first=first, tp=TP(SIGNALS, 0), kind="signal"))
 
     assert count(audit, f"{VIEWS}.signals") == 1
+
+
+def test_the_timeline_names_the_version_that_a_signal_is_about(audit: EmbeddedClickHouse) -> None:
+    signal = next(record for name, record in CONTRACTS if name == "signals")
+    for number, version in enumerate((None, "default", "v2")):
+        of = signal.model_copy(update={"signal_id": f"s{number}", "version": version})
+        insert(audit, run_of([of.to_bytes()], first=number, tp=TP(SIGNALS, 0), kind="signal"))
+
+    said = [row["happened"] for row in audit.query_arrow(TIMELINE.sql, {"endpoint": ""}).to_pylist()]
+    assert sorted(said) == ["errors of v2 opened (critical)"] + ["errors opened (critical)"] * 2
 
 
 def test_times_at_the_ends_of_a_column_are_taken_by_the_engine(audit: EmbeddedClickHouse) -> None:
