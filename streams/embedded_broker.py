@@ -15,6 +15,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 REBALANCE_DELAY_MS = 300  # default 3 s: what a group waits for further members before its first assignment
 PARTITION_BYTES = 5 << 20  # retention of the mock cluster, fixed in librdkafka
 FETCH_WAIT_MS = 10  # an empty fetch waits its full time here, whatever arrives meanwhile: this is the latency
+COMMAND_GAP_S = 0.001  # a command at the heels of another may not wake librdkafka's thread: it sleeps a whole second then
 _PRODUCER = 0  # rd_kafka_type_t
 
 
@@ -93,6 +95,7 @@ class EmbeddedBroker:
     def _call(self, function: str, *arguments: int | bytes) -> None:
         if self._library is None:
             raise RuntimeError("the embedded broker runs without the C functions, or not at all")
+        time.sleep(COMMAND_GAP_S)
         if code := getattr(self._library, function)(self._cluster, *arguments):
             raise RuntimeError(f"{function}{arguments} failed with code {code}")
 
@@ -109,7 +112,7 @@ class EmbeddedBroker:
             library.rd_kafka_destroy(self._handle)
             raise OSError("rd_kafka_mock_cluster_new returned nothing")
         self._library = library
-        library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, REBALANCE_DELAY_MS)
+        self._call("rd_kafka_mock_group_initial_rebalance_delay_ms", REBALANCE_DELAY_MS)
         for name, partitions in self._topics.items():
             self.create_topic(name, partitions)
         self.bootstrap = library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
