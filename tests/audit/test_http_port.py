@@ -71,7 +71,7 @@ def test_a_chunked_and_packed_body_is_read(clickhouse_port: HttpPort) -> None:
         ({}, b"x" * (2 << 20), 413),
         ({"Content-Encoding": "gzip"}, gzip.compress(b"x" * (8 << 20)), 413),
         ({"Content-Encoding": "gzip"}, b"no gzip", 400),
-        ({"Content-Encoding": "gzip"}, gzip.compress(b"SELECT 1")[:-12], 400),
+        ({"Content-Encoding": "gzip"}, gzip.compress(b"SELECT 1", mtime=0)[:-12], 400),
         ({"Content-Encoding": "br"}, b"x", 415),
         ({"Content-Length": "-1"}, b"", 400),
     ],

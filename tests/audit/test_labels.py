@@ -139,7 +139,7 @@ def test_nobody_waits_for_a_prediction_once_all_that_could_be_it_is_inserted(sta
     assert stage.counted("no_prediction") == 1
 
 
-@pytest.mark.parametrize("stored", [None, LATELY - 1])
+@pytest.mark.parametrize("stored", [None, LATELY - 1], ids=["none ever", "all before"])
 def test_where_no_predictions_come_at_all_nobody_waits_for_ever(stage: Labelling, stored: int | None) -> None:
     stage.stored = stored
     stage.insert(PREDICTIONS, [prediction("known")])

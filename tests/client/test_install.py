@@ -37,10 +37,10 @@ def test_the_client_installs_and_runs_alone(tmp_path: Path) -> None:
     source = shutil.copytree(
         CLIENT, tmp_path / "client", ignore=shutil.ignore_patterns("*.egg-info", "build", "__pycache__")
     )
-    venv.create(tmp_path / "empty", with_pip=True)
+    venv.create(tmp_path / "empty")
     python = tmp_path / "empty" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     installed = subprocess.run(
-        [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", source],
+        [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--disable-pip-version-check", source],
         capture_output=True,
         text=True,
         timeout=300,

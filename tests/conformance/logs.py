@@ -45,6 +45,11 @@ def profile() -> Profile:
     return build_profile(pa.table(table(12_000, 7)), prediction=[ANSWER], seed=1)
 
 
+@cache
+def profile_hash() -> str:
+    return profile().hash
+
+
 def block(first: int, endpoint: str = ENDPOINTS[0], *, version: str = "v1", **changed: object) -> Block:
     """256 rows of the profile's own distribution; `changed` replaces columns and fields. Arrays are read-only."""
     n = len(changed["numeric"]) if "numeric" in changed else BLOCK_ROWS  # type: ignore[arg-type]
@@ -76,7 +81,7 @@ def block(first: int, endpoint: str = ENDPOINTS[0], *, version: str = "v1", **ch
     for value in columns.values():
         if isinstance(value, np.ndarray):
             value.flags.writeable = False
-    whose = {"endpoint": endpoint, "version": version, "profile_hash": profile().hash}
+    whose = {"endpoint": endpoint, "version": version, "profile_hash": profile_hash()}
     return Block(topic="palisade.predictions", partition=0, **whose, **columns)  # type: ignore[arg-type]
 
 

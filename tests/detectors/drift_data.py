@@ -47,6 +47,11 @@ def profile() -> Profile:
     return build_profile(table(), order_by="at")
 
 
+@cache
+def profile_hash() -> str:
+    return profile().hash
+
+
 def decoded(data: pa.Table, by: Profile) -> tuple[Floats, Codes]:
     """What decoding makes of a table: numbers, and codes of the profile's categories."""
     features = by.features
@@ -98,7 +103,7 @@ def make_block(
     return Block(
         endpoint=endpoint,
         version="v1",
-        profile_hash=profile().hash,
+        profile_hash=profile_hash(),
         topic="palisade.predictions",
         partition=0,
         callers=tuple(callers),

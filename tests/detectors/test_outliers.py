@@ -203,6 +203,7 @@ def flight_rows(origin: str, profile: Profile, *, training: bool | None = None) 
 def flight_blocks(profile: Profile, rows: tuple[Floats, Codes, Words], size: int = BLOCK_ROWS) -> Iterator[Block]:
     """At 50 rows a second, every caller authenticated."""
     numeric, codes, who = rows
+    profile_hash = profile.hash
     for first in range(0, len(who), size):
         part = slice(first, first + size)
         names, of_caller = np.unique(who[part], return_inverse=True)
@@ -216,7 +217,7 @@ def flight_blocks(profile: Profile, rows: tuple[Floats, Codes, Words], size: int
                 of_caller=of_caller.astype(np.int32),
                 verified=[True] * len(names),
             ),
-            profile_hash=profile.hash,
+            profile_hash=profile_hash,
             closed_ms=1_700_000_000_000 + (first + size) * 20,
         )
 
@@ -273,7 +274,7 @@ def test_who_maps_the_model_among_flights_is_found_within_thirty_rows(origin: st
 @pytest.mark.parametrize("size", [32, 64, BLOCK_ROWS])
 @pytest.mark.parametrize("origin", ORIGINS)
 def test_a_pipeline_that_breaks_for_everybody_is_no_carriers_fault(origin: str, size: int) -> None:
-    profile = flight_profile(origin, callers=True)
+    profile = flight_profile(origin, True)
     numeric, codes, who = flight_rows(origin, profile, training=False)
     names = [feature.name for feature in profile.numeric]
     told = []

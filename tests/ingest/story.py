@@ -16,6 +16,7 @@ from palisade.supervisor import ChildSpec, Supervisor, python_module
 from schemas.config import EndpointConfig, KafkaConfig, PalisadeConfig
 from schemas.topics import PREDICTIONS, REPORTS, REQUESTS, RESPONSES
 from schemas.wire import KIND_HEADER
+from streams.embedded_broker import FETCH_WAIT_MS
 from streams.reading import read_to_end
 from streams.records import header_of, headers_of
 from streams.transport.settings import KafkaConnection, kafka_settings
@@ -31,7 +32,8 @@ class Story:
     """A broker with our topics, the configuration, and the events that were written."""
 
     def __init__(self, folder: Path, bootstrap: str, *, embedded: bool) -> None:
-        self.connection = KafkaConnection(bootstrap=bootstrap)
+        plain = KafkaConnection(bootstrap=bootstrap)
+        self.connection = plain.model_copy(update={"fetch_wait_ms": FETCH_WAIT_MS}) if embedded else plain
         config = PalisadeConfig(
             kafka=KafkaConfig(partitions=PARTITIONS),
             endpoints=tuple(EndpointConfig(name=name, guard=False, trust_requests=True) for name in ENDPOINTS),

@@ -38,7 +38,7 @@ def places(read_back: ReadBack, partition: int = 0) -> dict[str, list[int]]:
 
 
 def test_places_are_read_back_from_every_encoding(embedded_broker: Broker) -> None:
-    connection = KafkaConnection(bootstrap=embedded_broker({PREDICTIONS: PARTITIONS}).bootstrap)
+    connection = embedded_broker({PREDICTIONS: PARTITIONS}).connection
     put(connection, written())
     produce(connection, PREDICTIONS, (b"credit", b'{"endpoint":"credit","features":{}}', ()))
 
@@ -47,13 +47,13 @@ def test_places_are_read_back_from_every_encoding(embedded_broker: Broker) -> No
 
 
 def test_an_empty_log_has_no_places(embedded_broker: Broker) -> None:
-    connection = KafkaConnection(bootstrap=embedded_broker({PREDICTIONS: PARTITIONS}).bootstrap)
+    connection = embedded_broker({PREDICTIONS: PARTITIONS}).connection
 
     assert places(ReadBack(connection, PARTITIONS, timed=False)) == {}
 
 
 def test_who_signs_believes_no_stranger(embedded_broker: Broker) -> None:
-    connection = KafkaConnection(bootstrap=embedded_broker({PREDICTIONS: PARTITIONS}).bootstrap)
+    connection = embedded_broker({PREDICTIONS: PARTITIONS}).connection
     key = SigningKey.generate()
     put(connection, written())
     put(connection, written(SigningKey.generate()))

@@ -20,7 +20,8 @@ def produce(
     connection: KafkaConnection, topic: str, *records: tuple[bytes | None, bytes | None, Headers], partition: int = 0
 ) -> None:
     """Writes (key, value, headers) and waits until all are confirmed."""
-    producer = Producer(kafka_settings(connection, "producer"))
+    once = {"enable.idempotence": False}  # else librdkafka waits half a second for the id of each new producer
+    producer = Producer(kafka_settings(connection, "producer") | once)
     for key, value, headers in records:
         producer.produce(topic, value, key, partition=partition, headers=list(headers))
     assert producer.flush(20) == 0
