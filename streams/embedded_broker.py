@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 REBALANCE_DELAY_MS = 300  # default 3 s: what a group waits for further members before its first assignment
 PARTITION_BYTES = 5 << 20  # retention of the mock cluster, fixed in librdkafka
 FETCH_WAIT_MS = 10  # an empty fetch waits its full time here, whatever arrives meanwhile: this is the latency
-COMMAND_GAP_S = 0.001  # a command at the heels of another may not wake librdkafka's thread: it sleeps a whole second then
+COMMAND_GAP_S = 0.001  # a command that comes as another is answered may not wake librdkafka's thread for a second
 _PRODUCER = 0  # rd_kafka_type_t
 
 
