@@ -14,8 +14,10 @@ import numpy as np
 from detectors.adwin import FEED_ROWS, MAX_STANDARD
 from detectors.caller_weights import capped_row_weights, row_weights
 from detectors.cells import CELLS, categorical_cells, numeric_cells
-from detectors.drift_shelf import Shelf
+from detectors.drift_resolution import odd_events
+from detectors.drift_shelf import CAPPED_OF, Shelf
 from detectors.drift_thresholds import ADAPTIVE_FEATURES
+from detectors.drift_windows import faded
 from schemas.blocks import MIN_TICK_ROWS, MISSING, Block, Floats, Longs
 
 CHUNK_VALUES = 1 << 17
@@ -30,7 +32,8 @@ WIDTHS = (32, 48, 64, 96, 128, 192, 256)
 class Sums:
     """Of m blocks: cell weights `seen` and `capped` [m, features, CELLS] by own and by capped caller weights, `over` [m]
     whether a caller was over the cap (else `capped` is left 0 and means `seen`), `weight`
-    and `squares` [m] of the rows' own weights, `rows` [m] rows that weigh, and for ADWIN the capped sums of
+    and `squares` [m] of the rows' own weights, `rows` [m] rows that weigh, `odd` and `odd_capped` [m, numeric features]
+    events off the grid by both weights, as if every row weighed 1, and for ADWIN the capped sums of
     standardised values and of their weights [m, ADAPTIVE_FEATURES], 0 for blocks under 32 rows."""
 
     seen: Floats
@@ -39,6 +42,8 @@ class Sums:
     weight: Floats
     squares: Floats
     rows: Floats
+    odd: Floats
+    odd_capped: Floats
     value_sum: Floats
     value_weight: Floats
 
@@ -56,6 +61,8 @@ def sums(blocks: Sequence[Block], shelf: Shelf, slots: Longs) -> Sums:
         np.array([float(np.add.reduce(weight)) for weight in weights]),
         np.array([float(np.add.reduce(weight * weight)) for weight in weights]),
         np.array([float(np.count_nonzero(weight)) for weight in weights]),
+        np.zeros((m, shelf.numeric)),
+        np.zeros((m if over.any() else 0, shelf.numeric)),
         np.zeros((m, ADAPTIVE_FEATURES)),
         np.zeros((m, ADAPTIVE_FEATURES)),
     )
@@ -115,7 +122,22 @@ def _chunk_sums(
         sub = index[heavy] - (heavy - np.arange(len(heavy)))[:, None, None] * (features * CELLS)
         fair_cells = _by_cell(sub, fair[heavy], len(heavy) * features * CELLS)
         into.capped[which[heavy]] = fair_cells.reshape(len(heavy), features, CELLS)
+    _odd_sums(numbers, own, fair if over else None, shelf, of, which, into)
     _feed_sums(numbers, fair, shelf, of, which, into)
+
+
+def _odd_sums(
+    numbers: Floats, own: Floats, fair: Floats | None, shelf: Shelf, of: Longs, which: Longs, into: Sums
+) -> None:
+    events = odd_events(numbers, shelf.origin[of, :, None], shelf.step[of, :, None])
+    if not events.any():
+        return
+    at, feature, row = np.nonzero(events)
+    lane, size = at * shelf.numeric + feature, len(which) * shelf.numeric
+    unit = (into.rows[which] / np.maximum(into.weight[which], 1e-300))[:, None]
+    into.odd[which] = np.bincount(lane, own[at, row], size).reshape(-1, shelf.numeric) * unit
+    if fair is not None:
+        into.odd_capped[which] = np.bincount(lane, fair[at, row], size).reshape(-1, shelf.numeric) * unit
 
 
 def _bases(m: int, features: int, all_features: int, first: int) -> Longs:
@@ -145,6 +167,46 @@ def _feed_sums(numbers: Floats, fair: Floats, shelf: Shelf, of: Longs, which: Lo
     size = len(big) * ADAPTIVE_FEATURES
     into.value_sum[which[big]] = np.bincount(lane, (values * weight).ravel(), size).reshape(-1, ADAPTIVE_FEATURES)
     into.value_weight[which[big]] = np.bincount(lane, weight.ravel(), size).reshape(-1, ADAPTIVE_FEATURES)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Of m parts, all their windows: cell weights `seen` and `capped` [m, windows, features, CELLS], events off the grid `odd`
+    and `odd_capped` [m, windows, numeric features], `weight` and the `effective` number of rows [m, windows]. What is by
+    capped weights is None while it equals what is by own ones: no block of these parts ever had a caller over the cap."""
+
+    seen: Floats
+    capped: Floats | None
+    odd: Floats
+    odd_capped: Floats | None
+    weight: Floats
+    effective: Floats
+
+
+def into_windows(shelf: Shelf, slots: Longs, measured: Sums, turn: Longs) -> Windows:
+    """Takes the blocks of `turn`, one for each of `slots`, into the windows of their parts."""
+    left = faded(measured.rows[turn])
+    shelf.weight[slots] = weight = shelf.weight[slots] * left + measured.weight[turn, None]
+    shelf.squares[slots] = squares = shelf.squares[slots] * left * left + measured.squares[turn, None]
+    over, lighter = measured.over[turn], shelf.lighter[slots] > 0
+    both: list[tuple[Floats, Floats | None]] = []
+    for capped_name, name in CAPPED_OF.items():
+        before, block = getattr(shelf, name)[slots], getattr(measured, name)[turn]
+        wide = (-1, *[1] * (block.ndim - 1))
+        fade = left.reshape(*left.shape, *[1] * (block.ndim - 1))
+        fair = None
+        if (over | lighter).any():
+            held = np.where(lighter.reshape(-1, 1, *wide[1:]), getattr(shelf, capped_name)[slots], before)
+            some = np.where(over.reshape(wide), getattr(measured, capped_name)[turn], block) if over.any() else block
+            fair = held * fade + some[:, None]
+            getattr(shelf, capped_name)[slots] = fair
+        after = before * fade + block[:, None]
+        getattr(shelf, name)[slots] = after
+        both.append((after, fair))
+    if (over | lighter).any():
+        shelf.lighter[slots] = 1
+    (seen, capped), (odd, odd_capped) = both
+    return Windows(seen, capped, odd, odd_capped, weight, weight * weight / squares)
 
 
 def feed_ready(rows: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from detectors.attribution import LEAST_OTHERS, Answer, Attribution, attribute
 from detectors.caller_weights import row_weights
-from detectors.cells import CELLS, CellNumbers, categorical_cells, numeric_cells
+from detectors.cells import CELLS, NUMERIC_BELOW, CellNumbers, categorical_cells
+from detectors.drift_resolution import told_cells
 from schemas.blocks import Block, Floats
 from schemas.errors import StateRefused
 from schemas.events import CallerAuth
@@ -53,6 +54,15 @@ Cells32 = npt.NDArray[np.float32]
 Key = tuple[str, CallerAuth]
 
 
+class Reference(NamedTuple):
+    """What the profile says: cell `edges` [numeric, EDGES], `expected` shares [features, CELLS], and the `grid` of values [2,
+    numeric], origins and steps."""
+
+    edges: Floats
+    expected: Floats
+    grid: Floats
+
+
 class Sight(NamedTuple):
     """Rows of a block by caller [callers + 1, the last is all others]: cells [.., features, CELLS], weight, squares."""
 
@@ -64,7 +74,8 @@ class Sight(NamedTuple):
 
 @dataclass(slots=True)
 class Accused:
-    """A caller that was named: its own rows since, the features it moved, and what was answered then."""
+    """A caller that was named: its own rows since, the features it moved, and what was answered then. `by_grid`: it only took
+    them off their grid."""
 
     key: Key
     own: Cells32
@@ -76,6 +87,7 @@ class Accused:
     heard_ms: int
     calm_since_ms: int | None = None
     score: float = 0.0
+    by_grid: bool = False
 
 
 @dataclass(slots=True)
@@ -109,10 +121,11 @@ class CallerCells:
         return min(MAX_CALLERS, MAX_BYTES // max(4 * self.features * CELLS, 1))
 
     def follow(
-        self, block: Block, edges: Floats, expected: Floats, by_feature: Floats, *, alarm: bool, calm: bool
+        self, block: Block, reference: Reference, by_feature: Floats, *, by_grid: bool, alarm: bool, calm: bool
     ) -> tuple[Attribution | None, list[Accused]]:
         """Takes a block: who moved the inputs, at an `alarm`; and the accused who sent rows, with the `score` of their
-        rows now. `calm`: the alarm is over, and nothing is out. `by_feature` [features] says which moved most."""
+        rows now. `calm`: the alarm is over, and nothing is out. `by_feature` [features] says which moved most, `by_grid`
+        that it is only values off their grid that did."""
         if self.most == 0:
             return None, []
         if calm:
@@ -122,14 +135,17 @@ class CallerCells:
         gathers = not calm and (alarm or self.since is not None)
         if not (learns or gathers or self.accused):
             return None, []
-        sight = self._sight(block, edges)
+        sight, expected = self._sight(block, reference), reference.expected
         if learns:
             self._learn(sight)
         if gathers:
             self._gather(sight)
         heard = self._judge(sight, expected, block.closed_ms)
         before = len(self.accused)
-        found = self._attributed(expected, by_feature, sight.present, block.closed_ms) if alarm else None
+        found = None
+        if alarm:
+            shift = (leading(by_feature, LEADING), by_grid)
+            found = self._attributed(expected, *shift, sight.present, block.closed_ms)
         return found, heard + self.accused[before:]
 
     def _learn(self, sight: Sight) -> None:
@@ -147,13 +163,12 @@ class CallerCells:
         self.since.weight = self.since.weight * fade + sight.weight
         self.since.squares = self.since.squares * fade * fade + sight.squares
 
-    def _attributed(self, expected: Floats, by_feature: Floats, present: int, ms: int) -> Attribution:
-        """Who moved the features that moved most since the alarm began. Who is named is accused from here on."""
+    def _attributed(self, expected: Floats, features: list[int], by_grid: bool, present: int, ms: int) -> Attribution:
+        """Who moved `features` since the alarm began, or only took them off their grid. Who is named is accused from here on."""
         unclear = Attribution("unclear", (), np.zeros(self.most), math.nan)
         if self.since is None:
             return unclear
-        ranked = np.argsort(-by_feature, kind="stable")[:LEADING].tolist()
-        shift = _Shift.of(self.since, expected, [f for f in ranked if by_feature[f] >= 0.5 * by_feature[ranked[0]]])
+        shift = _Shift.of(self.since, expected, features, by_grid=by_grid)
         if not shift.sure(shift.rows):
             return unclear
         found = attribute(shift.brought()[: len(self.keys)], shift.left, present)
@@ -167,7 +182,7 @@ class CallerCells:
             return Attribution("unclear", (), found.shares, found.left)
         for k, change in zip(found.named, changes, strict=True):
             if self.keys[k] != ALL_CLAIMED:
-                self._accuse(k, tuple(shift.leading), found, change, ms)
+                self._accuse(k, shift, found, change, ms)
         return found
 
     def _judge(self, sight: Sight, expected: Floats, ms: int) -> list[Accused]:
@@ -197,18 +212,30 @@ class CallerCells:
         elif each.calm_since_ms is None:
             each.calm_since_ms = ms
 
-    def _accuse(self, k: int, features: tuple[int, ...], found: Attribution, change: float, ms: int) -> None:
+    def _accuse(self, k: int, shift: _Shift, found: Attribution, change: float, ms: int) -> None:
         assert self.since is not None
-        share = float(found.shares[k])
+        share, features = float(found.shares[k]), tuple(shift.leading)
         for each in self.accused:
             if each.key == self.keys[k]:
                 each.answer, each.share, each.features = found.answer, share, features
+                each.by_grid = shift.by_grid
                 return
         weight = float(self.since.weight[k])
         least = min(1.0, OWN_ROWS / weight)
         own = self.since.cells[k] * FLOAT(least)
         self.accused.append(
-            Accused(self.keys[k], own, weight * least, features, found.answer, share, ms, ms, score=change)
+            Accused(
+                self.keys[k],
+                own,
+                weight * least,
+                features,
+                found.answer,
+                share,
+                ms,
+                ms,
+                score=change,
+                by_grid=shift.by_grid,
+            )
         )
 
     def _usual(self, k: int, expected: Floats, leading: list[int], mean: Floats) -> Floats:
@@ -227,7 +254,7 @@ class CallerCells:
     def _usual_rows(self, k: int) -> float:
         return self.usual_rows[k] if self.usual_rows[k] >= LEAST_USUAL_ROWS else math.inf
 
-    def _sight(self, block: Block, edges: Floats) -> Sight:
+    def _sight(self, block: Block, reference: Reference) -> Sight:
         weight = row_weights([block])[0]
         weight *= np.count_nonzero(weight) / max(float(weight.sum()), 1e-300)  # as many as there are rows, if sampled
         auth = block.verified.tolist()
@@ -241,7 +268,7 @@ class CallerCells:
         self._admit(heavy)
         place = {key: k for k, key in enumerate(self.keys)}
         of_row = np.array([place.get(name, self.most) for name in names], np.int64)[block.caller]
-        numeric = numeric_cells(block.numeric.T[None], edges[None])[0]
+        numeric = told_cells(block.numeric.T, reference.edges, reference.grid)
         cells: CellNumbers = np.concatenate([numeric, categorical_cells(block.categorical.T)])
         index = (of_row[None] * self.features + np.arange(self.features)[:, None]) * CELLS + cells
         size = (self.most + 1) * self.features * CELLS
@@ -323,12 +350,20 @@ class CallerCells:
 
 _SAVED = (
     "key", "own_weight", "features", "answer", "share", "first_ms", "heard_ms", "calm_since_ms", "score",
+    "by_grid",
 )  # fmt: skip
+
+
+def leading(by_feature: Floats, most: int) -> list[int]:
+    """The features that moved at least half as far as the first one by `by_feature` [features], first ones first."""
+    ranked = np.argsort(-by_feature, kind="stable")[:most].tolist()
+    return [f for f in ranked if by_feature[f] >= 0.5 * by_feature[ranked[0]]]
 
 
 class _Shift(NamedTuple):
     """A shift of the leading features: deviations `moved` [leading, CELLS] of all rows since the alarm began from
-    `expected`, `inverse` their weights, `strength` their weighted square without what chance adds."""
+    `expected`, `inverse` their weights (`by_grid` only of the cell that holds what is off the grid), `strength` their
+    weighted square without what chance adds."""
 
     since: _Since
     leading: list[int]
@@ -338,18 +373,21 @@ class _Shift(NamedTuple):
     noise: float
     strength: float
     rows: float
+    by_grid: bool
 
     @classmethod
-    def of(cls, since: _Since, expected: Floats, leading: Sequence[int]) -> _Shift:
+    def of(cls, since: _Since, expected: Floats, leading: Sequence[int], *, by_grid: bool) -> _Shift:
         some = list(leading)
         weight, squares = float(since.weight.sum()), float(since.squares.sum())
         rows = weight * weight / max(squares, 1e-300)
         usual = expected[some]
         moved = since.cells[:, some].sum(axis=0, dtype=np.float64) / max(weight, 1e-300) - usual
         inverse = 1.0 / np.maximum(usual, COARSE_SHARE)
+        if by_grid:  # a season moves the other cells, and is everybody's
+            inverse[:, np.arange(CELLS) != NUMERIC_BELOW] = 0.0
         noise = float((usual * (1.0 - usual) * inverse).sum())
         strength = float((moved * moved * inverse).sum()) - noise / max(rows, 1.0)
-        return cls(since, some, usual, moved, inverse, noise, strength, rows)
+        return cls(since, some, usual, moved, inverse, noise, strength, rows, by_grid)
 
     def sure(self, rows: float) -> bool:
         """Whether so many rows can tell this shift from none."""
@@ -405,7 +443,7 @@ def _key(saved: Any) -> Key:
 
 
 def _accused(saved: Any, own: Cells32) -> Accused:
-    key, weight, features, answer, share, first_ms, heard_ms, calm_since_ms, score = saved
+    key, weight, features, answer, share, first_ms, heard_ms, calm_since_ms, score, by_grid = saved
     said: Answer = "few_callers" if answer == "few_callers" else "one_caller"
     calm_since = None if calm_since_ms is None else int(calm_since_ms)
     places = tuple(int(f) for f in features)
@@ -422,4 +460,5 @@ def _accused(saved: Any, own: Cells32) -> Accused:
         int(heard_ms),
         calm_since,
         float(score),
+        bool(by_grid),
     )

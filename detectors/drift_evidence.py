@@ -8,7 +8,8 @@ from detectors.attribution import Attribution
 from detectors.base import top_shares
 from detectors.caller_weights import capped_totals, row_weights
 from detectors.cells import CELLS, categorical_cells, numeric_cells
-from detectors.drift_callers import ALL_CLAIMED, OWN_CALM, Accused
+from detectors.drift_callers import ALL_CLAIMED, OWN_CALM, Accused, leading
+from detectors.drift_resolution import Flags, odd
 from detectors.drift_shelf import Part, Shelf
 from schemas.blocks import Block, Floats
 from schemas.events import MAX_NUMBER, CallerAuth
@@ -17,16 +18,21 @@ from schemas.signals import Evidence
 TOP_FEATURES = 5
 
 
-def moved_by_caller(block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature: Floats) -> Floats:
+def moved_by_caller(
+    block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature: Floats, *, by_grid: bool
+) -> Floats:
     """The mass that moved in this block by who brought it [callers of the block].
 
-    In a cell that holds more than the profile's share, each row counts as far as the cell is over it; over the
-    features that moved at least half as far as the first. `seen` [features, CELLS] are the block's cell weights.
+    In a cell that holds more than the profile's share, each row counts as far as the cell is over it, or `by_grid` every
+    row off its grid; over the `leading` features. `seen` [features, CELLS] are the block's cell weights.
     """
     weight = row_weights([block])[0]
     excess = np.zeros(len(block))
     total = max(float(weight.sum()), 1e-300)
-    for feature in _leading(by_feature).tolist():
+    for feature in leading(by_feature, TOP_FEATURES):
+        if by_grid:
+            excess += _odd(block, shelf, part, feature)
+            continue
         shares = seen[feature] / total
         over = np.maximum(shares - shelf.expected[part.slot, feature], 0.0)
         fraction = np.divide(over, shares, out=np.zeros(CELLS), where=shares > 0)
@@ -62,8 +68,9 @@ def _effective(weights: Floats) -> float:
     return 0.0 if squares <= 0 else float(weights.sum()) ** 2 / squares
 
 
-def evidence_of(block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature: Floats) -> Evidence:
-    """The five features that moved most, as columns: observed in this block beside expected by the profile."""
+def evidence_of(block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature: Floats, off_grid: Flags) -> Evidence:
+    """The five features that moved most, as columns: observed in this block beside expected by the profile. `reasons`: by
+    which test each is where it is; the steps of their grids, and the shares of rows off them, where one has a grid."""
     profile, numeric = part.profile, shelf.numeric
     weight = row_weights([block])[0]
     total = max(float(weight.sum()), 1e-300)
@@ -94,8 +101,15 @@ def evidence_of(block: Block, shelf: Shelf, part: Part, seen: Floats, by_feature
             expected_unseen, expected_missing = of_category.unseen_rate, of_category.missing_rate
         for key, value in zip(rates, (missing, expected_missing, alien, expected_unseen), strict=True):
             rates[key].append(value)
+    grids: Evidence = {}
+    steps = {f: float(shelf.step[part.slot, f]) for f in top if f < numeric and np.isfinite(shelf.step[part.slot, f])}
+    if steps:
+        off = {f: float((_odd(block, shelf, part, f) * weight).sum()) / total for f in steps}
+        grids = {"steps": [steps.get(f) for f in top], "observed_off_grid": [off.get(f) for f in top]}
     return {
         "features": names,
+        "reasons": ["resolution" if off_grid[feature] else "distribution" for feature in top],
+        **grids,
         "statistics": [float(by_feature[feature]) for feature in top],
         "observed_mean": means,
         "expected_mean": expected_means,
@@ -125,6 +139,7 @@ def accused_evidence(part: Part, accused: Accused) -> Evidence:
     return {
         "attributed_to": accused.answer,
         "features": [names[feature] for feature in accused.features],
+        "reason": "resolution" if accused.by_grid else "distribution",
         "share_of_shift": accused.share,
         "rows_unlike_before": accused.score,
         "exit_threshold": OWN_CALM,
@@ -142,8 +157,9 @@ def jump_evidence(shelf: Shelf, part: Part, jumps: list[float]) -> Evidence:
     }
 
 
-def _leading(by_feature: Floats) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-    return np.flatnonzero(by_feature >= 0.5 * by_feature.max())[:TOP_FEATURES]
+def _odd(block: Block, shelf: Shelf, part: Part, feature: int) -> Flags:
+    """Which rows [n] of one numeric feature are off its grid."""
+    return odd(block.numeric[:, feature], shelf.origin[part.slot, feature], shelf.step[part.slot, feature])
 
 
 def _cells(block: Block, shelf: Shelf, part: Part, feature: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:

@@ -20,7 +20,7 @@ from detectors.profile import LOOK_ROWS, SPAN_ROWS, Profile
 from schemas.blocks import Floats, Longs
 from schemas.errors import StateRefused
 
-STATE_MAGIC = b"pfd3"
+STATE_MAGIC = b"pfd4"
 MEASURE_MS, DAY_MS = 3_600_000, 86_400_000
 LEAST_PER_DAY = 24.0
 """A row an hour: what is rarer is not what a budget of alarms a month is for."""
@@ -76,10 +76,11 @@ class Shelf:
 
     Of the profile: edges [numeric, EDGES]; expected, alien, missing [features, CELLS] (the latter two 0 or 1); table
     and profile_rows as in `Spreads`; alien_most, missing_most [features]; watched [ADAPTIVE_FEATURES] numeric features
-    that ADWIN watches (-1 = none), their mean and sd; threshold, calm [LOOK_ROWS]; gross, a number.
-    Of the stream: seen, capped [windows, features, CELLS]; weight, squares [windows] and feed_sum, feed_weight
-    [ADAPTIVE_FEATURES], feed_rows; fired, calm_blocks, first_ms. `capped` means something once `lighter` is 1: until a
-    caller was over the cap it is what `seen` is.
+    that ADWIN watches (-1 = none), their mean and sd; threshold, calm [LOOK_ROWS]; gross, a number; origin, step, most_odd
+    [numeric]: the grid of values (step inf = none) and how many events off it, in a window, are too many.
+    Of the stream: seen, capped [windows, features, CELLS]; odd, odd_capped [windows, numeric]; weight, squares [windows] and
+    feed_sum, feed_weight [ADAPTIVE_FEATURES], feed_rows; fired, calm_blocks, first_ms. `capped` and `odd_capped` mean
+    something once `lighter` is 1: until a caller was over the cap they are what `seen` and `odd` are.
     """
 
     edges: Floats
@@ -96,8 +97,13 @@ class Shelf:
     threshold: Floats
     calm: Floats
     gross: Floats
+    origin: Floats
+    step: Floats
+    most_odd: Floats
     seen: Floats
     capped: Floats
+    odd: Floats
+    odd_capped: Floats
     weight: Floats
     squares: Floats
     feed_sum: Floats
@@ -119,7 +125,9 @@ class Shelf:
             **dict.fromkeys(("alien_most", "missing_most"), (f,)),
             **dict.fromkeys(("mean", "sd", "feed_sum", "feed_weight"), (a,)),
             **dict.fromkeys(("threshold", "calm"), (len(LOOK_ROWS),)),
+            **dict.fromkeys(("origin", "step", "most_odd"), (numeric,)),
             **dict.fromkeys(("seen", "capped"), (_WINDOWS, f, CELLS)),
+            **dict.fromkeys(("odd", "odd_capped"), (_WINDOWS, numeric)),
             **dict.fromkeys(("weight", "squares"), (_WINDOWS,)),
         }
         self._names = (*floats, "watched", "lighter", "fired", "calm_blocks", "first_ms")
@@ -141,8 +149,11 @@ class Shelf:
         slot = self._free.pop()
         for name in self._names:
             getattr(self, name)[slot] = 0
+        self.step[slot] = np.inf
         for k, feature in enumerate(profile.numeric):
             self.edges[slot, k] = padded_edges(np.array(feature.edges))
+            if feature.resolution is not None:
+                self.origin[slot, k], self.step[slot, k] = feature.resolution.origin, feature.resolution.step
         self.expected[slot] = profile.probabilities()
         self.alien[slot] = alien_cells([len(feature.edges) for feature in profile.numeric], self.categorical)
         self.missing[slot] = missing_cells(self.numeric, self.categorical)
@@ -163,6 +174,8 @@ class Shelf:
         rate = budget.alarms_per_row * self._share
         self.threshold[slot], self.calm[slot] = profile.calibration.thresholds(rate)
         self.gross[slot] = profile.calibration.gross_limit(rate)
+        brings = [np.inf if each.resolution is None else each.resolution.brings for each in profile.numeric]
+        self.most_odd[slot] = np.multiply(profile.calibration.resolution_limit(rate), brings)
 
     def give_back(self, slot: int) -> None:
         """Frees a slot."""
@@ -177,13 +190,15 @@ class Shelf:
         return Spreads(self.table[slots], self.profile_rows[slots])
 
 
-_STREAM = ("seen", "capped", "weight", "squares", "feed_sum", "feed_weight")
+_STREAM = ("seen", "capped", "odd", "odd_capped", "weight", "squares", "feed_sum", "feed_weight")
+CAPPED_OF = {"capped": "seen", "odd_capped": "odd"}
+"""What is by capped weights, and what the same is by own weights."""
 
 
 def pack(shelf: Shelf, part: Part, parameters: bytes) -> bytes:
     """A part's state: magic, parameters, profile, shape, numbers (little-endian), ADWIN windows, callers, sha256.
 
-    `capped` is left out until a caller was over the cap, so that 20 features stay within 32 kB.
+    What is by capped weights is left out until a caller was over the cap, so that 20 features stay within 32 kB.
     """
     slot = part.slot
     same = not shelf.lighter[slot]
@@ -200,7 +215,7 @@ def pack(shelf: Shelf, part: Part, parameters: bytes) -> bytes:
             part.per_day,
         ),
     ]
-    names = [name for name in _STREAM if not (same and name == "capped")]
+    names = [name for name in _STREAM if not (same and name in CAPPED_OF)]
     pieces += [getattr(shelf, name)[slot].astype("<f8").tobytes() for name in names]
     for state in (*(watch.save() for watch in part.watches), part.callers.saved()):
         pieces += [len(state).to_bytes(4, "little"), state]
@@ -225,7 +240,7 @@ def unpack(shelf: Shelf, part: Part, parameters: bytes, state: bytes) -> None:
     at += _SLOT.size
     numbers: dict[str, Floats] = {}
     for name in _STREAM:
-        if same and name == "capped":
+        if same and name in CAPPED_OF:
             continue
         shape = getattr(shelf, name).shape[1:]
         size = 8 * math.prod(shape)
@@ -244,7 +259,7 @@ def unpack(shelf: Shelf, part: Part, parameters: bytes, state: bytes) -> None:
     if at + 4 + int.from_bytes(body[at : at + 4], "little") != len(body):
         raise StateRefused("the drift state is longer than it should be")
     for name in _STREAM:
-        getattr(shelf, name)[slot] = numbers["seen" if same and name == "capped" else name]
+        getattr(shelf, name)[slot] = numbers[CAPPED_OF.get(name, name) if same else name]
     shelf.lighter[slot] = not same
     shelf.fired[slot], shelf.calm_blocks[slot], shelf.first_ms[slot] = fired, calm_blocks, first_ms
     shelf.feed_rows[slot] = feed_rows

@@ -1,8 +1,9 @@
 """Did the inputs leave the training profile?
 
-An anchored test, cell histograms over a short and a long window against the profile, sequential over blocks; and
-river's ADWIN on block means, which knows only the stream itself. Thresholds come from the profile's calibration in
-the order of its table, and from the endpoint's false-alarm budget.
+An anchored test, cell histograms over a short and a long window against the profile, sequential over blocks; over the
+same windows, whether values keep to the grid that they had in the table (`drift_resolution`); and river's ADWIN on
+block means, which knows only the stream itself. Thresholds come from the profile's calibration in the order of its
+table, and from the endpoint's false-alarm budget.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,8 @@ from detectors.base import Budget, LogPoint, Reading, part_of
 from detectors.budget import SHARES
 from detectors.caller_weights import MIN_CAP
 from detectors.cells import CELLS
-from detectors.drift_blocks import Sums, feed_ready, sums
-from detectors.drift_callers import OWN_CALM, OWN_LEAST, Accused
+from detectors.drift_blocks import Sums, feed_ready, into_windows, sums
+from detectors.drift_callers import OWN_CALM, OWN_LEAST, Accused, Reference
 from detectors.drift_evidence import (
     accused_evidence,
     attributed_evidence,
@@ -33,13 +34,16 @@ from detectors.drift_evidence import (
     moved_by_caller,
     shares_of,
 )
-from detectors.drift_shelf import Part, Shelf, pack, unpack
-from detectors.drift_windows import WINDOW_ROWS, divergence, faded, relative, scores
-from detectors.profile import AIMED, GROSS_SHARE, LOOK_ROWS, Profile
+from detectors.drift_resolution import NEAR, Flags, odd_scores
+from detectors.drift_shelf import CAPPED_OF, Part, Shelf, pack, unpack
+from detectors.drift_windows import WINDOW_ROWS, divergence, relative, scores
+from detectors.profile import AIMED, GROSS_SHARE, LOOK_ROWS, RESOLUTION_SHARE, Profile
 from schemas.blocks import Block, Floats, Longs
 from schemas.errors import StateRefused
+from schemas.events import CallerAuth
+from schemas.signals import Evidence
 
-VERSION = 6
+VERSION = 7
 DriftKind = Literal["feature_drift", "prediction_drift"]
 CALM_BLOCKS = 2
 """Blocks within the profile's range after which what came before them leaves the long window."""
@@ -58,7 +62,8 @@ MAX_UNKNOWN_PARTS = 4096
 @dataclass(frozen=True, slots=True)
 class _Verdicts:
     """Of blocks that were stepped together: score, threshold, calm level and block statistic [m], each feature's
-    score [m, features], by capped and by own weights of the callers. `alarm`: by either of them; `settled`: calm by both."""
+    score [m, features], and whether it is that of values off their grid, not of the cells [m, features]; where an alarm comes
+    from, by capped and by own weights of the callers. `alarm`: by either of them; `settled`: calm by both."""
 
     score: list[float]
     threshold: list[float]
@@ -66,10 +71,39 @@ class _Verdicts:
     firing: list[bool]
     statistic: list[float]
     by_feature: Floats
-    own_by_feature: Floats
+    off_grid: Flags
+    lead: _Lead
+    own_lead: _Lead
     alarm: list[bool]
     settled: list[bool]
     rows: list[float]
+
+
+class _Scores(NamedTuple):
+    """Scores [m, windows, features] of the `cells`, and of `odd` values, those off their grid."""
+
+    cells: Floats
+    odd: Floats
+
+    def further_out(self, renewed: npt.NDArray[np.bool_]) -> _Scores:
+        """Those [m, features] of the window that is further out; of the short one where the long one is `renewed` [m]."""
+        return _Scores(*(np.where(renewed[:, None], each[:, 0], each.max(axis=1)) for each in self))
+
+    def lead(self, threshold: Floats, beyond: npt.NDArray[np.bool_]) -> _Lead:
+        """Scores [m, features] by which it is asked where an alarm comes from: of odd values only where the cells tell of
+        none, nor are `beyond` [m] all. Else a few odd values would hide what everybody does."""
+        by_grid = (self.odd.max(axis=1) > threshold) & (self.cells.max(axis=1) <= threshold) & ~beyond
+        return _Lead(np.where(by_grid[:, None], self.odd, self.cells), by_grid)
+
+
+class _Lead(NamedTuple):
+    """Where alarms come from: by the scores [m, features] of the cells, or of odd values where it is `by_grid` [m]."""
+
+    by_feature: Floats
+    by_grid: npt.NDArray[np.bool_]
+
+    def of(self, k: int) -> tuple[Floats, bool]:
+        return self.by_feature[k], bool(self.by_grid[k])
 
 
 class FeatureDrift:
@@ -93,7 +127,7 @@ class FeatureDrift:
         self.critical_factor = critical_factor
         self.name, self.kind = kind, kind
         words = (self.name, VERSION, critical_factor, WINDOW_ROWS, CALM_BLOCKS, MIN_CAP, CELLS, DELTA, FEED_ROWS)
-        shares = (SHARES[kind], SHARES["adaptive_drift"], AIMED, GROSS_SHARE)
+        shares = (SHARES[kind], SHARES["adaptive_drift"], AIMED, GROSS_SHARE, RESOLUTION_SHARE, NEAR)
         self._digest = hashlib.sha256(repr((*words, *shares)).encode()).digest()
         self.hash = self._digest.hex()
         self._shelves: dict[tuple[int, int], Shelf] = {}
@@ -187,28 +221,19 @@ class FeatureDrift:
     def _step(self, shelf: Shelf, slots: Longs, measured: Sums, turn: Longs) -> _Verdicts:
         """One block for each of `slots` (all different): into the windows, and what they then say."""
         rows = measured.rows[turn]
-        left = faded(rows)
-        shelf.weight[slots] = weight = shelf.weight[slots] * left + measured.weight[turn, None]
-        shelf.squares[slots] = squares = shelf.squares[slots] * left * left + measured.squares[turn, None]
-        effective = weight * weight / squares
-        fade, by_weight = left[:, :, None, None], weight[:, :, None, None]
-        before = shelf.seen[slots]
-        shelf.seen[slots] = seen = before * fade + measured.seen[turn, None]
-        fair = self._capped(shelf, slots, measured, turn, before, fade)
-        expected = shelf.expected[slots][:, None]
-        far, moved = divergence(
-            seen / by_weight,
-            None if fair is None else fair / by_weight,
-            expected,
-            effective,
-        )
+        now = into_windows(shelf, slots, measured, turn)
+        by_weight, effective = now.weight[:, :, None, None], now.effective
+        expected, seen = shelf.expected[slots][:, None], now.seen / by_weight
+        fair = None if now.capped is None else now.capped / by_weight
+        far, moved = divergence(seen, fair, expected, effective)
         level, scale, shape, largest = shelf.spreads(slots).at(effective)
-        by_window = own_by_window = scores(far, level, scale, shape)
-        if (
-            fair is not None
-        ):  # somebody is over the cap: does what is seen leave the profile where the fair part does not?
-            own, _ = divergence(seen / by_weight, None, expected, effective)
-            own_by_window = scores(own, level, scale, shape)
+        threshold, quiet = _at_size((shelf.threshold[slots], shelf.calm[slots]), rows)
+        odd_of = {"most": shelf.most_odd[slots], "threshold": threshold, "features": far.shape[2]}
+        own_found = found = _Scores(scores(far, level, scale, shape), odd_scores(now.odd, now.odd_capped, **odd_of))
+        # Somebody is over the cap: does what is seen leave the profile where the fair part does not?
+        if fair is not None:
+            own, _ = divergence(seen, None, expected, effective)
+            own_found = _Scores(scores(own, level, scale, shape), odd_scores(now.odd, None, **odd_of))
         statistic = relative(
             moved,
             expected,
@@ -217,31 +242,22 @@ class FeatureDrift:
             (shelf.alien_most[slots][:, None], shelf.missing_most[slots][:, None]),
             effective,
         ).max(axis=2)
-        return self._judge(shelf, slots, rows, by_window, own_by_window, statistic)
-
-    @staticmethod
-    def _capped(
-        shelf: Shelf, slots: Longs, measured: Sums, turn: Longs, seen_before: Floats, fade: Floats
-    ) -> Floats | None:
-        """The windows by capped caller weights after the blocks of `turn`; None while they equal those by own weights:
-        no block of these slots ever had a caller over the cap."""
-        over, lighter = measured.over[turn], shelf.lighter[slots] > 0
-        if not (over | lighter).any():
-            return None
-        before = np.where(lighter[:, None, None, None], shelf.capped[slots], seen_before)
-        block = np.where(over[:, None, None], measured.capped[turn], measured.seen[turn]) if over.any() else None
-        after = before * fade + (measured.seen[turn] if block is None else block)[:, None]
-        shelf.capped[slots] = after
-        shelf.lighter[slots] = 1
-        return np.asarray(after)
+        return self._judge(shelf, slots, rows, (threshold, quiet), found, own_found, statistic)
 
     def _judge(
-        self, shelf: Shelf, slots: Longs, rows: Floats, by_window: Floats, own_by_window: Floats, statistic: Floats
+        self,
+        shelf: Shelf,
+        slots: Longs,
+        rows: Floats,
+        levels: tuple[Floats, Floats],
+        found: _Scores,
+        own_found: _Scores,
+        statistic: Floats,
     ) -> _Verdicts:
-        """Entry and exit: `by_window`, `own_by_window` [m, windows, features] are scores, by capped and by own weights;
-        `statistic` [m, windows] is relative."""
-        threshold, quiet = _at_size((shelf.threshold[slots], shelf.calm[slots]), rows)
-        top = by_window.max(axis=2)
+        """Entry and exit by the scores that were `found`, by capped and by own weights; `levels` [m] are the threshold and
+        what is calm; `statistic` [m, windows] is relative."""
+        threshold, quiet = levels
+        top = np.maximum(found.cells, found.odd).max(axis=2)
         recent_calm = top[:, 0] <= quiet
         shelf.calm_blocks[slots] = np.where(recent_calm, shelf.calm_blocks[slots] + 1, 0)
         # After an alarm of the short window the long one would stay far out for thousands of rows: two usual blocks, and
@@ -249,20 +265,21 @@ class FeatureDrift:
         was = shelf.fired[slots]
         renewed = (was == FIRED_SHORT) & (shelf.calm_blocks[slots] >= CALM_BLOCKS) & (top.max(axis=1) > quiet)
         if renewed.any():
-            for name in ("seen", "capped", "weight", "squares"):
+            for name in ("weight", "squares", *CAPPED_OF, *CAPPED_OF.values()):
                 state = getattr(shelf, name)
                 state[slots[renewed], 1:] = state[slots[renewed], :1]
-        by_feature = np.where(renewed[:, None], by_window[:, 0], by_window.max(axis=1))
+        out, own_out = found.further_out(renewed), own_found.further_out(renewed)
+        by_feature, own = np.maximum(*out), np.maximum(*own_out)
         # So far out that no training block came near is an alarm whatever the score: a tail fitted to weather has no end.
         limit = np.maximum(shelf.gross[slots], WARNING_SHARE * self.critical_factor)
         beyond = np.where(renewed, statistic[:, 0], statistic.max(axis=1)) / limit
         score = np.maximum(by_feature.max(axis=1), threshold * beyond)
         firing = score > threshold
         calm = (by_feature.max(axis=1) <= quiet) & ~firing
-        short = (top[:, 0] > threshold) | (statistic[:, 0] > limit)
+        # Values off their grid that single blocks show, too, are gone for good when two blocks show none.
+        short = (top[:, 0] > threshold) | (statistic[:, 0] > limit) | (found.odd[:, 0].max(axis=1) > quiet)
         now = np.maximum(np.where(renewed, 0, was), np.where(firing, np.where(short, FIRED_SHORT, FIRED_LONG), 0))
         shelf.fired[slots] = np.where(calm, 0, now)
-        own = np.where(renewed[:, None], own_by_window[:, 0], own_by_window.max(axis=1))
         return _Verdicts(
             score.tolist(),
             threshold.tolist(),
@@ -270,7 +287,9 @@ class FeatureDrift:
             firing.tolist(),
             statistic[:, 0].tolist(),
             by_feature,
-            own,
+            out.odd > out.cells,
+            out.lead(threshold, beyond > 1.0),
+            own_out.lead(threshold, beyond > 1.0),
             (firing | (own.max(axis=1) > threshold)).tolist(),
             (calm & (own.max(axis=1) <= quiet)).tolist(),
             rows.tolist(),
@@ -281,12 +300,14 @@ class FeatureDrift:
         block: Block, part: Part, shelf: Shelf, verdicts: _Verdicts, k: int
     ) -> tuple[Attribution | None, list[Accused]]:
         """Who moves the inputs, where they moved, and the callers that are read on."""
-        edges, expected = shelf.edges[part.slot], shelf.expected[part.slot]
-        now = {"alarm": verdicts.alarm[k], "calm": verdicts.settled[k]}
-        return part.callers.follow(block, edges, expected, verdicts.own_by_feature[k], **now)
+        slot, now = part.slot, {"alarm": verdicts.alarm[k], "calm": verdicts.settled[k]}
+        reference = Reference(shelf.edges[slot], shelf.expected[slot], np.stack([shelf.origin[slot], shelf.step[slot]]))
+        by_feature, by_grid = verdicts.own_lead.of(k)
+        return part.callers.follow(block, reference, by_feature, by_grid=by_grid, **now)
 
     def _caller_reading(self, block: Block, part: Part, accused: Accused) -> Reading:
-        """Of a caller that moved the endpoint's inputs: how much of what it sends is not as it used to be."""
+        """Of a caller that moved the endpoint's inputs: how much of what it sends is not as it used to be. Who only took them
+        off their grid may as well round otherwise since: that is told, and limits nobody."""
         name, auth = accused.key
         return self._endpoint_reading(
             block,
@@ -297,7 +318,7 @@ class FeatureDrift:
             threshold=OWN_LEAST,
             firing=accused.score > OWN_LEAST,
             calm=accused.score <= OWN_CALM,
-            severity="info" if part.learned else "warning",
+            severity="info" if part.learned or accused.by_grid else "warning",
             first_ms=accused.first_ms,
             shares=((name, auth, accused.share),),
             evidence=accused_evidence(part, accused) | ({"profile": "learned"} if part.learned else {}),
@@ -323,12 +344,16 @@ class FeatureDrift:
         # the breadth below speaks of.
         least = WARNING_SHARE * self.critical_factor
         gross = firing and statistic > self.critical_factor and self._alone(shelf, part.slot, measured, at) > least
-        by_feature = verdicts.by_feature[k]
-        moved = moved_by_caller(block, shelf, part, own, by_feature) if firing else np.empty(0)
-        shares = shares_of(block, moved) if firing else ()
-        more = evidence_of(block, shelf, part, own, by_feature) | breadth_of(block, moved) if firing else {}
-        if firing and who is not None:
-            more |= attributed_evidence(part, who)
+        shares: tuple[tuple[str, CallerAuth, float], ...] = ()
+        more: Evidence = {}
+        if firing:
+            by_feature, by_grid = verdicts.lead.of(k)
+            moved = moved_by_caller(block, shelf, part, own, by_feature, by_grid=by_grid)
+            shares = shares_of(block, moved)
+            more = evidence_of(block, shelf, part, own, verdicts.by_feature[k], verdicts.off_grid[k])
+            more = {**more, **breadth_of(block, moved)}
+            if who is not None:
+                more = {**more, **attributed_evidence(part, who)}
         return self._endpoint_reading(
             block,
             score=verdicts.score[k],
@@ -338,9 +363,13 @@ class FeatureDrift:
             severity="critical" if gross and not part.learned else "warning",
             first_ms=first_ms,
             shares=shares,
-            evidence=more
-            | {"block_statistic": statistic, "critical_at": self.critical_factor, "rows": int(verdicts.rows[k])}
-            | ({"profile": "learned"} if part.learned else {}),
+            evidence={
+                **more,
+                "block_statistic": statistic,
+                "critical_at": self.critical_factor,
+                "rows": int(verdicts.rows[k]),
+                **({"profile": "learned"} if part.learned else {}),
+            },
         )
 
     @staticmethod

@@ -42,8 +42,8 @@ LOOK_ROWS = (32, 256)
 AIMED = 0.6
 """Part of the allowed chance alarms that thresholds aim at: a calibration is one drawing, so alarms may come half or twice as
 often as aimed; 0.3 to 1.3 of what is allowed is promised, and this is the middle of it by ratio."""
-GROSS_SHARE = 0.2
-"""Of the chance alarms, what those by the statistic in units of the largest may be."""
+GROSS_SHARE, RESOLUTION_SHARE = 0.2, 0.15
+"""Of the chance alarms, what those by the statistic in units of the largest may be, and those by values off their grid."""
 MAX_GROSS = 50.0
 """Of its ln: further out there is nothing."""
 
@@ -55,8 +55,23 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _without_none(data: dict[str, Any], *names: str) -> dict[str, Any]:
+    """What is dumped of a part, without those of `names` that are None."""
+    return {name: value for name, value in data.items() if value is not None or name not in names}
+
+
+class Resolution(_Part):
+    """Values are `origin` + k * `step`, nearly all of them; one that is not would come in some `brings` events of a block
+    (`drift_resolution`)."""
+
+    origin: float
+    step: float = Field(gt=0)
+    brings: float = Field(gt=0)
+
+
 class NumericFeature(_Part):
-    """One numeric feature. `probabilities` [CELLS] are of the cells of `edges`; moments are of present values."""
+    """One numeric feature. `probabilities` [CELLS] are of the cells of `edges`; moments are of present values. `resolution`
+    is None where values have none, and in profiles of releases before it."""
 
     name: Name
     edges: tuple[float, ...] = Field(min_length=2, max_length=EDGES)
@@ -65,6 +80,12 @@ class NumericFeature(_Part):
     sd: float = Field(ge=0)
     quantiles: tuple[float, ...] = Field(min_length=len(QUANTILE_LEVELS), max_length=len(QUANTILE_LEVELS))
     missing_rate: Share
+    resolution: Resolution | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_resolution(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A feature of a release before `resolution` has the bytes that it had there."""
+        return _without_none(dumped(self), "resolution")
 
     @model_validator(mode="after")
     def _edges_rise(self) -> Self:
@@ -115,11 +136,6 @@ class FeatureSpread(_Part):
         if min(min(self.level), min(self.scale), min(self.largest)) <= 0:
             raise ValueError("a spread is not above 0")
         return self
-
-
-def _without_none(data: dict[str, Any], *names: str) -> dict[str, Any]:
-    """What is dumped of a part, without those of `names` that are None."""
-    return {name: value for name, value in data.items() if value is not None or name not in names}
 
 
 class AlarmTail(_Part):
@@ -175,23 +191,25 @@ class Calibration(_Part):
 
     `tails` are of rows in the table's order at each of `LOOK_ROWS`, then of rows drawn one by one at each. `gross` is
     the tail of ln of the statistic in units of the largest in the table, in full blocks; None in profiles of releases
-    before it.
+    before it. `resolution` is that of events off the grid in the fuller window, in units of what a rare value brings;
+    None, too, where no feature has a resolution.
     """
 
     spreads: tuple[FeatureSpread, ...] = Field(max_length=MAX_FEATURES)
     tails: tuple[AlarmTail, ...] = Field(min_length=2 * len(LOOK_ROWS), max_length=2 * len(LOOK_ROWS))
     adaptive: tuple[AdaptiveTail, ...] = Field(max_length=MAX_FEATURES)
     gross: AlarmTail | None = None
+    resolution: AlarmTail | None = None
 
     @model_serializer(mode="wrap")
-    def _without_gross(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A calibration of a release before `gross` has the bytes that it had there."""
-        return _without_none(dumped(self), "gross")
+    def _without_what_is_not_there(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A calibration of a release before `gross` or `resolution` has the bytes that it had there."""
+        return _without_none(dumped(self), "gross", "resolution")
 
     def thresholds(self, alarms_per_row: float) -> tuple[list[float], list[float]]:
         """Entry score and calm score at each of `LOOK_ROWS`, whichever kind of rows needs the higher one."""
         if self.gross is not None:
-            alarms_per_row *= AIMED * (1.0 - GROSS_SHARE)
+            alarms_per_row *= AIMED * (1.0 - GROSS_SHARE - (RESOLUTION_SHARE if self.resolution is not None else 0.0))
         looks = len(LOOK_ROWS)
         pairs = [(self.tails[k], self.tails[looks + k]) for k in range(looks)]
         enter = [max(tail.threshold(alarms_per_row) for tail in pair) for pair in pairs]
@@ -204,6 +222,13 @@ class Calibration(_Part):
         if self.gross is None:
             return 0.0
         return math.exp(min(self.gross.threshold(AIMED * GROSS_SHARE * alarms_per_row), MAX_GROSS))
+
+    def resolution_limit(self, alarms_per_row: float) -> float:
+        """The events off the grid, in units of what a rare value brings, that chance passes no more often than their part of
+        `alarms_per_row`; inf where no feature has a resolution."""
+        if self.resolution is None:
+            return math.inf
+        return max(self.resolution.threshold(AIMED * RESOLUTION_SHARE * alarms_per_row), 1.0)
 
 
 def cell_probabilities(

@@ -22,6 +22,7 @@ from detectors.cells import (
     padded_edges,
 )
 from detectors.drift_alarm_tails import alarm_tails
+from detectors.drift_resolution import with_resolutions
 from detectors.drift_thresholds import UNIT_ROWS, OrderedTable, adaptive_tails, feature_spreads
 from detectors.outlier_section import OutlierSection, section_of
 from detectors.profile import (
@@ -166,18 +167,21 @@ def profile_of(
     ordered = _ordered_table(table)
     spreads = feature_spreads(ordered)
     tails, gross = alarm_tails(ordered, spreads, seed)
+    picked = calibration_rows(table.rows)
+    numeric, resolution = with_resolutions(table.numeric, [column[picked] for column in table.values])
     return Profile(
         rows=table.rows,
         order_by=order_by,
         seed=seed,
         order=tuple(order),
-        numeric=tuple(table.numeric),
+        numeric=tuple(numeric),
         categorical=tuple(table.categorical),
         calibration=Calibration(
             spreads=spreads,
             tails=tails,
             adaptive=adaptive_tails(ordered, seed) if adaptive else (),
             gross=gross,
+            resolution=resolution,
         ),
         outliers=_outliers(table, seed) if outliers else None,
     )
