@@ -114,6 +114,17 @@ def test_a_carrier_whose_pipeline_breaks_is_named_and_nobody_else(place: int, or
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("place", range(4))
+def test_a_carrier_that_sends_celsius_which_is_within_the_year_is_told_and_not_limited(place: int, order: str) -> None:
+    carrier = heaviest()[place]
+    readings = replay(drawn(order), feature("temp", lambda fahrenheit: (fahrenheit - 32) / 1.8, carrier))
+
+    assert named(readings) == {f"carrier-{carrier}"}
+    assert {each.severity for each in readings if each.firing and each.subject_kind == "caller"} == {"info"}
+    assert "critical" not in {each.severity for each in readings}
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_what_breaks_for_all_carriers_is_everybodys(order: str) -> None:
     readings = replay(drawn(order), feature("sched_dep_time", minutes_of_the_day, None))
     answers = {reading.evidence["attributed_to"] for reading in readings if reading.severity == "critical"}
