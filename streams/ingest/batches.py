@@ -14,16 +14,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from msgspec import UNSET
-from msgspec.structs import astuple
+from msgspec import UNSET, UnsetType
 from pydantic_core import to_json
 
 from schemas.blocks import Longs
 from schemas.errors import PalisadeError
 from schemas.outcomes import numbers
 from streams.decode.envelope import NO_TIME, times
-from streams.ingest.lanes import Shape
 from streams.ingest.pieces import Piece
+from streams.ingest.texts import sayable, texts
 
 MAX_LAYOUTS = 32
 """Layouts of one piece that have a batch of their own; rows of further ones keep their features as text."""
@@ -101,19 +100,20 @@ def request_batches(piece: Piece, rules: Rules) -> tuple[list[Requests], list[No
 def _by_layout(piece: Piece, rules: Rules) -> list[tuple[str | None, tuple[str, ...] | None, list[int]]]:
     """(endpoint if it has redactions, names of the features or None if they have none, rows), most rows first."""
     groups: dict[Any, list[int]] = {}
-    features, endpoints = piece.fields["features"], piece.fields["endpoint"]
-    if piece.shape is not None and not rules.redactions:
-        return [(None, piece.shape.names, list(range(len(piece))))]
-    if piece.shape is not None:
+    endpoints = piece.fields["endpoint"]
+    if piece.features is not None:
+        names = piece.features.names
+        if not rules.redactions:
+            return [(None, names, list(range(len(piece))))]
         for row, endpoint in enumerate(endpoints):
             owner = endpoint if endpoint in rules.redactions else None
-            groups.setdefault((owner, piece.shape.names), []).append(row)
+            groups.setdefault((owner, names), []).append(row)
     elif rules.redactions:
         owners = [endpoint if endpoint in rules.redactions else None for endpoint in endpoints]
-        for row, (owner, each) in enumerate(zip(owners, features, strict=True)):
+        for row, (owner, each) in enumerate(zip(owners, piece.fields["features"], strict=True)):
             groups.setdefault((owner, tuple(each) if type(each) is dict and each else None), []).append(row)
     else:
-        for row, each in enumerate(features):
+        for row, each in enumerate(piece.fields["features"]):
             groups.setdefault((None, tuple(each) if type(each) is dict and each else None), []).append(row)
     if len(groups) <= MAX_LAYOUTS:
         return [(owner, names, rows) for (owner, names), rows in groups.items()]
@@ -130,25 +130,24 @@ def _layout_batches(
 ) -> tuple[list[Requests], list[NotWritten]]:
     found: list[Requests] = []
     refused: list[NotWritten] = []
-    if piece.shape is not None:
-        given = piece.fields["features"]
-        struct = shaped(piece.shape, given if len(rows) == len(piece) else [given[row] for row in rows])
-        features = struct if redaction is None else redaction.struct(struct)
-        return [_requests(piece, rows, FEATURES, features, rules, redaction)], refused
+    if piece.features is not None:
+        given = piece.features if len(rows) == len(piece) else piece.features.take(np.array(rows, dtype=np.int64))
+        columns = given.columns() if redaction is None else {FEATURES: redaction.struct(given.struct())}
+        return [_requests(piece, rows, columns, rules, redaction)], refused
     if names is not None:
         struct, odd = _struct([piece.fields["features"][row] for row in rows], names)
         if struct is not None:
             fitting = [row for at, row in enumerate(rows) if at not in odd] if odd else rows
             features = struct if redaction is None else redaction.struct(struct)
-            found.append(_requests(piece, fitting, FEATURES, features, rules, redaction))
+            found.append(_requests(piece, fitting, {FEATURES: features}, rules, redaction))
         rows = [rows[at] for at in sorted(odd)]
     if rows and redaction is not None:
         rows, each, refused = _redacted(piece, rows, redaction)
     else:
         each = [piece.fields["features"][row] for row in rows]
     if rows:
-        texts = pa.array([to_json(features, inf_nan_mode="constants") for features in each], pa.binary())
-        found.append(_requests(piece, rows, FEATURES_TEXT, texts, rules, redaction))
+        said = pa.array([to_json(features, inf_nan_mode="constants") for features in each], pa.binary())
+        found.append(_requests(piece, rows, {FEATURES_TEXT: said}, rules, redaction))
     return found, refused
 
 
@@ -187,40 +186,15 @@ def _struct(rows: Sequence[dict[str, Any]], names: tuple[str, ...]) -> tuple[pa.
     if odd:
         columns = [[value for at, value in enumerate(column) if at not in odd] for column in columns]
     arrays = [_array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-    return pa.StructArray.from_arrays(arrays, names=[_text(name) for name in names]), odd
-
-
-def shaped(shape: Shape, rows: Sequence[Any]) -> pa.StructArray:
-    """Features [n] of one shape as columns."""
-    flat = list(chain.from_iterable(map(astuple, rows)))
-    width = len(shape.names)
-    if set(shape.kinds) == {float}:
-        columns = np.ascontiguousarray(np.array(flat, dtype=np.float64).reshape(-1, width).T)
-        masks = np.isnan(columns) if None in flat else [None] * width  # null becomes NaN, which no JSON says
-        arrays = [pa.array(column, mask=mask) for column, mask in zip(columns, masks, strict=True)]
-    else:
-        arrays = [_array(flat[at::width], kind) for at, kind in enumerate(shape.kinds)]
-    return pa.StructArray.from_arrays(arrays, names=list(shape.names))
+    return pa.StructArray.from_arrays(arrays, names=[sayable(name) for name in names]), odd
 
 
 def _array(column: list[Any], kind: type) -> pa.Array:
     return texts(column) if kind is str else pa.array(column, _KINDS[kind])
 
 
-def _text(name: str) -> str:
-    return name.encode("utf-8", "replace").decode()
-
-
-def texts(column: Sequence[str | None]) -> pa.Array:
-    """A text column; what no UTF-8 can say (lone surrogates) is replaced."""
-    try:
-        return pa.array(column, pa.string())
-    except UnicodeError:
-        return pa.array([None if text is None else _text(text) for text in column], pa.string())
-
-
 def _requests(
-    piece: Piece, rows: list[int], name: str, features: pa.Array, rules: Rules, redaction: Redaction | None
+    piece: Piece, rows: list[int], features: Mapping[str, pa.Array], rules: Rules, redaction: Redaction | None
 ) -> Requests:
     everything = len(rows) == len(piece)
     at = np.array(rows, dtype=np.int64)
@@ -230,14 +204,14 @@ def _requests(
         return values if everything else [values[row] for row in rows]
 
     keys = piece.key if everything else [piece.key[row] for row in rows]
-    endpoints, callers = of("endpoint"), texts(of("caller"))
+    endpoints, ids, callers = of("endpoint"), of("request_id"), texts(of("caller"))
     arrays = {
         "place": pa.array(piece.place[at]),
         "broker_ms": pa.array(piece.broker_ms[at]),
         "key": texts(keys),
         "endpoint": texts(endpoints),
         "producer": texts(of("producer")),
-        "request_id": texts([one or "none" for one in of("request_id")]),
+        "request_id": texts(ids if all(ids) else [one or "none" for one in ids]),
         "model_version": texts(of("model_version")),
         "artifact_digest": texts(of("artifact_digest")),
         "caller": callers if redaction is None else redaction.callers(callers),
@@ -245,7 +219,7 @@ def _requests(
         "sent_ms": _times(of("ts")),
         "weight": pa.array(numbers(of("weight"))),
         "reused_id": pa.array(np.zeros(len(rows), dtype=np.bool_)),
-        name: features,
+        **features,
     }
     batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
     return Requests(batch, keys, endpoints, at)
@@ -260,18 +234,25 @@ def _verified(auths: Sequence[str], endpoints: Sequence[str], rules: Rules) -> p
 
 
 def _times(column: Sequence[int | None]) -> pa.Array:
-    ms = times(column)
+    if column.count(None) == len(column):
+        return pa.nulls(len(column), pa.int64())
+    try:
+        ms = np.array(column, dtype=np.int64)
+    except (TypeError, OverflowError):
+        ms = times(column)
     return pa.array(ms, mask=ms == NO_TIME)
 
 
 def response_batch(piece: Piece) -> pa.RecordBatch:
     """The rows of a piece of responses or combined events. `value`: a number; `text`: any other prediction, as JSON."""
-    given = [None if value is UNSET else value for value in piece.fields["prediction"]]
-    statuses = piece.fields["status"]
+    given, kinds = piece.fields["prediction"], set(map(type, piece.fields["prediction"]))
     latency = numbers(piece.fields["latency_ms"])
-    text: list[bytes | None] = [None] * len(given)
-    if not set(map(type, given)) <= {float, type(None)}:
-        text = [None if type(one) in (float, type(None)) else to_json(one, inf_nan_mode="constants") for one in given]
+    text = pa.nulls(len(given), pa.binary())
+    if UnsetType in kinds:
+        given = [None if value is UNSET else value for value in given]
+    if not kinds <= {float, type(None), UnsetType}:
+        others = [None if type(one) in (float, type(None)) else to_json(one, inf_nan_mode="constants") for one in given]
+        text = pa.array(others, pa.binary())
         given = [one if type(one) is float else None for one in given]
     arrays = {
         "place": pa.array(piece.place),
@@ -279,12 +260,12 @@ def response_batch(piece: Piece) -> pa.RecordBatch:
         "key": texts(piece.key),
         "endpoint": texts(piece.fields["endpoint"]),
         "request_id": texts(piece.fields["request_id"]),
-        "status": pa.array(["ok" if one is UNSET else one for one in statuses], pa.string()),
+        "status": texts(["ok" if one is UNSET else one for one in piece.fields["status"]]),
         "latency_ms": pa.array(latency, mask=np.isnan(latency)),
         "model_version": texts(piece.fields["model_version"]),
         "served_by": texts(piece.fields["served_by"]),
         "sent_ms": _times(piece.fields["ts"]),
         "value": pa.array(given, pa.float64()),
-        "text": pa.array(text, pa.binary()),
+        "text": text,
     }
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))

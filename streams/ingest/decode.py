@@ -49,9 +49,10 @@ from streams.ingest.events import (
     missing,
     parsed,
 )
-from streams.ingest.lanes import GENERAL, WIDE, Lane, Shape, lane_of
+from streams.ingest.lanes import GENERAL, WIDE, Lane, lane_of
 from streams.ingest.marks import PLAIN, Mark, marks_of
 from streams.ingest.pieces import ROW_BITS, Blamed, Decoded, Piece
+from streams.ingest.shapes import Block, Shape
 from streams.records import Records
 from streams.redaction import ANONYMOUS
 
@@ -86,9 +87,10 @@ class _Row(NamedTuple):
 @dataclass(slots=True)
 class _Gather:
     """Rows of a piece: `flat` holds the fields end to end, the rest one entry a row; `family` what is not "" of them.
-    `kind`: as the records say, where the lane does not."""
+    `kind`: as the records say, where the lane does not. `blocks`: features of one shape, which `flat` has None for."""
 
     flat: list[Any] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
     record: list[int] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
     lane: Lane = GENERAL
@@ -225,11 +227,14 @@ class _Run:
         self, lane: Lane, flat: list[Any], record: Iterable[int], row: Iterable[int], kind: int | None
     ) -> Iterator[None]:
         yield from self._enter(lane)
-        gather = self.gather
+        gather, rows = self.gather, len(flat) // lane.width
+        if lane.shape is not None:
+            features = slice(lane.names.index("features"), None, lane.width)
+            gather.blocks.append(lane.shape.block(flat[features]))
+            flat[features] = [None] * rows
         gather.flat += flat
         gather.record += record
         gather.row += row
-        rows = len(flat) // lane.width
         gather.kind += [kind] * rows
         gather.spent += rows
 
@@ -418,19 +423,22 @@ class _Run:
         fields = {name: gather.flat[at :: lane.width] for at, name in enumerate(lane.names)}
         record, number = np.array(gather.record, dtype=np.int64), np.array(gather.row, dtype=np.int64)
         place = self._offset[record] << ROW_BITS | number if len(record) else record
-        producers = [name or "unknown" for name in fields["producer"]]
-        ids = fields["request_id"]
-        key = list(map("\x1f".join, zip(producers, [name or "" for name in ids], strict=True)))
+        producers, ids = fields["producer"], fields["request_id"]
+        if not all(producers):
+            producers = fields["producer"] = [name or "unknown" for name in producers]
+        key = list(map("\x1f".join, zip(producers, ids if all(ids) else [name or "" for name in ids], strict=True)))
         for at, family in gather.family.items():
             key[at] = f"{key[at]}\x1f{family}"
         if key and max(map(len, key)) > MAX_KEY_CHARS:
             key = [one if len(one) <= MAX_KEY_CHARS else clean_id(one) for one in key]
         if not "".join(key).isascii():
             key = [one if one.isascii() else clean_id(one) for one in key]
-        fields["producer"] = producers
         broker_ms = self._broker_ms[record] if len(record) else record
         if lane.kind is not None:
-            return Piece(fields, place, broker_ms, np.full(len(key), lane.kind, np.uint8), key, lane.shape)
+            features = None if lane.shape is None else lane.shape.features(gather.blocks)
+            if features is not None:
+                del fields["features"]
+            return Piece(fields, place, broker_ms, np.full(len(key), lane.kind, np.uint8), key, features)
         piece = Piece(fields, place, broker_ms, _kinds(fields, gather.kind), key)
         return piece.where(self._whole(piece, record, number))
 

@@ -11,51 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from schemas.topics import REQUESTS, RESPONSES
 from streams.ingest.events import ALSO, CLOSED, FEATURES, FIELDS, MANY, NAMES, NEEDED, REQUEST, RESPONSE, WIDTH
+from streams.ingest.shapes import Shape
 
-MAX_FEATURES = 512
-"""Rows of more features keep them in dictionaries: a decoder of so many takes 5 ms to make."""
 _ELSEWHERE = {
     REQUEST: ("latency_ms", "status", "served_by", "prediction"),
     RESPONSE: ("artifact_digest", "caller", "caller_auth", "weight", "features"),
 }
 """Fields that an event of this kind has not."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Shape:
-    """Names and types (float, str, bool) of features, in order; any of them may be null. `type`: a row."""
-
-    names: tuple[str, ...]
-    kinds: tuple[type, ...]
-    type: Any
-
-    @classmethod
-    def of(cls, rows: Sequence[Any]) -> Shape | None:
-        """The shape that all of these features [n] have; None if they differ, or a decoder cannot say it."""
-        if set(map(type, rows)) != {dict} or len(found := set(map(tuple, rows))) != 1:
-            return None
-        names = found.pop()
-        kinds = [set(map(type, column)) - {type(None)} for column in zip(*map(dict.values, rows), strict=True)]
-        sayable = all(char not in '"\\' and " " <= char <= "~" for name in names for char in name)
-        if not (sayable and 0 < len(names) <= MAX_FEATURES) or any(
-            len(each) > 1 or not each <= {float, str, bool} for each in kinds
-        ):
-            return None
-        return cls.made(names, tuple(each.pop() if each else float for each in kinds))
-
-    @classmethod
-    def made(cls, names: tuple[str, ...], kinds: tuple[type, ...]) -> Shape:
-        fields = [(f"f{at}", kind | None) for at, kind in enumerate(kinds)]
-        rename = {f"f{at}": name for at, name in enumerate(names)}
-        row = msgspec.defstruct("Features", fields, rename=rename, gc=False, forbid_unknown_fields=True)
-        return cls(names, kinds, row)
-
-    def same(self, other: Shape) -> bool:
-        return self.names == other.names and self.kinds == other.kinds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +40,10 @@ class Lane:
 
     def takes(self, flat: Sequence[Any]) -> bool:
         """Whether these events, end to end, are all of the kind: an answer says what, or how it went."""
-        if self.kind != RESPONSE or UNSET not in (said := flat[self.names.index("prediction") :: self.width]):
+        if self.kind != RESPONSE:
+            return True
+        said = flat[self.names.index("prediction") :: self.width]
+        if UnsetType not in set(map(type, said)):  # `in` would compare each prediction with it
             return True
         status = flat[self.names.index("status") :: self.width]
         return not any(a is UNSET and b is UNSET for a, b in zip(said, status, strict=True))

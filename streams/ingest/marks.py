@@ -51,6 +51,8 @@ def _claimed(content_type: str) -> str:
 
 def marks_of(headers: Sequence[RawHeaders]) -> list[Mark]:
     """The mark of each record. Neighbours mostly have equal headers, so that they are read once."""
+    if not any(headers):
+        return [PLAIN] * len(headers)
     marks: list[Mark] = []
     seen: RawHeaders = None
     mark = PLAIN

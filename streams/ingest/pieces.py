@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from schemas.blocks import Longs
 from schemas.deadletter import DeadLetter
-from streams.ingest.lanes import Shape
+from streams.ingest.shapes import Features
 
 ROW_BITS = 14
 """A place is `offset << 14 | row`: a record has at most 10,000 rows."""
@@ -22,8 +22,8 @@ class Piece:
     """n rows of one kind or several, in log order, as lists of Python values by field.
 
     place [n] int64; broker_ms [n] of each row's record; kind [n]: REQUEST, RESPONSE, COMBINED. key [n]: what request and
-    response of one call share. Ids are as they were sent. `fields` has those of all kinds there are. shape: of all
-    features, which are its rows then, not dictionaries.
+    response of one call share. Ids are as they were sent. `fields` has those of all kinds there are. features [n]: where all
+    are of one shape; `fields` does not have them then.
     """
 
     fields: dict[str, list[Any]]
@@ -31,7 +31,7 @@ class Piece:
     broker_ms: Longs
     kind: npt.NDArray[np.uint8]
     key: list[str]
-    shape: Shape | None = None
+    features: Features | None = None
 
     def __len__(self) -> int:
         return len(self.key)
@@ -44,7 +44,8 @@ class Piece:
         rows = at.tolist()
         fields = {name: [column[row] for row in rows] for name, column in self.fields.items()}
         keys = [self.key[row] for row in rows]
-        return Piece(fields, self.place[at], self.broker_ms[at], self.kind[at], keys, self.shape)
+        features = None if self.features is None else self.features.take(at)
+        return Piece(fields, self.place[at], self.broker_ms[at], self.kind[at], keys, features)
 
 
 class Blamed(NamedTuple):

@@ -20,8 +20,10 @@ from schemas.events import Prediction
 from schemas.topics import PREDICTIONS, REQUESTS, RESPONSES
 from schemas.wire import ARROW_TYPE, CONTENT_TYPE_HEADER, JSON_TYPE, KIND_HEADER, SCHEMA_VERSION
 from streams.decode.partitioner import partition_of
-from streams.ingest.batches import FEATURES, FEATURES_TEXT, texts
+from streams.ingest.batches import FEATURES, FEATURES_TEXT
 from streams.ingest.pieces import ROW_BITS, Blamed
+from streams.ingest.shapes import Features
+from streams.ingest.texts import texts
 from streams.records import Outgoing
 
 MAX_BYTES = 900_000
@@ -145,8 +147,10 @@ class PredictionWriter:
             "answer": answer,
             "reused_id": asked["reused_id"],
         }
-        name = FEATURES if FEATURES in asked else FEATURES_TEXT
-        return columns | {"verified": asked["verified"], name: asked[name]}
+        waited = Features.of(request)
+        name = FEATURES_TEXT if FEATURES_TEXT in asked else FEATURES
+        features = asked[name] if waited is None else waited.struct()
+        return columns | {"verified": asked["verified"], name: features}
 
     def _home(self, endpoint: str) -> int:
         home = self._homes.get(endpoint)
@@ -208,7 +212,7 @@ _COUNTED = ("endpoint", "caller", "verified", "model_version", "served_by", "sta
 
 
 def _same(text: str, n: int) -> pa.Array:
-    return pa.array([text] * n, pa.string())
+    return pa.repeat(pa.scalar(text, pa.string()), n)
 
 
 def _between(asked: pa.Array, answered: pa.Array) -> pa.Array:

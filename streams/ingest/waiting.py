@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.blocks import Longs
-from streams.ingest.batches import texts
+from streams.ingest.texts import texts
 
 KEY_BYTES = 250
 """A key as text and its entry in the dictionary, measured."""
