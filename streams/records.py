@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import methodcaller
 from typing import Any, NamedTuple, Protocol
 
 from schemas.wire import KIND_HEADER
@@ -65,20 +64,29 @@ UNREADABLE_KIND = b"unreadable"
 """The kind of records whose headers cannot be read; no topic holds it."""
 
 
-_asked = methodcaller("headers")
-"""confluent-kafka 2.16 answers with a list *and* an exception where the name of a header is not UTF-8. Called from C that is
-found out at once; the interpreter's own fast call (PEP 659) would go on with the half-made list."""
+def headers_of_all(messages: Sequence[Headed]) -> list[RawHeaders]:
+    """The headers of messages [n] of one class, whatever they are; None or [] of one without.
+
+    Whoever may write a topic can send a name that is not UTF-8: such a record has the one header that says that they cannot
+    be read. confluent-kafka 2.16 answers there with a list *and* an exception. Called from C (`map`) that is found out at
+    once; the interpreter's own fast call (PEP 659) would go on with the half-made list.
+    """
+    found: list[RawHeaders] = []
+    asked = map(type(messages[0]).headers, messages) if messages else iter(())
+    while len(found) < len(messages):
+        try:
+            found.extend(asked)
+        except (SystemError, UnicodeDecodeError):
+            unreadable = [(KIND_HEADER, UNREADABLE_KIND)]
+            # it has kept the half-made list: asked for it again, the process would die
+            messages[len(found)].set_headers(unreadable)
+            found.append(unreadable)
+    return found
 
 
 def headers_of(message: Headed) -> list[tuple[str, bytes | None]]:
-    """The headers of a message, whatever they are. Whoever may write a topic can send a name that is not UTF-8: such a
-    record has the one header that says that they cannot be read."""
-    try:
-        found: list[tuple[str, bytes | None]] = _asked(message) or []
-    except (SystemError, UnicodeDecodeError):
-        found = [(KIND_HEADER, UNREADABLE_KIND)]
-        message.set_headers(found)  # it has kept the half-made list: asked for it again, the process would die
-    return found
+    """`headers_of_all` of one message; [] if it has none."""
+    return list(headers_of_all([message])[0] or ())
 
 
 def listed(headers: Mapping[str, str | bytes | None] | Sequence[tuple[str, str | bytes | None]] | None) -> RawHeaders:

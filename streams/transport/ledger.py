@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from time import monotonic
 from typing import NamedTuple
 
@@ -125,15 +127,20 @@ class Ledger:
                 if gathering.records:
                     self._append(tp, gathering)
                 gathering = _Gathering(now, lost=lost)
-            for record in records:
-                weight = _weight(record)
-                if gathering.records and (
-                    len(gathering.records) >= limits.run_max or gathering.weight + weight > limits.run_bytes
-                ):
+            totals = list(accumulate(_weights(records), initial=0))
+            start = 0
+            while start < len(records):
+                fit = bisect_right(totals, totals[start] + limits.run_bytes - gathering.weight, start) - 1
+                stop = min(fit, start + limits.run_max - len(gathering.records))
+                if not gathering.records:
+                    stop = max(stop, start + 1)  # a larger record is a run of its own
+                if stop > start:
+                    gathering.records += records[start:stop]
+                    gathering.weight += totals[stop] - totals[start]
+                if stop < len(records):
                     self._append(tp, gathering)
                     gathering = _Gathering(now)
-                gathering.records.append(record)
-                gathering.weight += weight
+                start = max(start, stop)
             full = len(gathering.records) >= limits.run_max or gathering.weight >= limits.run_bytes
             if full or now - gathering.since >= limits.linger_s:
                 self._append(tp, gathering)
@@ -333,7 +340,12 @@ class Ledger:
         )
 
 
-def _weight(record: Record) -> int:
-    """Bytes of a record as `run_bytes` counts them."""
-    size = len(record)
-    return size * ARROW_WEIGHT if (record.value() or b"").startswith(ARROW_STREAM) else size
+def _weights(records: Sequence[Record]) -> list[int]:
+    """Bytes of each record as `run_bytes` counts them."""
+    sizes = list(map(len, records))
+    if ARROW_STREAM not in {(record.value() or b"")[: len(ARROW_STREAM)] for record in records}:
+        return sizes
+    return [
+        size * ARROW_WEIGHT if (record.value() or b"").startswith(ARROW_STREAM) else size
+        for size, record in zip(sizes, records, strict=True)
+    ]

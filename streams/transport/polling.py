@@ -12,7 +12,7 @@ import concurrent.futures
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -194,14 +194,20 @@ class Poller:
             return 0
         return 0 if marks is None else marks[0]
 
-    def _by_partition(self, messages: Iterable[Any]) -> dict[TP, list[Record]]:
+    def _by_partition(self, messages: Sequence[Any]) -> dict[TP, list[Record]]:
+        errors = [error for message in messages if (error := message.error()) is not None]
+        if errors:
+            for error in errors:
+                if error.code() != KafkaError._PARTITION_EOF:
+                    self._on_error(error)
+            messages = [message for message in messages if message.error() is None]
+        # the one loop per record: plain tuples, for a TP each costs as much as the rest
+        keys = [(message.topic(), message.partition()) for message in messages]
+        if keys and keys.count(keys[0]) == len(keys):
+            return {TP(*keys[0]): list(messages)}
         batches: dict[tuple[str, int], list[Record]] = {}
-        for message in messages:  # the one loop per record: plain tuples, for a TP each costs as much as the rest
-            error = message.error()
-            if error is None:
-                batches.setdefault((message.topic(), message.partition()), []).append(message)
-            elif error.code() != KafkaError._PARTITION_EOF:
-                self._on_error(error)
+        for key, message in zip(keys, messages, strict=True):
+            batches.setdefault(key, []).append(message)
         return {TP(*key): records for key, records in batches.items()}
 
     def _refresh_watermarks(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
-from streams.records import headers_of
+from streams.records import RawHeaders, headers_of_all
 
 if TYPE_CHECKING:
     from streams.transport.ledger import Ledger
@@ -98,9 +98,10 @@ class Run:
         return [record.key() for record in self._records]
 
     @property
-    def headers(self) -> list[list[tuple[str, bytes | None]]]:
-        """Headers of each record, in order; a header may occur twice and may have the value `None`."""
-        return [headers_of(record) for record in self._records]
+    def headers(self) -> list[RawHeaders]:
+        """Headers of each record, in order; a header may occur twice and may have the value `None`.
+        None or [] of a record without any."""
+        return headers_of_all(self._records)
 
     @property
     def offsets(self) -> list[int]:

@@ -34,7 +34,7 @@ def test_keys_headers_timestamps_and_tombstones_arrive() -> None:
     )
     assert run.values == [b"a", None]
     assert run.keys == [b"k", None]
-    assert run.headers == [[("h", b"1"), ("h", None)], []]
+    assert run.headers == [[("h", b"1"), ("h", None)], None]
     assert run.timestamps == [17, 18]
 
 
