@@ -27,10 +27,6 @@ from streams.ingest.texts import sayable, texts
 MAX_LAYOUTS = 32
 """Layouts of one piece that have a batch of their own; rows of further ones keep their features as text."""
 FEATURES, FEATURES_TEXT = "features", "features_text"
-REQUEST_COLUMNS = (
-    "place", "broker_ms", "key", "endpoint", "producer", "request_id", "model_version", "artifact_digest", "caller",
-    "verified", "sent_ms", "weight", "reused_id",
-)  # fmt: skip
 _KINDS: dict[type, pa.DataType] = {
     float: pa.float64(),
     str: pa.string(),
@@ -208,7 +204,6 @@ def _requests(
     arrays = {
         "place": pa.array(piece.place[at]),
         "broker_ms": pa.array(piece.broker_ms[at]),
-        "key": texts(keys),
         "endpoint": texts(endpoints),
         "producer": texts(of("producer")),
         "request_id": texts(ids if all(ids) else [one or "none" for one in ids]),
@@ -257,7 +252,6 @@ def response_batch(piece: Piece) -> pa.RecordBatch:
     arrays = {
         "place": pa.array(piece.place),
         "broker_ms": pa.array(piece.broker_ms),
-        "key": texts(piece.key),
         "endpoint": texts(piece.fields["endpoint"]),
         "request_id": texts(piece.fields["request_id"]),
         "status": texts(["ok" if one is UNSET else one for one in piece.fields["status"]]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -91,8 +92,8 @@ class _Gather:
 
     flat: list[Any] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
-    record: list[int] = field(default_factory=list)
-    row: list[int] = field(default_factory=list)
+    record: array[int] = field(default_factory=lambda: array("q"))
+    row: array[int] = field(default_factory=lambda: array("q"))
     lane: Lane = GENERAL
     kind: list[int | None] = field(default_factory=list)
     family: dict[int, str] = field(default_factory=dict)
@@ -169,7 +170,9 @@ class _Run:
         if alike and mark.kind in _KINDS and None not in values:
             found = self._alike(values, _KINDS[mark.kind])  # type: ignore[arg-type]  # none is None
         if found is not None:
-            yield from self._gather(*found, range(first, last), [0] * (last - first), _KINDS[mark.kind])
+            yield from self._gather(
+                *found, range(first, last), array("q", bytes(8 * (last - first))), _KINDS[mark.kind]
+            )
             return
         for at, short in enumerate(simple(values), first):
             yield from self.record(at, short)
@@ -233,8 +236,8 @@ class _Run:
             gather.blocks.append(lane.shape.block(flat[features]))
             flat[features] = [None] * rows
         gather.flat += flat
-        gather.record += record
-        gather.row += row
+        gather.record.extend(record)
+        gather.row.extend(row)
         gather.kind += [kind] * rows
         gather.spent += rows
 
@@ -421,7 +424,7 @@ class _Run:
         gather, self.gather = self.gather, _Gather()
         lane = gather.lane
         fields = {name: gather.flat[at :: lane.width] for at, name in enumerate(lane.names)}
-        record, number = np.array(gather.record, dtype=np.int64), np.array(gather.row, dtype=np.int64)
+        record, number = np.frombuffer(gather.record, np.int64), np.frombuffer(gather.row, np.int64)
         place = self._offset[record] << ROW_BITS | number if len(record) else record
         producers, ids = fields["producer"], fields["request_id"]
         if not all(producers):

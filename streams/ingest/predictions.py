@@ -137,7 +137,7 @@ class PredictionWriter:
             "model_version": pc.coalesce(answered["model_version"], asked["model_version"], pa.scalar("default")),
             "artifact_digest": asked["artifact_digest"],
             "caller": asked["caller"],
-            "caller_auth": pc.if_else(asked["verified"], "verified", "claimed"),
+            "caller_auth": _auths(asked["verified"]),
             "ts": pc.coalesce(asked["sent_ms"], asked["broker_ms"]),
             "latency_ms": latency,
             "status": answered["status"],
@@ -215,6 +215,10 @@ def _same(text: str, n: int) -> pa.Array:
     return pa.repeat(pa.scalar(text, pa.string()), n)
 
 
+def _auths(verified: pa.Array) -> pa.Array:
+    return pc.if_else(verified, "verified", "claimed") if verified.true_count else _same("claimed", len(verified))
+
+
 def _between(asked: pa.Array, answered: pa.Array) -> pa.Array:
     """Milliseconds [n] between two times; null where one is not known, or they run backwards."""
     ms = pc.subtract(answered, asked).cast(pa.float64())
@@ -224,8 +228,9 @@ def _between(asked: pa.Array, answered: pa.Array) -> pa.Array:
 def _places(topic: str, partition: int, place: pa.Array) -> pa.Array:
     """`topic/partition/offset/row` [n] of places."""
     packed = place.to_numpy(zero_copy_only=False)
-    offset, row = pa.array(packed >> ROW_BITS), pa.array(packed & ((1 << ROW_BITS) - 1))
-    parts = (pa.scalar(f"{topic}/{partition}"), offset.cast(pa.string()), row.cast(pa.string()))
+    row = packed & ((1 << ROW_BITS) - 1)
+    rows = pa.array(row).cast(pa.string()) if row.any() else pa.scalar("0")  # records of one event have no other row
+    parts = (pa.scalar(f"{topic}/{partition}"), pa.array(packed >> ROW_BITS).cast(pa.string()), rows)
     return pc.binary_join_element_wise(*parts, "/")
 
 

@@ -20,7 +20,7 @@ from schemas.blocks import Longs
 from streams.ingest.texts import texts
 
 KEY_BYTES = 250
-"""A key as text and its entry in the dictionary, measured."""
+"""A key as text and its entry in the dictionary, measured. Counted until the row is no longer stored."""
 CHUNK_BYTES = 6_000
 """Buffers, objects and alignment of a chunk, however few its rows."""
 
@@ -34,11 +34,12 @@ class Found(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Chunk:
-    """Rows of consecutive numbers from `first` to `end`, some gone. number, alive, ms [n]: of the rows still stored."""
+    """Rows of consecutive numbers from `first` to `end`, some gone. keys, number, alive, ms [n]: of the rows still stored."""
 
     first: int
     end: int
     batch: pa.RecordBatch
+    keys: Sequence[str]
     number: Longs
     alive: npt.NDArray[np.bool_]
     ms: Longs
@@ -46,7 +47,7 @@ class _Chunk:
     size: int
 
     def weigh(self) -> int:
-        return int(self.batch.get_total_buffer_size()) + CHUNK_BYTES + KEY_BYTES * self.left
+        return int(self.batch.get_total_buffer_size()) + CHUNK_BYTES + KEY_BYTES * len(self.keys)
 
 
 class Waiting:
@@ -73,17 +74,19 @@ class Waiting:
         n = len(keys)
         first, self._next = self._next, self._next + n
         numbers = range(first, first + n)
-        chunk = _Chunk(first, first + n, batch, np.arange(first, first + n), np.ones(n, dtype=np.bool_), ms, n, 0)
+        chunk = _Chunk(first, first + n, batch, keys, np.arange(first, first + n), np.ones(n, dtype=np.bool_), ms, n, 0)
         self._chunks.append(chunk)
         self._ends = np.append(self._ends, first + n)
         self.rows += n
         self._weigh(chunk)
         reused = np.zeros(n, dtype=np.bool_)
+        before = len(self._first)
+        there = [] if self._more else list(map(self._first.setdefault, keys, numbers))
         if self._more:
             for number, key in zip(numbers, keys, strict=True):
                 if key in self._more or self._first.setdefault(key, number) != number:
                     reused[number - first] = self._again(key, number, endpoints[number - first])
-        elif (there := list(map(self._first.setdefault, keys, numbers))) != list(numbers):
+        elif len(self._first) - before != n:
             for at in np.flatnonzero(np.array(there) != chunk.number).tolist():
                 reused[at] = self._again(keys[at], first + at, endpoints[at])
         if self._mark is not None and reused.any():
@@ -159,6 +162,7 @@ class Waiting:
         positions = np.flatnonzero(wanted >= 0)
         number = wanted[positions]
         where = np.searchsorted(self._ends, number, side="right")
+        alike = endpoints.count(endpoints[0]) == len(endpoints)
         found: list[Found] = []
         unfit: set[str] = set()
         for at in np.unique(where).tolist():
@@ -166,7 +170,9 @@ class Waiting:
             mine = np.flatnonzero(where == at)
             rows, place = np.searchsorted(chunk.number, number[mine]), positions[mine]
             part = chunk.batch.take(pa.array(rows))
-            fits = _fits(part.column("endpoint"), [endpoints[one] for one in place.tolist()])
+            fits = _fits(
+                part.column("endpoint"), endpoints[:1] if alike else [endpoints[one] for one in place.tolist()]
+            )
             for wrong in np.flatnonzero(~fits).tolist():
                 key = keys[int(place[wrong])]
                 unfit.add(key)
@@ -199,8 +205,8 @@ class Waiting:
                 continue
             rows = np.flatnonzero(gone)
             part = chunk.batch.take(pa.array(rows))
-            for key, number in zip(part.column("key").to_pylist(), chunk.number[rows].tolist(), strict=True):
-                self._forget(key, number)
+            for row, number in zip(rows.tolist(), chunk.number[rows].tolist(), strict=True):
+                self._forget(chunk.keys[row], number)
             self._remove(chunk, rows)
             found.append(part)
         self._tidy()
@@ -231,6 +237,7 @@ class Waiting:
         if 0 < chunk.left * 2 <= len(chunk.alive):
             kept = np.flatnonzero(chunk.alive)
             chunk.batch = chunk.batch.take(pa.array(kept))
+            chunk.keys = [chunk.keys[row] for row in kept.tolist()]
             chunk.number, chunk.ms = chunk.number[kept], chunk.ms[kept]
             chunk.alive = np.ones(len(kept), dtype=np.bool_)
         self._weigh(chunk)
@@ -246,9 +253,12 @@ class Waiting:
             self._ends = np.array([chunk.end for chunk in self._chunks], dtype=np.int64)
 
 
-def _fits(held: pa.Array, asked: list[str | None]) -> npt.NDArray[np.bool_]:
-    """Which endpoints [n] of both sides agree, or are not named by one."""
+def _fits(held: pa.Array, asked: Sequence[str | None]) -> npt.NDArray[np.bool_]:
+    """Which endpoints [n] agree with those asked for ([n], or one for all), or are not named on one side."""
     if asked.count(None) == len(asked):
-        return np.ones(len(asked), dtype=np.bool_)
-    same: npt.NDArray[np.bool_] = pc.equal(held, texts(asked)).fill_null(True).to_numpy(zero_copy_only=False)
+        return np.ones(len(held), dtype=np.bool_)
+    other = texts(asked)
+    same: npt.NDArray[np.bool_] = (
+        pc.equal(held, other if len(asked) > 1 else other[0]).fill_null(True).to_numpy(zero_copy_only=False)
+    )
     return same
