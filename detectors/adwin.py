@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections.abc import Callable
 
 from river.drift import ADWIN
 
@@ -82,6 +83,17 @@ class JumpWatch:
         self.recent = [*self.recent[1 - RECENT :], value]
         self.adwin.update(value)  # type: ignore[no-untyped-call]
         return abs(sum(self.recent) / len(self.recent) - before) if self.adwin.drift_detected else 0.0
+
+    def undo(self) -> Callable[[], None]:
+        """What gives back the state of now; for each batch, so without the checks of bytes that lay elsewhere."""
+        raw, detected, recent = self.adwin._helper.__getstate__(), self.adwin.drift_detected, self.recent
+
+        def back() -> None:
+            self.adwin, self.recent = new_adwin(), recent
+            self.adwin._helper.__setstate__(raw)
+            self.adwin._drift_detected = detected
+
+        return back
 
     def save(self) -> bytes:
         """The last values and the ADWIN's state."""

@@ -15,7 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Generic, NamedTuple, TypeVar
 
-from detectors.base import Detector, LabelledAt, LogPoint, Reading, ReportAt, ReportEvent, part_of, split_part
+from detectors.base import (
+    Detector,
+    LabelledAt,
+    LogPoint,
+    Reading,
+    ReportAt,
+    ReportEvent,
+    Reversible,
+    Undo,
+    part_of,
+    split_part,
+)
 from detectors.signal_book import SignalBook
 from schemas.blocks import Block
 from schemas.errors import MACHINE_ERRORS, StateRefused
@@ -95,8 +106,9 @@ class Bank(Generic[Input]):
         """What each detector says of `batch`, one after the other: whoever shares a thread may pause in between. All are to
         be taken, and then `concluded`, before the next batch."""
         if batch:
+            places = self._places(batch)
             for detector in self.detectors:
-                yield self._guarded(detector, batch)
+                yield self._guarded(detector, batch, places)
             yield self._fresh(batch)
 
     def concluded(self, readings: list[Reading]) -> Concluded:
@@ -204,45 +216,49 @@ class Bank(Generic[Input]):
             return part_of(reading.endpoint, reading.version or "")
         return reading.endpoint
 
-    def _guarded(self, detector: Detector[Input], batch: Sequence[Input]) -> list[Reading]:
-        saved: dict[str, bytes] = {}
+    def _guarded(self, detector: Detector[Input], batch: Sequence[Input], places: Mapping[str, Place]) -> list[Reading]:
+        undo: Undo | None = None
         try:
-            # what it costs to know the state before a batch is 4 % of a batch of one block a part, less of others
             if len(batch) > 1:
-                saved = {part: detector.snapshot(part) for part in self._places(batch)}
+                undo = _undo_of(detector, list(places))
             readings = detector.update(batch)
         except MACHINE_ERRORS:
             raise
         except Exception as error:  # noqa: BLE001  a broken detector must not stop the others: it becomes a signal
             if len(batch) > 1:
-                return self._one_by_one(detector, batch, saved, error)
-            return self._after_failure(detector, batch, error)
+                return self._one_by_one(detector, batch, places, undo, error)
+            return self._after_failure(detector, places, error)
         return readings + self._healed(detector, batch)
 
     def _one_by_one(
-        self, detector: Detector[Input], batch: Sequence[Input], saved: Mapping[str, bytes], error: Exception
+        self,
+        detector: Detector[Input],
+        batch: Sequence[Input],
+        places: Mapping[str, Place],
+        undo: Undo | None,
+        error: Exception,
     ) -> list[Reading]:
         """A batch that failed, again from the state before it: only parts whose own input raises start cold.
 
         If none raises alone, the failure of the batch is said at its last input.
         """
         readings: list[Reading] = []
-        places = self._places(batch)
         for part, place in places.items():
-            detail = _put_back(detector, part, saved.get(part))
+            detail = _put_back(detector, part, undo)
             if detail is not None:
                 readings.append(_failure(detector.name, detector.hash, place, detail))
         for one in batch:
-            readings += self._guarded(detector, [one])
+            readings += self._guarded(detector, [one], self._places([one]))
         if places and not any(reading.kind == "detector_failed" and reading.firing for reading in readings):
             last = max(places.values(), key=lambda place: (place.at.offset, place.at.row))
             readings.append(_failure(detector.name, detector.hash, last, _detail(error)))
         return readings
 
-    def _after_failure(self, detector: Detector[Input], batch: Sequence[Input], error: Exception) -> list[Reading]:
+    @staticmethod
+    def _after_failure(detector: Detector[Input], places: Mapping[str, Place], error: Exception) -> list[Reading]:
         """Says so, and lets the detector start cold there."""
         said: list[Reading] = []
-        for part, place in self._places(batch).items():
+        for part, place in places.items():
             detector.forget(part)
             said.append(_failure(detector.name, detector.hash, place, _detail(error)))
         return said
@@ -289,13 +305,26 @@ def _opened(state: bytes) -> tuple[dict[str, tuple[str, bytes]], bytes]:
         raise StateRefused(f"saved part cannot be read: {error}") from error
 
 
-def _put_back(detector: Detector[Input], part: str, state: bytes | None) -> str | None:
+def _undo_of(detector: Detector[Input], parts: Sequence[str]) -> Undo:
+    """What gives each of `parts` its state of now: by what the detector itself keeps, else by snapshots."""
+    if isinstance(detector, Reversible):
+        return detector.undo(parts)
+    saved = {part: detector.snapshot(part) for part in parts}
+
+    def back(part: str) -> None:
+        state = saved[part]
+        detector.restore(part, state) if state else detector.forget(part)
+
+    return back
+
+
+def _put_back(detector: Detector[Input], part: str, undo: Undo | None) -> str | None:
     """Gives a part the state it had; where that is not known or is refused it starts cold, and the answer says why."""
-    if not state:
+    if undo is None:
         detector.forget(part)
-        return None if state is not None else "the state before the batch cannot be read"
+        return "the state before the batch cannot be read"
     try:
-        detector.restore(part, state)
+        undo(part)
     except MACHINE_ERRORS:
         raise
     except Exception as error:  # noqa: BLE001  what is broken may break here as well: it is said, and the part is cold

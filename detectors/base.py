@@ -6,9 +6,9 @@ concludes is a function of the log and its parameters: same ids and state for an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from schemas.blocks import Block
 from schemas.config import EndpointConfig
@@ -158,6 +158,19 @@ class Detector(Protocol[Input_contra]):
 
     def forget(self, part: str) -> None:
         """Drops the part's state."""
+        ...
+
+
+Undo = Callable[[str], None]
+"""Gives a part the state that it had; one that had none starts cold. Once, and before anything is restored or fitted."""
+
+
+@runtime_checkable
+class Reversible(Protocol):
+    """A detector that can take back what it learned from a batch, for far less than a snapshot costs."""
+
+    def undo(self, parts: Sequence[str]) -> Undo:
+        """What takes each of `parts` back to its state as it is now."""
         ...
 
 

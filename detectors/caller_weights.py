@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.blocks import ROUTE_CODES, STATUS_CODES, VERSION_ROUTE, Block, Floats
+from schemas.blocks import ROUTE_CODES, STATUS_CODES, VERSION_ROUTE, Block, Floats, Longs
 
 MIN_CAP = 0.05
 """A caller weighs at most max(5 %, 2 / active callers) of a block."""
@@ -55,6 +56,33 @@ def capped_totals(totals: Floats) -> Floats:
     return np.asarray(np.minimum(totals, cap * rest[cut] / (1.0 - cut * cap)))
 
 
+def over_the_cap(totals: Floats, starts: Longs, sums: Floats) -> npt.NDArray[np.bool_]:
+    """In which of m blocks, whose callers' `totals` lie at `starts` [m + 1] and have `sums` [m], some caller is over the
+    cap."""
+    active = np.add.reduceat((totals > 0).astype(np.int64), starts[:-1])
+    heaviest = np.maximum.reduceat(totals, starts[:-1])
+    return np.asarray(heaviest > np.maximum(MIN_CAP, 2.0 / np.maximum(active, 1)) * sums)
+
+
+def capped_side_by_side(totals: Floats, starts: Longs, which: Longs) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
+    """`capped_totals` of blocks `which` [h] of those at `starts`: their totals and the capped ones [h, most callers], both
+    with zeros behind a block's own, and whether anybody was cut [h]. The same bits as one by one."""
+    lengths = (starts[1:] - starts[:-1])[which]
+    place = np.arange(int(lengths.max()))
+    inside = place < lengths[:, None]
+    own = np.where(inside, totals[np.minimum(starts[which][:, None] + place, len(totals) - 1)], 0.0)
+    cap = np.maximum(MIN_CAP, 2.0 / np.maximum(np.count_nonzero(own, axis=1), 1))[:, None]
+    heavy_first = -np.sort(-own, axis=1)
+    rest = heavy_first[:, ::-1].cumsum(axis=1)[:, ::-1]
+    room = 1.0 - place * cap
+    fits = (room > 1e-12) & (heavy_first <= cap * rest / np.maximum(room, 1e-12) * (1 + 1e-12)) & inside
+    cut = np.argmax(fits, axis=1)
+    cut[cap[:, 0] >= 1.0] = 0
+    at = np.arange(len(which))
+    most = cap[:, 0] * rest[at, cut] / (1.0 - cut * cap[:, 0])
+    return own, np.where(cut[:, None] > 0, np.minimum(own, most[:, None]), own), cut > 0
+
+
 def capped_row_weights(blocks: Sequence[Block], weights: Sequence[Floats]) -> list[Floats | None]:
     """Row weights with callers capped, of the same sum as `weights`; None where no caller is over the cap.
 
@@ -71,16 +99,15 @@ def capped_row_weights(blocks: Sequence[Block], weights: Sequence[Floats]) -> li
     totals: Floats = np.bincount(
         np.concatenate(identities) + rows, np.concatenate(weights), minlength=int(starts[-1])
     ).astype(np.float64)
-    active = np.add.reduceat((totals > 0).astype(np.int64), starts[:-1])
-    heaviest = np.maximum.reduceat(totals, starts[:-1])
-    result: list[Floats | None] = []
-    for k, weight in enumerate(weights):
-        of_block = totals[starts[k] : starts[k + 1]]
-        total = float(of_block.sum())
-        if heaviest[k] <= max(MIN_CAP, 2.0 / max(int(active[k]), 1)) * total:
-            result.append(None)
-            continue
-        capped = capped_totals(of_block)
-        factor = np.divide(capped, of_block, out=np.zeros_like(capped), where=of_block > 0)
-        result.append(weight * factor[identities[k]] * (total / float(capped.sum())))
+    edges = starts.tolist()
+    sums = [float(totals[start:stop].sum()) for start, stop in pairwise(edges)]
+    result: list[Floats | None] = [None] * len(blocks)
+    heavy = np.flatnonzero(over_the_cap(totals, starts, np.array(sums)))
+    if len(heavy) == 0:
+        return result
+    own, capped, _ = capped_side_by_side(totals, starts, heavy)
+    factor = np.divide(capped, own, out=np.zeros_like(capped), where=own > 0)
+    for k, at in enumerate(heavy.tolist()):
+        whole = float(capped[k, : widths[at]].sum())
+        result[at] = weights[at] * factor[k][identities[at]] * (sums[at] / whole)
     return result

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,14 +111,12 @@ class CallerCells:
     calm_blocks: int = 0
     since: _Since | None = None
     accused: list[Accused] = field(default_factory=list)
+    most: int = field(init=False)
+    """Callers that are kept."""
 
     def __post_init__(self) -> None:
+        self.most = min(MAX_CALLERS, MAX_BYTES // max(4 * self.features * CELLS, 1))
         self.usual = np.zeros((self.most, self.features, CELLS), FLOAT)
-
-    @property
-    def most(self) -> int:
-        """Callers that are kept."""
-        return min(MAX_CALLERS, MAX_BYTES // max(4 * self.features * CELLS, 1))
 
     def follow(
         self, block: Block, reference: Reference, by_feature: Floats, *, by_grid: bool, alarm: bool, calm: bool
@@ -135,6 +133,7 @@ class CallerCells:
         gathers = not calm and (alarm or self.since is not None)
         if not (learns or gathers or self.accused):
             return None, []
+        self._part_with_the_past()
         sight, expected = self._sight(block, reference), reference.expected
         if learns:
             self._learn(sight)
@@ -147,6 +146,23 @@ class CallerCells:
             shift = (leading(by_feature, LEADING), by_grid)
             found = self._attributed(expected, *shift, sight.present, block.closed_ms)
         return found, heard + self.accused[before:]
+
+    def undo(self) -> Callable[[], None]:
+        """What gives back the state of now."""
+        before = [getattr(self, name) for name in _STATE]
+
+        def back() -> None:
+            for name, value in zip(_STATE, before, strict=True):
+                setattr(self, name, value)
+
+        return back
+
+    def _part_with_the_past(self) -> None:
+        """Copies of all that changes in place: `undo` keeps what it was."""
+        self.keys, self.usual_rows, self.usual = list(self.keys), list(self.usual_rows), self.usual.copy()
+        self.accused = [replace(each) for each in self.accused]
+        if self.since is not None:
+            self.since = _Since(self.since.cells.copy(), self.since.weight.copy(), self.since.squares.copy())
 
     def _learn(self, sight: Sight) -> None:
         many, rows = len(self.keys), float(sight.weight.sum())
@@ -348,6 +364,7 @@ class CallerCells:
         return held
 
 
+_STATE = ("keys", "usual", "usual_rows", "all_rows", "calm_blocks", "since", "accused")
 _SAVED = (
     "key", "own_weight", "features", "answer", "share", "first_ms", "heard_ms", "calm_since_ms", "score",
     "by_grid",

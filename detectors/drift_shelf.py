@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -45,6 +46,8 @@ class Part:
     watches: list[JumpWatch] = field(default_factory=list)
     jump_thresholds: list[float] = field(default_factory=list)
     callers: CallerCells = field(init=False)
+    unfed: list[Callable[[], None]] | None = None
+    """What gives back to ADWIN the state before its first mean since `undo`, while that is wanted: few blocks bring one."""
 
     def __post_init__(self) -> None:
         self.callers = CallerCells(len(self.profile.numeric) + len(self.profile.categorical))
@@ -57,6 +60,28 @@ class Part:
         tails = self.profile.calibration.adaptive
         rate = budget.alarms_per_row * SHARES["adaptive_drift"] / max(len(tails), 1)
         self.jump_thresholds = [tail.jump + tail.scale * max(math.log(tail.rate / rate), 0.0) for tail in tails]
+
+    def undo(self) -> Callable[[], None]:
+        """What gives back the state of now."""
+        counts, callers = (self.since_ms, self.counted, self.per_day, self.budget), self.callers.undo()
+        unfed: list[Callable[[], None]] = []
+        self.unfed = unfed
+
+        def back() -> None:
+            self.since_ms, self.counted, self.per_day, budget = counts
+            self.set_budget(budget)
+            callers()
+            for each in unfed:
+                each()
+
+        return back
+
+    def jumps(self, means: Sequence[float | None]) -> list[float]:
+        """What ADWIN says of each watched feature's mean (None: no rows)."""
+        if self.unfed is not None and not self.unfed:
+            self.unfed += [watch.undo() for watch in self.watches]
+        fed = zip(self.watches, means, strict=True)
+        return [0.0 if mean is None else watch.update(mean) for watch, mean in fed]
 
     def measured(self, rows: int, first_ms: int, ms: int) -> bool:
         """Counts a block of `rows`; whether with it the event rate is measured: once, over the first hour of the log."""
@@ -185,12 +210,23 @@ class Shelf:
         """Begins a new mean for ADWIN."""
         self.feed_sum[slot] = self.feed_weight[slot] = self.feed_rows[slot] = 0.0
 
+    def undo(self, slots: Longs) -> Callable[[int], None]:
+        """What gives back to the k-th of `slots` its state of now."""
+        before = {name: getattr(self, name)[slots] for name in _CHANGING}
+
+        def back(k: int) -> None:
+            for name, state in before.items():
+                getattr(self, name)[slots[k]] = state[k]
+
+        return back
+
     def spreads(self, slots: Longs) -> Spreads:
         """The spread tables of `slots`."""
         return Spreads(self.table[slots], self.profile_rows[slots])
 
 
 _STREAM = ("seen", "capped", "odd", "odd_capped", "weight", "squares", "feed_sum", "feed_weight")
+_CHANGING = (*_STREAM, "feed_rows", "lighter", "fired", "calm_blocks", "first_ms")
 CAPPED_OF = {"capped": "seen", "odd_capped": "odd"}
 """What is by capped weights, and what the same is by own weights."""
 

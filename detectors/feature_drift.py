@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from detectors.adwin import DELTA, FEED_ROWS, JumpWatch
 from detectors.attribution import Attribution
-from detectors.base import Budget, LogPoint, Reading, part_of
+from detectors.base import Budget, LogPoint, Reading, Undo, part_of
 from detectors.budget import SHARES
 from detectors.caller_weights import MIN_CAP
 from detectors.cells import CELLS
@@ -165,6 +166,8 @@ class FeatureDrift:
                 shelved.setdefault((len(part.profile.numeric), len(part.profile.categorical)), []).append(at)
         for shape, places in shelved.items():
             self._update_shelf(self._shelves[shape], batch, places, found)
+            for at in places:
+                self._parts[part_of(batch[at].endpoint, batch[at].version)].unfed = None
         return [reading for readings in found for reading in readings]
 
     def snapshot(self, part: str) -> bytes:
@@ -181,6 +184,27 @@ class FeatureDrift:
             raise StateRefused(f"{part} has no profile here: the state of its drift detector means nothing")
         unpack(self._shelf(held), held, self._digest, state)
         self._take_budget(held)
+
+    def undo(self, parts: Sequence[str]) -> Undo:
+        """See `Reversible`."""
+        shelved: dict[Shelf, list[str]] = {}
+        for name in parts:
+            if (held := self._parts.get(name)) is not None:
+                shelved.setdefault(self._shelf(held), []).append(name)
+        backs: dict[str, Callable[[], None]] = {}
+        for shelf, names in shelved.items():
+            of_slot = shelf.undo(np.array([self._parts[name].slot for name in names]))
+            for k, name in enumerate(names):
+                backs[name] = partial(
+                    self._back, shelf, self._parts[name], self._parts[name].undo(), partial(of_slot, k)
+                )
+        return lambda name: backs[name]() if name in backs else self.forget(name)
+
+    @staticmethod
+    def _back(shelf: Shelf, part: Part, of_part: Callable[[], None], of_slot: Callable[[], None]) -> None:
+        of_slot()
+        of_part()
+        shelf.set_budget(part.slot, part.profile, part.budget)
 
     def forget(self, part: str) -> None:
         """Drops the part's state and profile."""
@@ -403,7 +427,8 @@ class FeatureDrift:
         slot = part.slot
         weight, total = shelf.feed_weight[slot].tolist(), shelf.feed_sum[slot].tolist()
         shelf.restart_feed(slot)
-        jumps = [watch.update(total[k] / weight[k]) if weight[k] > 0 else 0.0 for k, watch in enumerate(part.watches)]
+        watched = range(len(part.watches))
+        jumps = part.jumps([total[k] / weight[k] if weight[k] > 0 else None for k in watched])
         score = max(jump / most for jump, most in zip(jumps, part.jump_thresholds, strict=True))
         firing = score > 1.0
         return [

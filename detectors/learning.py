@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from detectors.base import LogPoint, Reading, part_of
+from detectors.base import LogPoint, Reading, Undo, part_of
 from detectors.caller_weights import capped_totals, of_a_model
 from detectors.profile import Profile
 from detectors.profile_build import Coded, categorical_feature, numeric_feature, profile_of, with_outputs
@@ -313,6 +313,17 @@ class Learning:
 
     def restore(self, part: str, state: bytes) -> None:
         self._put(part, _unpacked(self.hash, state))
+
+    def undo(self, parts: Sequence[str]) -> Undo:
+        """See `Reversible`."""
+        held = {name: replace(part) for name in parts if (part := self._parts.get(name)) is not None}
+        return lambda name: self._put_back(name, held.get(name))
+
+    def _put_back(self, name: str, part: _Part | None) -> None:
+        if part is None:
+            self.forget(name)
+        else:
+            self._put(name, part)
 
     def forget(self, part: str) -> None:
         self._parts.pop(part, None)

@@ -9,12 +9,12 @@ the contract does not say, rules that do not fit it): a verified caller is named
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from detectors.base import LogPoint, Reading, part_of
+from detectors.base import LogPoint, Reading, Undo, part_of
 from detectors.report_state import pack, unpack
 from schemas.blocks import Block
 from schemas.errors import StateRefused
@@ -66,6 +66,10 @@ class _Part:
     callers: dict[tuple[str, CallerAuth], _Caller]
     clean: dict[str, int]
 
+    def copy(self) -> _Part:
+        callers = {key: replace(each) for key, each in self.callers.items()}
+        return _Part(self.said_ms, self.counted_ms, callers, dict(self.clean))
+
 
 class OddInput:
     """`odd_input` of callers; `Detector[Block]`. Fires at `least` odd rows that are `share` of the caller's own.
@@ -107,6 +111,18 @@ class OddInput:
     def restore(self, part: str, state: bytes) -> None:
         values, _ = unpack(self.hash, state, {})
         self._parts[part] = _part_from(values)
+
+    def undo(self, parts: Sequence[str]) -> Undo:
+        """See `Reversible`."""
+        held = {name: part.copy() for name in parts if (part := self._parts.get(name)) is not None}
+
+        def back(name: str) -> None:
+            if name in held:
+                self._parts[name] = held[name]
+            else:
+                self.forget(name)
+
+        return back
 
     def forget(self, part: str) -> None:
         self._parts.pop(part, None)

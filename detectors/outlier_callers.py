@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +97,19 @@ class WatchedCallers:
         for name, latest in (("recent_p", p_values), ("recent_offset", offsets)):
             column = self.columns[name]
             column[slot] = np.concatenate([column[slot], latest.astype(column.dtype)])[-RECENT:]
+
+    def undo(self) -> Callable[[], None]:
+        """What gives back the state of now; a slot without a caller may hold anything."""
+        slots = dict(self.slots)
+        at = slice(0, 1 + max(slots.values(), default=-1))
+        before = {name: column[at].copy() for name, column in self.columns.items()} if slots else {}
+
+        def back() -> None:
+            self.slots = slots
+            for name, column in before.items():
+                self.columns[name][at] = column
+
+        return back
 
     def saved(self) -> tuple[list[list[object]], dict[str, npt.NDArray[Any]]]:
         """The callers, and the columns of their slots."""

@@ -110,8 +110,9 @@ def log_ratios(strange: Floats, rows: Floats, at: Odds) -> Floats:
     return np.asarray(strange[..., None] * at.strange + (rows[:, None] - strange)[..., None] * at.other)
 
 
-def step(log_r: Floats, ratios: Floats, most: float) -> Floats:
-    """R <- (R + 1) * L in logarithms, between -`most` and `most`: evidence is gone soon after its cause."""
+def step(log_r: Floats, ratios: Floats, most: float | Floats) -> Floats:
+    """R <- (R + 1) * L in logarithms, between -`most` and `most` (of all, or of each [m, 1, 1]): evidence is gone soon after
+    its cause."""
     after = np.clip(np.logaddexp(log_r, 0.0) + ratios, -most, most)
     return np.where(np.isnan(ratios), log_r, after)
 

@@ -8,24 +8,24 @@ now, and for the endpoint, against the largest share of any stretch of the table
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from detectors.base import Budget, LogPoint, Reading, part_of
+from detectors.base import Budget, LogPoint, Reading, Undo, part_of
 from detectors.budget import SHARES
-from detectors.caller_weights import capped_totals
 from detectors.outlier_batches import p_values_of
 from detectors.outlier_callers import COLUMNS, MAX_CALLERS, Key, WatchedCallers
+from detectors.outlier_counts import Counts, counted
 from detectors.outlier_scores import OutlierScorer, Tier
 from detectors.outlier_shares import (
     ALTERNATIVES,
     LEVELS,
     OTHERS_TIMES,
     USABLE,
+    Odds,
     UsualShares,
     evidence,
     log_ratios,
@@ -34,9 +34,9 @@ from detectors.outlier_shares import (
 )
 from detectors.profile import Profile
 from detectors.report_state import pack, unpack
-from schemas.blocks import ROUTE_CODES, Block, Floats, Longs
+from schemas.blocks import Block, Floats, Longs
 from schemas.errors import StateRefused
-from schemas.flags import RowFlag
+from schemas.events import CallerAuth
 from schemas.ids import stable_id
 
 VERSION = 4
@@ -67,7 +67,8 @@ ATLAS = ("AML.T0043", "AML.T0015")
 """Craft Adversarial Data, Evade AI Model: of one caller. What everybody sends is no attack."""
 
 
-Bools = npt.NDArray[np.bool_]
+_AUTH: dict[bool, CallerAuth] = {True: "verified", False: "claimed"}
+_NOBODY = np.empty(0, np.int64)
 
 
 @dataclass(slots=True)
@@ -87,17 +88,24 @@ class _Part:
     log_r: Floats = field(default_factory=lambda: np.zeros((1, len(LEVELS), len(ALTERNATIVES))))
     first_ms: int = 0
 
+    def undo(self) -> Callable[[], None]:
+        """What gives back the state of now: window and log_r are never changed in place."""
+        before, callers = (self.window, self.log_r, self.first_ms), self.callers.undo()
 
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    """Of one block, by caller [k]: rows, strange rows [k, level], and how much each weighs in the endpoint [k]."""
+        def back() -> None:
+            self.window, self.log_r, self.first_ms = before
+            callers()
 
+        return back
+
+
+class _Judged(NamedTuple):
+    """A block, its part, the p-value of each row [n], and where what is said of it goes."""
+
+    block: Block
+    part: _Part
     p_values: Floats
-    strange: Bools
-    rows: Floats
-    hits: Floats
-    served: Floats
-    served_hits: Floats
+    readings: list[Reading]
 
 
 class Outliers:
@@ -154,16 +162,20 @@ class Outliers:
 
     def update(self, batch: Sequence[Block]) -> list[Reading]:
         """Readings of `batch`, blocks in log order; for a part without its profile one that is not `known` a second."""
-        readings: list[Reading] = []
         parts = [self._parts.get(part_of(block.endpoint, block.version)) for block in batch]
         pairs = list(zip(batch, parts, strict=True))
         scorers = [part.scorer if part is not None and _fits(part, block) else None for block, part in pairs]
+        found: list[list[Reading]] = []
+        judged: list[_Judged] = []
         for (block, part), p_values in zip(pairs, p_values_of(batch, scorers), strict=True):
             if part is None or p_values is None:
-                readings += self._unknown(block, part is not None)
+                found.append(self._unknown(block, part is not None))
             else:
-                readings += self._block(block, part, p_values)
-        return readings
+                found.append([])
+                judged.append(_Judged(block, part, p_values, found[-1]))
+        if judged:
+            self._judge(judged)
+        return [reading for readings in found for reading in readings]
 
     def snapshot(self, part: str) -> bytes:
         held = self._parts.get(part)
@@ -194,6 +206,11 @@ class Outliers:
         held.callers, held.window, held.log_r = callers, window, log_r.reshape(held.log_r.shape)
         held.first_ms = values["first_ms"]
 
+    def undo(self, parts: Sequence[str]) -> Undo:
+        """See `Reversible`."""
+        backs = {name: part.undo() for name in parts if (part := self._parts.get(name)) is not None}
+        return lambda name: backs[name]() if name in backs else self.forget(name)
+
     def forget(self, part: str) -> None:
         """Drops the part's state and profile."""
         if self._parts.pop(part, None) is not None:
@@ -207,30 +224,38 @@ class Outliers:
         """The detector in one of its tiers."""
         return self.hash if tier == "fast" else stable_id(self.hash, tier)
 
-    def _block(self, block: Block, part: _Part, p_values: Floats) -> list[Reading]:
-        counts = _counted(block, part, p_values)
-        readings = [self._of_endpoint(block, part, counts)]
-        at, slots = self._watched(block, part, counts)
-        _slide(block, part, counts, at, slots)
-        if len(at):
-            self._count_callers(block, part, counts, at, slots)
-        return readings + self._of_callers(block, part)
+    def _judge(self, judged: Sequence[_Judged]) -> None:
+        """Readings of blocks that their part's profile judges: of the endpoints all together, then of callers."""
+        blocks, parts, p_values, readings = zip(*judged, strict=True)
+        counts = counted(blocks, [part.usual.levels for part in parts], p_values)
+        after = _endpoint_evidence(parts, counts)
+        scores = evidence(after).tolist()
+        for k, (block, part, of_block) in enumerate(zip(blocks, parts, counts, strict=True)):
+            part.log_r = after[k : k + 1]
+            readings[k].append(self._of_endpoint(block, part, of_block, scores[k]))
+            at, slots = self._watched(block, part, of_block)
+            _slide(block, part, of_block, at, slots)
+            if len(at):
+                self._count_callers(block, part, of_block, at, slots)
+            readings[k].extend(self._of_callers(block, part))
 
     @staticmethod
-    def _watched(block: Block, part: _Part, counts: _Counts) -> tuple[Longs, Longs]:
+    def _watched(block: Block, part: _Part, counts: Counts) -> tuple[Longs, Longs]:
         """The callers of a block that are watched, or have a strange row in it and now are: places in the block, slots."""
-        keys: list[Key] = [
-            (name, "verified" if known else "claimed")
-            for name, known in zip(block.callers, block.verified.tolist(), strict=True)
-        ]
-        part.callers.admit([keys[k] for k in np.flatnonzero(counts.hits.any(axis=1)).tolist()])
-        taken = part.callers.slots
-        found = [(k, taken[key]) for k, key in enumerate(keys) if key in taken]
+        callers = part.callers
+        if not callers.slots and not counts.strange:
+            return _NOBODY, _NOBODY
+        auth = [_AUTH[known] for known in block.verified.tolist()]
+        if counts.strange:
+            callers.admit([(block.callers[k], auth[k]) for k in counts.strange])
+        slots = list(map(callers.slots.get, zip(block.callers, auth, strict=True)))
+        found = [(k, slot) for k, slot in enumerate(slots) if slot is not None]
         both = np.array(found, np.int64).reshape(-1, 2)
         both = both[counts.rows[both[:, 0]] > 0]
         return both[:, 0], both[:, 1]
 
-    def _count_callers(self, block: Block, part: _Part, counts: _Counts, at: Longs, slots: Longs) -> None:
+    @staticmethod
+    def _count_callers(block: Block, part: _Part, counts: Counts, at: Longs, slots: Longs) -> None:
         """Evidence against callers at places `at` of a block, in `slots`."""
         watched, columns = part.callers, part.callers.columns
         hits, rows = counts.hits[at], counts.rows[at]
@@ -303,17 +328,12 @@ class Outliers:
             atlas=ATLAS,
         )
 
-    def _of_endpoint(self, block: Block, part: _Part, counts: _Counts) -> Reading:
-        rows = np.array([counts.served.sum()])
-        hits = counts.served_hits.sum(axis=0)[None]
-        ratios = log_ratios(hits, rows, part.usual.endpoint_odds) / DISPERSION
+    def _of_endpoint(self, block: Block, part: _Part, counts: Counts, score: float) -> Reading:
         threshold = part.thresholds[1]
-        part.log_r = step(part.log_r, ratios, threshold + ABOVE)
-        score = float(evidence(part.log_r)[0])
         firing, calm = score >= threshold, score < threshold / 2
         first_ms = part.first_ms if part.first_ms and not calm else int(block.broker_ts[0])
         part.first_ms = 0 if calm else first_ms
-        share = (hits[0] / max(float(rows[0]), 1e-9)).tolist()
+        share = [] if calm else (counts.total[:-1] / max(counts.served, 1e-9)).tolist()
         return self._reading(
             block,
             part,
@@ -393,52 +413,40 @@ def _fits(part: _Part, block: Block) -> bool:
     )
 
 
-def _counted(block: Block, part: _Part, p_values: Floats) -> _Counts:
-    dead = (block.flags & np.uint32(RowFlag.MALFORMED)) != 0  # these show nothing but whose they are
-    if dead.any():
-        p_values[dead] = 1.0
-    strange = p_values[:, None] <= part.usual.levels
-    served = block.served_by != ROUTE_CODES["refused"]  # no model saw those: not what the endpoint's inputs are
-    rows, hits = _tallied(block, strange, ~dead)
-    of_served, of_hits = (rows, hits) if served.all() else _tallied(block, strange, served & ~dead)
-    known = block.verified if len(block.callers) else np.zeros(1, np.bool_)
-    factor = _cap_factors(of_served, known)
-    return _Counts(p_values, strange, rows, hits, of_served * factor, of_hits * factor[:, None])
+def _endpoint_evidence(parts: Sequence[_Part], counts: Sequence[Counts]) -> Floats:
+    """log_r of the endpoint after each of m blocks [m, levels, alternatives]: those of one part one after the other."""
+    odds_of = [part.usual.endpoint_odds for part in parts]
+    at = Odds(np.stack([each.strange for each in odds_of]), np.stack([each.other for each in odds_of]))
+    hits, rows = np.stack([each.total[:-1] for each in counts]), np.array([each.served for each in counts])
+    ratios = log_ratios(hits, rows, at) / DISPERSION
+    most = np.array([part.thresholds[1] + ABOVE for part in parts])[:, None, None]
+    after = np.concatenate([part.log_r for part in parts])
+    turns: list[tuple[list[int], list[int]]] = []
+    seen: dict[int, tuple[int, int]] = {}
+    for k, part in enumerate(parts):
+        turn, before = seen.get(id(part), (0, k))
+        seen[id(part)] = (turn + 1, k)
+        if turn == len(turns):
+            turns.append(([], []))
+        turns[turn][0].append(k)
+        turns[turn][1].append(before)
+    for places, ones_before in turns:
+        after[places] = step(after[ones_before], ratios[places], most[places])
+    return after
 
 
-def _tallied(block: Block, strange: Bools, which: Bools) -> tuple[Floats, Floats]:
-    """Rows [callers] and strange rows [callers, level] among those of `which` [n]."""
-    many = max(len(block.callers), 1)
-    rows = np.bincount(block.caller[which], minlength=many).astype(np.float64)
-    hits = [np.bincount(block.caller[each & which], minlength=many) for each in strange.T]
-    return rows, np.stack(hits, axis=1).astype(np.float64)
-
-
-def _cap_factors(rows: Floats, verified: Bools) -> Floats:
-    """What each caller's rows [k] count for, so that none weighs more than its cap; all whom nobody vouched for are one."""
-    own = np.where(verified, np.arange(len(rows)), len(rows))
-    totals = np.bincount(own, rows, minlength=len(rows) + 1).astype(np.float64)
-    capped = capped_totals(totals)
-    if capped is totals:
-        return np.ones(len(rows))
-    whole = float(capped.sum())
-    if whole <= 0:
-        return np.ones(len(rows))
-    factor = np.divide(capped, totals, out=np.zeros_like(totals), where=totals > 0) * (float(totals.sum()) / whole)
-    return np.asarray(factor[own])
-
-
-def _slide(block: Block, part: _Part, counts: _Counts, at: Longs, slots: Longs) -> None:
+def _slide(block: Block, part: _Part, counts: Counts, at: Longs, slots: Longs) -> None:
     """The block joins what the others send: each caller at most at its cap."""
     fade = 0.5 ** (len(block) / WINDOW_ROWS)
+    part.window = part.window * fade + np.stack([counts.verified, counts.total])
+    if not part.callers.slots:
+        return  # a slot that somebody gets is emptied first
     columns = part.callers.columns
-    sums = np.column_stack([counts.served_hits, counts.served])
-    known = block.verified if len(block.callers) else np.zeros(1, np.bool_)
-    part.window = part.window * fade + np.stack([sums[known].sum(axis=0), sums.sum(axis=0)])
     columns["capped_strange"] *= fade
     columns["capped_rows"] *= fade
-    columns["capped_strange"][slots] += counts.served_hits[at]
-    columns["capped_rows"][slots] += counts.served[at]
+    if len(at):
+        columns["capped_strange"][slots] += counts.sums[at, :-1]
+        columns["capped_rows"][slots] += counts.sums[at, -1]
 
 
 def _others(part: _Part, slots: Longs) -> Floats:
@@ -451,18 +459,16 @@ def _others(part: _Part, slots: Longs) -> Floats:
     return np.where((rows >= LEAST_OTHERS)[:, None], hits / np.maximum(rows, 1.0)[:, None], 0.0)
 
 
-def _beside(block: Block, counts: _Counts, at: Longs) -> Floats:
+def _beside(block: Block, counts: Counts, at: Longs) -> Floats:
     """As `_others`, of callers at places `at` [m] of a block, in this block alone [m, level]: what breaks for everybody
     breaks at once, before any window knows it."""
-    known = block.verified if len(block.callers) else np.zeros(1, np.bool_)
-    sums = np.column_stack([counts.served_hits, counts.served])
-    among = np.where(known[at, None], sums[known].sum(axis=0), sums.sum(axis=0))
-    rest = np.maximum(among - sums[at], 0.0)
+    among = np.where(block.verified[at, None], counts.verified, counts.total)
+    rest = np.maximum(among - counts.sums[at], 0.0)
     rows = rest[:, -1:]
     return np.where(rows >= LEAST_BESIDE, rest[:, :-1] / np.maximum(rows, 1.0), 0.0)
 
 
-def _shares(block: Block, counts: _Counts) -> tuple[tuple[str, Any, float], ...]:
+def _shares(block: Block, counts: Counts) -> tuple[tuple[str, Any, float], ...]:
     """Callers by their share of the block's strange rows, heaviest first, at most 20."""
     strange = counts.hits[:, -1]
     total = float(strange.sum())

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from detectors.base import Budget, LogPoint, Reading, part_of
+from detectors.base import Budget, LogPoint, Reading, Undo, part_of
 from detectors.caller_weights import of_a_model, row_weights
 from detectors.feature_drift import FeatureDrift
 from detectors.profile import CONFIDENCE, SCORE, Profile
@@ -85,6 +85,10 @@ class PredictionDrift:
     def restore(self, part: str, state: bytes) -> None:
         """Takes back a snapshot of `part`, which must have been fitted with the same outputs; else StateRefused."""
         self._drift.restore(part, state)
+
+    def undo(self, parts: Sequence[str]) -> Undo:
+        """See `Reversible`."""
+        return self._drift.undo(parts)
 
     def forget(self, part: str) -> None:
         """Drops the part's state and reference."""

@@ -56,7 +56,8 @@ def block_verdicts(
                 said.append((block, reading))
     if not said:
         return []
-    rows = [_reading_row(block, reading) for block, reading in said]
+    described = {id(block): _block_columns(block) for block, _ in said}
+    rows = [(*described[id(block)], *_reading_columns(reading)) for block, reading in said]
     columns = [
         pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), VERDICT_BLOCKS.types, strict=True)
     ]
@@ -119,8 +120,8 @@ def _dead(rows: DeadRows, quiet_below: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*arrays, endpoints], schema=VERDICT_ROWS)
 
 
-def _reading_row(block: Block, reading: Reading) -> tuple[object, ...]:
-    """The columns of `VERDICT_BLOCKS`."""
+def _block_columns(block: Block) -> tuple[object, ...]:
+    """The columns of `VERDICT_BLOCKS` that say which block it is."""
     first, last = block.first, block.last
     return (
         block.endpoint,
@@ -133,6 +134,12 @@ def _reading_row(block: Block, reading: Reading) -> tuple[object, ...]:
         len(block),
         block.closed_by,
         block.closed_ms,
+    )
+
+
+def _reading_columns(reading: Reading) -> tuple[object, ...]:
+    """Those that say what of it."""
+    return (
         f"{reading.detector}:{reading.kind}",
         reading.score,
         reading.threshold,

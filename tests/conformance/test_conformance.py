@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.base import Detector, LabelledAt, Reading, ReportAt
+from detectors.base import Detector, LabelledAt, Reading, ReportAt, Reversible
 from detectors.registry import (
     DETECTORS_OF_LABELS,
     DETECTORS_OF_PREDICTIONS,
@@ -147,6 +147,27 @@ def test_saved_and_restored_anywhere_it_goes_on_as_if_uninterrupted(name: str, d
                 resumed.restore(part, bytes_)
 
     assert (readings, state(resumed, scenario)) == uninterrupted(name)
+
+
+@pytest.mark.parametrize("name", DETECTORS_OF_PREDICTIONS)
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_what_a_batch_taught_is_taken_back_and_learned_again(name: str, data: st.DataObject) -> None:
+    scenario = SCENARIOS[name]
+    log = scenario.planted()
+    first, last = sorted(data.draw(st.lists(st.integers(0, len(log)), min_size=2, max_size=2, unique=True)))
+    detector = scenario.make()
+    run(detector, log[:first])
+    before = state(detector, scenario)
+    assert isinstance(detector, Reversible)
+
+    undo = detector.undo(scenario.parts)
+    said = run(detector, log[first:last])
+    for part in scenario.parts:
+        undo(part)
+
+    assert state(detector, scenario) == before
+    assert run(detector, log[first:last]) == said
 
 
 @each_detector
