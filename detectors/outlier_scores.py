@@ -1,11 +1,14 @@
 """How strange is one row? Distances to the rows of the training table, and what chance gives.
 
-A row's point is whitened (Mahalanobis, 1936) and compared with at most 4,096 rows of the table, the references. Three
-measures, each turned into nats of surprise by rows that were held out, then added: the mean distance to the nearest
-reference in each of four random samples (Sugiyama and Borgwardt, 2013; Wu and Jermaine, 2006), the distance from the
-centre, and in the rich tier the distance to the nearest reference in units of that reference's own neighbourhood (the
-idea of LOF, Breunig et al., 2000). P-values are conformal: the share of held-out rows that are at least as strange
-(Vovk et al., 2005; Bates et al., 2023), so that on rows exchangeable with the table a share of at most alpha is below it.
+A row's point is whitened (Mahalanobis, 1936) and compared with at most 4,096 rows of the table, the references. Each
+measure is turned into nats of surprise by rows that were held out. The distance to the nearest reference (Ramaswamy et
+al., 2000) sees what lies between usual rows, and no dense group of strange rows in the table itself; the distance to the
+mass, from a row to a reference and on to many others (Chazal et al., 2011; Buchet et al., 2016), sees such a group if it
+lies apart, and the distance from the centre if it lies far out. As p-values they are put together by their harmonic mean
+(Wilson, 2019): what one of them finds is strange, whatever the others say. The rich tier adds the distance to the nearest
+reference in units of that reference's own neighbourhood (the idea of LOF, Breunig et al., 2000). P-values are conformal:
+the share of held-out rows that are at least as strange (Vovk et al., 2005; Bates et al., 2023), so that on rows
+exchangeable with the table a share of at most alpha is below it.
 
 Whitened points lie on a grid of 1/32: products and sums of float32 are then whole numbers below 2^24, hence exact, and
 equal on any machine for points within 64 deviations. Beyond that they are as exact as float32 is, at one padded shape.
@@ -13,6 +16,7 @@ equal on any machine for points within 64 deviations. Beyond that they are as ex
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +36,7 @@ REFERENCES: dict[Tier, int] = {"fast": 1024, "rich": 4096}
 MAX_REFERENCE_NUMBERS = 1 << 19
 """Coordinates of all references: 1 MB of half precision; tables of more than 128 coordinates have fewer references."""
 GROUPS = 4
+"""Random samples of the references: the distance to the nearest one is a mean over them (Sugiyama and Borgwardt, 2013)."""
 LEAST_ROWS = 32
 """Fewer rows have no shape."""
 WHITEN_RIDGE, PLAIN_RIDGE = 1e-3, 0.1
@@ -41,8 +46,16 @@ FIT_ROWS = 1 << 17
 GRID = 32.0
 NEIGHBOURHOOD = 20
 """A reference's neighbourhood reaches to its 20th nearest one, an eighth of them at most."""
-WEIGHTS: dict[Tier, tuple[float, ...]] = {"fast": (1.0, 0.5), "rich": (1.0, 1.0, 0.5)}
-"""Of nearness, depth and, in the rich tier, local nearness. Chosen on tuning data, one choice for all."""
+MASS, MASS_REFERENCES = 0.05, 512
+"""A reference's distance to the mass reaches to a twentieth of all references: a group of strange rows that is smaller has
+no mass of its own. Rows reach it by way of the first 512 references: all of them tell no more, and take longer."""
+NEAR_WEIGHT: dict[Tier, float] = {"fast": 2.0, "rich": 1.0}
+LOCAL_WEIGHT = 0.25
+"""Of nearness in the harmonic mean beside the two others, and of local nearness beside that mean. Chosen on tuning data,
+one choice for all."""
+SUM_WEIGHTS: dict[Tier, tuple[float, ...]] = {"fast": (1.0, 0.5), "rich": (1.0, 1.0, 0.5)}
+"""In profiles of releases before `remoteness` nats are added: of the distance to the nearest reference, of that from the
+centre and, in the rich tier, of local nearness."""
 HOLD_OUT_ROWS = 8192
 """From so many rows on a quarter is held out for calibration; below it five folds take turns, each held out once from
 what judges it, and the references are of all rows."""
@@ -141,13 +154,15 @@ class Whitening:
 @dataclass(frozen=True, slots=True, eq=False)
 class Shape:
     """What a table's rows look like: how they become points, how points are whitened, some of them, and the squared radius
-    of each one's neighbourhood in the plain view."""
+    of each one's neighbourhood in the plain view. `remoteness`, in the whitened one: the first ones' squared distances to the
+    mass, whole units of the grid; None in profiles of releases before it."""
 
     coordinates: Coordinates
     whitening: Whitening
     plain: Whitening
     references: Halves
     radii: Floats32
+    remoteness: Floats32 | None
 
     @classmethod
     def fit(cls, numeric: Floats, categorical: Codes, sizes: Sequence[int]) -> Shape:
@@ -160,9 +175,14 @@ class Shape:
         most = min(REFERENCES["rich"], MAX_REFERENCE_NUMBERS // coordinates.size, len(points))
         references = points[: most - most % GROUPS].astype(np.float16)
         plain = Whitening.fit(coordinates.plain(points), PLAIN_RIDGE, least)
-        whitened = plain.of(coordinates.plain(references.astype(np.float64)))
-        radii = _Distances(whitened).neighbourhoods(whitened)
-        return cls(coordinates, Whitening.fit(points, WHITEN_RIDGE, least), plain, references, radii)
+        kept = references.astype(np.float64)
+        seen = plain.of(coordinates.plain(kept))
+        radii = _Distances(seen).to_neighbours(seen, min(NEIGHBOURHOOD, len(seen) // 8))
+        radii = np.maximum(radii, max(float(np.quantile(radii, 0.05)), 1.0))  # never next to nothing
+        whitening = Whitening.fit(points, WHITEN_RIDGE, least)
+        seen = whitening.of(kept)
+        remoteness = np.maximum(_Distances(seen).to_neighbours(seen[:MASS_REFERENCES], int(MASS * len(seen))), 0.0)
+        return cls(coordinates, whitening, plain, references, radii, remoteness)
 
 
 class Measures:
@@ -174,6 +194,7 @@ class Measures:
         self._tier = tier
         points = shape.references[: REFERENCES[tier]].astype(np.float64)
         self._near = _Distances(shape.whitening.of(points))
+        self._remoteness = None if shape.remoteness is None else shape.remoteness[:, None]
         if tier == "rich":
             self._local = _Distances(shape.plain.of(shape.coordinates.plain(points)))
             self._closeness = 1.0 / shape.radii[:, None]
@@ -193,8 +214,12 @@ class Measures:
         whitened = self._shape.whitening.of(points)
         squares = np.einsum("ij,ij->i", whitened, whitened)
         distances = self._near.to(whitened, squares)
-        in_groups = distances.reshape(-1, GROUPS, BLOCK_ROWS).min(axis=0).astype(np.float64)
-        measures = [np.sqrt(np.maximum(in_groups, 0.0)).mean(axis=0) / GRID, squares.astype(np.float64) / GRID**2]
+        measures = []
+        if self._remoteness is not None:
+            measures.append(_lengths(_by_sample(distances).min(axis=0)))
+            distances = distances[: len(self._remoteness)]
+            distances += self._remoteness
+        measures += [_lengths(_by_sample(distances)).mean(axis=0), squares.astype(np.float64) / GRID**2]
         if self._tier == "rich":
             plain = self._shape.plain.of(self._shape.coordinates.plain(points))
             local = self._local.to(plain, np.einsum("ij,ij->i", plain, plain))
@@ -218,19 +243,17 @@ class _Distances:
         self._right[:, -1] = squares
         return np.dot(self._left, self._right.T, out=_workspace(len(self._left)))
 
-    def neighbourhoods(self, references: Floats32) -> Floats32:
-        """The squared radius of each reference's neighbourhood [m], never next to nothing."""
-        many = len(references)
-        k = max(min(NEIGHBOURHOOD, many // 8), 1)
-        padded = np.zeros((-(-many // BLOCK_ROWS) * BLOCK_ROWS, references.shape[1]), np.float32)
-        padded[:many] = references
-        radii = np.empty(len(padded), np.float32)
+    def to_neighbours(self, some: Floats32, k: int) -> Floats32:
+        """The squared distance [n] from each of `some` references [n, q] to the k-th nearest other one, at least the first."""
+        many, k = len(some), max(k, 1)
+        padded = np.zeros((-(-many // BLOCK_ROWS) * BLOCK_ROWS, some.shape[1]), np.float32)
+        padded[:many] = some
+        found = np.empty(len(padded), np.float32)
         for start in range(0, many, BLOCK_ROWS):
             block = padded[start : start + BLOCK_ROWS]
-            found = self.to(block, np.einsum("ij,ij->i", block, block))
-            radii[start : start + BLOCK_ROWS] = np.partition(found, k, axis=0)[k]  # itself is one of the k + 1 nearest
-        radii = radii[:many]
-        return np.maximum(radii, max(float(np.quantile(radii, 0.05)), 1.0))
+            distances = self.to(block, np.einsum("ij,ij->i", block, block))
+            found[start : start + BLOCK_ROWS] = np.partition(distances, k, axis=0)[k]  # itself is one of the k + 1
+        return found[:many]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -284,7 +307,7 @@ class OutlierModel:
         for tier, found in parts.items():
             measures = [np.concatenate(each) for each in zip(*found, strict=True)]
             curves = tuple(map(Curve.fit, measures))
-            scores = _combined(tier, curves, measures)
+            scores = _combined(tier, curves, measures, summed=False)
             calibrations[tier] = Calibration.fit(curves, scores)
             p_values[tier] = calibrations[tier].p_values(scores)[rising]
         return cls(shape, calibrations), HeldOut(which[rising], p_values)
@@ -296,6 +319,7 @@ class OutlierScorer:
     def __init__(self, model: OutlierModel, tier: Tier = "fast") -> None:
         self.tier = tier
         self._measures = Measures(model.shape, tier)
+        self._summed = model.shape.remoteness is None
         self._calibration = model.calibrations[tier]
 
     def score(self, numeric: Floats, categorical: Codes | None = None) -> Scored:
@@ -304,7 +328,8 @@ class OutlierScorer:
             categorical = np.zeros((len(numeric), 0), np.int32)
         if len(numeric) == 0:
             return Scored(np.zeros(0), np.zeros(0))
-        scores = _combined(self.tier, self._calibration.curves, self._measures.of(numeric, categorical))
+        measures = self._measures.of(numeric, categorical)
+        scores = _combined(self.tier, self._calibration.curves, measures, summed=self._summed)
         return Scored(scores, self._calibration.p_values(scores))
 
 
@@ -331,8 +356,21 @@ def _plan(order: Longs) -> Iterator[tuple[Longs, Longs]]:
         yield order[~held], order[held]
 
 
-def _combined(tier: Tier, curves: Sequence[Curve], measures: Sequence[Floats]) -> Floats:
-    scores = np.zeros(len(measures[0]))
-    for weight, curve, measure in zip(WEIGHTS[tier], curves, measures, strict=True):
-        scores += weight * curve.of(measure)
-    return scores
+def _by_sample(squares: Floats32) -> Floats32:
+    """The least of squared distances [references, n] in each sample of the references: [GROUPS, n]."""
+    return np.asarray(squares.reshape(-1, GROUPS, squares.shape[1]).min(axis=0))
+
+
+def _lengths(squares: Floats32) -> Floats:
+    """Distances of squared ones on the grid, in standard deviations."""
+    return np.asarray(np.sqrt(np.maximum(squares, 0.0).astype(np.float64)) / GRID)
+
+
+def _combined(tier: Tier, curves: Sequence[Curve], measures: Sequence[Floats], *, summed: bool) -> Floats:
+    """Scores [n]: the nats of the tier's measures put together."""
+    nats = [curve.of(measure) for curve, measure in zip(curves, measures, strict=True)]
+    if summed:
+        return np.asarray(sum(weight * each for weight, each in zip(SUM_WEIGHTS[tier], nats, strict=True)))
+    near, far, depth, *local = nats
+    harmonic = np.logaddexp(np.logaddexp(near + math.log(NEAR_WEIGHT[tier]), far), depth)
+    return np.asarray(harmonic + sum(LOCAL_WEIGHT * each for each in local))

@@ -7,18 +7,26 @@ import binascii
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from detectors.outlier_coordinates import CategoryPlaces, Coordinates
 from detectors.outlier_scores import (
     GROUPS,
     LEAST_ROWS,
+    REFERENCES,
+    SUM_WEIGHTS,
     TIERS,
-    WEIGHTS,
     Calibration,
     Curve,
     OutlierModel,
@@ -97,7 +105,8 @@ class TierNumbers(_Part):
 
 
 class OutlierSection(_Part):
-    """Everything that scoring rows needs. `tiers` in the order of `TIERS`."""
+    """Everything that scoring rows needs. `tiers` in the order of `TIERS`. `remoteness` is None in profiles of releases
+    before it, whose rows are scored as they were there."""
 
     centre: Numbers
     scale: Numbers
@@ -109,7 +118,16 @@ class OutlierSection(_Part):
     plain: tuple[Numbers, Numbers]
     references: Numbers
     radii: Numbers
+    remoteness: Numbers | None = None
     tiers: tuple[TierNumbers, ...] = Field(min_length=len(TIERS), max_length=len(TIERS))
+
+    @model_serializer(mode="wrap")
+    def _without_remoteness(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A section of a release before `remoteness` has the bytes that it had there."""
+        data: dict[str, Any] = dumped(self)
+        if self.remoteness is None:
+            del data["remoteness"]
+        return data
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -128,8 +146,10 @@ class OutlierSection(_Part):
             raise ValueError("the references of outliers are of other coordinates, or too few")
         if self.radii.shape != (many,) or self.radii.array.min() <= 0:
             raise ValueError("the neighbourhoods of outliers are of other references, or empty")
+        if self.remoteness is not None:
+            _check_remoteness(self.remoteness.array, min(many, REFERENCES["fast"]))
         for tier, of_tier in zip(TIERS, self.tiers, strict=True):
-            _check_calibration(of_tier, len(WEIGHTS[tier]))
+            _check_calibration(of_tier, len(SUM_WEIGHTS[tier]) + (self.remoteness is not None))
         return self
 
     @cached_property
@@ -141,6 +161,7 @@ class OutlierSection(_Part):
             Whitening(*(part.array for part in self.plain)),
             self.references.array.astype(np.float16),
             self.radii.array.astype(np.float32),
+            None if self.remoteness is None else self.remoteness.array.astype(np.float32),
         )
         return OutlierModel(shape, {tier: _calibration(of) for tier, of in zip(TIERS, self.tiers, strict=True)})
 
@@ -192,6 +213,7 @@ def section_of(
         plain=(Numbers.of(shape.plain.centre), Numbers.of(shape.plain.matrix, "<f4")),
         references=Numbers.of(shape.references, "<f2"),
         radii=Numbers.of(shape.radii, "<f4"),
+        remoteness=None if shape.remoteness is None else Numbers.of(shape.remoteness, "<f4"),
         tiers=tiers,
     )
     return section if len(section.model_dump_json()) <= MAX_SECTION_BYTES else None
@@ -215,6 +237,13 @@ def _tier(calibration: Calibration, usual: UsualShares) -> TierNumbers:
 def _calibration(of: TierNumbers) -> Calibration:
     curves = tuple(Curve(curve.at.array, curve.nats.array, curve.slope) for curve in of.curves)
     return Calibration(curves, of.scores.array, of.above.array.astype(np.int64), of.rows)
+
+
+def _check_remoteness(remoteness: Floats, references: int) -> None:
+    if remoteness.ndim != 1 or not GROUPS <= len(remoteness) <= references or len(remoteness) % GROUPS:
+        raise ValueError("the remoteness of outliers is of other references, or of too few")
+    if remoteness.min() < 0:
+        raise ValueError("the remoteness of outliers is below 0")
 
 
 def _check_calibration(of: TierNumbers, measures: int) -> None:

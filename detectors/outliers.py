@@ -39,7 +39,7 @@ from schemas.errors import StateRefused
 from schemas.events import CallerAuth
 from schemas.ids import stable_id
 
-VERSION = 4
+VERSION = 5
 ENDPOINT_PART = 0.1
 """Of the detector's share of the false-alarm budget, a tenth is for the endpoint as a whole, the rest over all callers."""
 DISPERSION = 64.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from river.anomaly import HalfSpaceTrees
 from scipy.stats import binom
 
-from detectors.outlier_scores import TIERS, OutlierModel, OutlierScorer, Tier
+from detectors.outlier_scores import TIERS, Calibration, OutlierModel, OutlierScorer, Tier
 from schemas.blocks import MISSING, UNSEEN, Codes, Floats
 from schemas.errors import ConfigError
 
@@ -174,6 +175,56 @@ def test_it_ranks_at_least_as_well_as_half_space_trees(tier: Tier) -> None:
 
     assert ours > 0.99
     assert ours >= area(half_space_trees(train, rows), labels)
+
+
+@each_tier
+def test_a_dense_group_in_the_table_itself_does_not_make_its_rows_usual(tier: Tier) -> None:
+    rng = np.random.default_rng(9)
+    table, rows = (
+        np.concatenate([rng.normal(size=(usual, 6)), 2.0 + 0.3 * rng.normal(size=(strange, 6))])
+        for usual, strange in ((3_000, 90), (500, 50))
+    )
+    labels = np.repeat([0.0, 1.0], [500, 50])
+
+    scored = OutlierScorer(OutlierModel.fit(table), tier).score(rows)
+
+    assert area(scored.scores, labels) > 0.9
+
+
+def by_hand(fitted: OutlierModel, numeric: Floats, categorical: Codes) -> tuple[Floats, Floats, Floats]:
+    """Nearness, distance to the mass and depth of rows in the fast tier, by every pair of points."""
+    shape = fitted.shape
+    assert shape.remoteness is not None
+    references = shape.whitening.of(shape.references[:1_024].astype(np.float64)) / 32.0
+    points = shape.whitening.of(shape.coordinates.points(numeric, categorical)) / 32.0
+    squares = ((points[:, None] - references) ** 2).sum(axis=2)
+    far = squares[:, : len(shape.remoteness)] + shape.remoteness / 32.0**2
+    samples = [np.sqrt(far[:, at::4].min(axis=1)) for at in range(4)]
+    return np.sqrt(squares.min(axis=1)), np.mean(samples, axis=0), (points**2).sum(axis=1)
+
+
+def test_a_score_is_the_weighted_harmonic_mean_of_what_three_measures_say() -> None:
+    fitted, rows = model(3_000), made(40, 7)
+    curves = fitted.calibrations["fast"].curves
+
+    near, far, depth = (
+        np.exp(-curve.of(measure)) for curve, measure in zip(curves, by_hand(fitted, *rows), strict=True)
+    )
+
+    assert scorer("fast", 3_000).score(*rows).scores == pytest.approx(np.log(2 / near + 1 / far + 1 / depth), rel=1e-4)
+
+
+def test_a_model_of_a_release_before_remoteness_adds_two_measures() -> None:
+    fitted, rows = model(3_000), made(40, 7)
+    near, _, depth = fitted.calibrations["fast"].curves
+    shape = replace(fitted.shape, remoteness=None)
+    nowhere = replace(fitted.shape, remoteness=np.zeros(1_024, np.float32))
+    _, in_samples, out = by_hand(replace(fitted, shape=nowhere), *rows)
+
+    calibrations: dict[Tier, Calibration] = {"fast": replace(fitted.calibrations["fast"], curves=(near, depth))}
+    scored = OutlierScorer(OutlierModel(shape, calibrations)).score(*rows)
+
+    assert scored.scores == pytest.approx(near.of(in_samples) + 0.5 * depth.of(out), rel=1e-4)
 
 
 def test_equal_tables_give_equal_scores() -> None:

@@ -210,6 +210,23 @@ def test_the_section_of_outliers_scores_as_the_model_of_the_table_does() -> None
         assert np.array_equal(kept.p_values, built.p_values)
 
 
+def test_a_section_of_a_release_before_remoteness_is_read_and_keeps_its_bytes() -> None:
+    section = profile().outliers
+    assert section is not None
+    tiers = tuple(tier.model_copy(update={"curves": (tier.curves[0], *tier.curves[2:])}) for tier in section.tiers)
+    older = section.model_copy(update={"remoteness": None, "tiers": tiers})
+    before = profile().model_copy(update={"outliers": older}).to_bytes()
+
+    read = Profile.from_bytes(before)
+
+    assert b"remoteness" not in before
+    assert read.to_bytes() == before
+    assert read.outliers is not None
+    for tier in TIERS:
+        scored = OutlierScorer(read.outliers.model, tier).score(*decoded(table(), profile()))
+        assert (scored.p_values < 1).any()
+
+
 def test_the_caller_column_is_no_feature_and_says_how_callers_differ() -> None:
     rng = np.random.default_rng(5)
     who = rng.choice(["a", "b", "rare"], 9_000, p=[0.6, 0.397, 0.003])
@@ -239,6 +256,9 @@ def test_the_caller_column_is_no_feature_and_says_how_callers_differ() -> None:
         (("references", "data"), "no base64!"),
         (("scale", "data"), "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
         (("radii", "shape"), [8]),
+        (("remoteness", "shape"), [8]),
+        (("remoteness", "data"), "no base64!"),
+        (("remoteness",), None),
         (("whitening", 0, "shape"), [2]),
         (("categories", 0, "shape"), [2, 14]),
         (("tiers", 0, "rows"), 40),
