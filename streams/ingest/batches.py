@@ -238,16 +238,24 @@ def _times(column: Sequence[int | None]) -> pa.Array:
     return pa.array(ms, mask=ms == NO_TIME)
 
 
+_APART = {float, str, type(None), UnsetType}
+"""Types of predictions that are written without a detour through JSON."""
+
+
 def response_batch(piece: Piece) -> pa.RecordBatch:
-    """The rows of a piece of responses or combined events. `value`: a number; `text`: any other prediction, as JSON."""
+    """The rows of a piece of responses or combined events. `value`: a number; `label`: a text; `text`: any other
+    prediction, as JSON."""
     given, kinds = piece.fields["prediction"], set(map(type, piece.fields["prediction"]))
     latency = numbers(piece.fields["latency_ms"])
-    text = pa.nulls(len(given), pa.binary())
+    label, text = pa.nulls(len(given), pa.string()), pa.nulls(len(given), pa.binary())
     if UnsetType in kinds:
         given = [None if value is UNSET else value for value in given]
-    if not kinds <= {float, type(None), UnsetType}:
-        others = [None if type(one) in (float, type(None)) else to_json(one, inf_nan_mode="constants") for one in given]
+    if not kinds <= _APART:
+        others = [None if type(one) in _APART else to_json(one, inf_nan_mode="constants") for one in given]
         text = pa.array(others, pa.binary())
+    if str in kinds:
+        label = texts([one if type(one) is str else None for one in given])
+    if not kinds <= {float, type(None), UnsetType}:
         given = [one if type(one) is float else None for one in given]
     arrays = {
         "place": pa.array(piece.place),
@@ -260,6 +268,7 @@ def response_batch(piece: Piece) -> pa.RecordBatch:
         "served_by": texts(piece.fields["served_by"]),
         "sent_ms": _times(piece.fields["ts"]),
         "value": pa.array(given, pa.float64()),
+        "label": label,
         "text": text,
     }
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))

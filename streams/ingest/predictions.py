@@ -239,13 +239,13 @@ def _by_outcome(response: pa.RecordBatch | None, n: int) -> Iterator[tuple[pa.Ar
     if response is None:
         yield pa.nulls(n, pa.float64()), None
         return
-    text, value = response.column("text"), response.column("value")
-    if text.null_count == n:
-        yield value, None
+    text, label, value = response.column("text"), response.column("label"), response.column("value")
+    if text.null_count == n and label.null_count in (0, n):
+        yield value if label.null_count else label, None
         return
     outcomes = [
-        number if found is None else from_json(found)
-        for found, number in zip(text.to_pylist(), value.to_pylist(), strict=True)
+        from_json(found) if found is not None else number if word is None else word
+        for found, word, number in zip(text.to_pylist(), label.to_pylist(), value.to_pylist(), strict=True)
     ]
     groups: dict[Any, list[int]] = {}
     for row, outcome in enumerate(outcomes):

@@ -278,3 +278,15 @@ def audited(record: Outgoing, offset: int) -> list[pa.Table]:
     """The rows that role audit inserts of a record of predictions."""
     log = Records([record.value], [record.key], [record.headers], [offset], [NOW])
     return rows_of_log(PREDICTIONS, record.partition or 0, log, PARTITIONS)["predictions"]
+
+
+def test_texts_numbers_and_nothing_answered_in_one_run_stay_what_they_were() -> None:
+    answers = ["yes", 0.5, None, "no", {"yes": 0.25, "no": 0.75}, True]
+    pairing = Pairing()
+    pairing.ask(*(request(f"r{number}") for number in range(len(answers))))
+
+    pairing.answer(*(response(f"r{number}", prediction=answer) for number, answer in enumerate(answers)))
+
+    assert {row["request_id"]: row["prediction"] for row in pairing.predictions} == {
+        f"r{number}": answer for number, answer in enumerate(answers)
+    }
