@@ -15,9 +15,8 @@ from detectors.adwin import FEED_ROWS, MAX_STANDARD
 from detectors.caller_weights import capped_row_weights, row_weights
 from detectors.cells import CELLS, categorical_cells, numeric_cells
 from detectors.drift_resolution import odd_events
-from detectors.drift_shelf import CAPPED_OF, Shelf
+from detectors.drift_shelf import Shelf
 from detectors.drift_thresholds import ADAPTIVE_FEATURES
-from detectors.drift_windows import faded
 from schemas.blocks import MIN_TICK_ROWS, MISSING, Block, Floats, Longs
 
 CHUNK_VALUES = 1 << 17
@@ -169,46 +168,6 @@ def _feed_sums(numbers: Floats, fair: Floats, shelf: Shelf, of: Longs, which: Lo
     into.value_weight[which[big]] = np.bincount(lane, weight.ravel(), size).reshape(-1, ADAPTIVE_FEATURES)
 
 
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """Of m parts, all their windows: cell weights `seen` and `capped` [m, windows, features, CELLS], events off the grid `odd`
-    and `odd_capped` [m, windows, numeric features], `weight` and the `effective` number of rows [m, windows]. What is by
-    capped weights is None while it equals what is by own ones: no block of these parts ever had a caller over the cap."""
-
-    seen: Floats
-    capped: Floats | None
-    odd: Floats
-    odd_capped: Floats | None
-    weight: Floats
-    effective: Floats
-
-
-def into_windows(shelf: Shelf, slots: Longs, measured: Sums, turn: Longs) -> Windows:
-    """Takes the blocks of `turn`, one for each of `slots`, into the windows of their parts."""
-    left = faded(measured.rows[turn])
-    shelf.weight[slots] = weight = shelf.weight[slots] * left + measured.weight[turn, None]
-    shelf.squares[slots] = squares = shelf.squares[slots] * left * left + measured.squares[turn, None]
-    over, lighter = measured.over[turn], shelf.lighter[slots] > 0
-    both: list[tuple[Floats, Floats | None]] = []
-    for capped_name, name in CAPPED_OF.items():
-        before, block = getattr(shelf, name)[slots], getattr(measured, name)[turn]
-        wide = (-1, *[1] * (block.ndim - 1))
-        fade = left.reshape(*left.shape, *[1] * (block.ndim - 1))
-        fair = None
-        if (over | lighter).any():
-            held = np.where(lighter.reshape(-1, 1, *wide[1:]), getattr(shelf, capped_name)[slots], before)
-            some = np.where(over.reshape(wide), getattr(measured, capped_name)[turn], block) if over.any() else block
-            fair = held * fade + some[:, None]
-            getattr(shelf, capped_name)[slots] = fair
-        after = before * fade + block[:, None]
-        getattr(shelf, name)[slots] = after
-        both.append((after, fair))
-    if (over | lighter).any():
-        shelf.lighter[slots] = 1
-    (seen, capped), (odd, odd_capped) = both
-    return Windows(seen, capped, odd, odd_capped, weight, weight * weight / squares)
-
-
-def feed_ready(rows: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def feed_ready(rows: float) -> bool:
     """Whether so many gathered rows make a mean: three quarters of `FEED_ROWS`, as some rows of a block are refused."""
     return rows >= 0.75 * FEED_ROWS

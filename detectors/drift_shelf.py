@@ -161,6 +161,8 @@ class Shelf:
         self.watched = np.zeros((0, a), np.int64)
         self.lighter, self.fired, self.calm_blocks, self.first_ms = (np.zeros(0, np.int64) for _ in range(4))
         self._free: list[int] = []
+        self.journal: list[tuple[Longs, dict[str, Floats]]] | None = None
+        """What windows were before they were stepped, while somebody may want it back."""
 
     def take(self, profile: Profile, budget: Budget) -> int:
         """A slot of its own for `profile`, with empty windows."""
@@ -212,13 +214,34 @@ class Shelf:
 
     def undo(self, slots: Longs) -> Callable[[int], None]:
         """What gives back to the k-th of `slots` its state of now."""
-        before = {name: getattr(self, name)[slots] for name in _CHANGING}
+        before = {name: getattr(self, name)[slots] for name in _NUMBERS}
+        journal: list[tuple[Longs, dict[str, Floats]]] = []
+        self.journal = journal
 
         def back(k: int) -> None:
-            for name, state in before.items():
-                getattr(self, name)[slots[k]] = state[k]
+            for taken, states in [
+                *journal[::-1],
+                (slots[k : k + 1], {name: of[k : k + 1] for name, of in before.items()}),
+            ]:
+                for place in np.flatnonzero(taken == slots[k]).tolist():
+                    for name, state in states.items():
+                        getattr(self, name)[slots[k]] = state[place]
 
         return back
+
+    def windows(self, slots: Longs, *, capped: bool) -> dict[str, Floats]:
+        """The windows of `slots` (all different) by name, also by capped weights if asked. Noted for `undo`, if that is
+        wanted: copies of all windows before each batch would cost as much as stepping them."""
+        held = {name: getattr(self, name)[slots] for name in ("weight", "squares", *CAPPED_OF.values())}
+        if capped:
+            held |= {name: getattr(self, name)[slots] for name in CAPPED_OF}
+        if self.journal is not None:
+            self.journal.append((slots, dict(held)))
+        lighter = self.lighter[slots] > 0
+        for name, own in CAPPED_OF.items() if capped and not lighter.all() else ():
+            by_slot = lighter.reshape(-1, *[1] * (held[own].ndim - 1))
+            held[name] = np.where(by_slot, held[name], held[own])
+        return held
 
     def spreads(self, slots: Longs) -> Spreads:
         """The spread tables of `slots`."""
@@ -226,7 +249,7 @@ class Shelf:
 
 
 _STREAM = ("seen", "capped", "odd", "odd_capped", "weight", "squares", "feed_sum", "feed_weight")
-_CHANGING = (*_STREAM, "feed_rows", "lighter", "fired", "calm_blocks", "first_ms")
+_NUMBERS = ("feed_sum", "feed_weight", "feed_rows", "lighter", "fired", "calm_blocks", "first_ms")
 CAPPED_OF = {"capped": "seen", "odd_capped": "odd"}
 """What is by capped weights, and what the same is by own weights."""
 

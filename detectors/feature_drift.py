@@ -11,12 +11,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from detectors.adwin import DELTA, FEED_ROWS, JumpWatch
 from detectors.attribution import Attribution
@@ -24,7 +22,7 @@ from detectors.base import Budget, LogPoint, Reading, Undo, part_of
 from detectors.budget import SHARES
 from detectors.caller_weights import MIN_CAP
 from detectors.cells import CELLS
-from detectors.drift_blocks import Sums, feed_ready, into_windows, sums
+from detectors.drift_blocks import Sums, feed_ready, sums
 from detectors.drift_callers import OWN_CALM, OWN_LEAST, Accused, Reference
 from detectors.drift_evidence import (
     accused_evidence,
@@ -35,8 +33,10 @@ from detectors.drift_evidence import (
     moved_by_caller,
     shares_of,
 )
-from detectors.drift_resolution import NEAR, Flags, odd_scores
-from detectors.drift_shelf import CAPPED_OF, Part, Shelf, pack, unpack
+from detectors.drift_resolution import NEAR, odd_scores
+from detectors.drift_shelf import Part, Shelf, pack, unpack
+from detectors.drift_steps import Windows, keep, stepped
+from detectors.drift_verdicts import FIRED_SHORT, Looks, Scores, Verdicts
 from detectors.drift_windows import WINDOW_ROWS, divergence, relative, scores
 from detectors.profile import AIMED, GROSS_SHARE, LOOK_ROWS, RESOLUTION_SHARE, Profile
 from schemas.blocks import Block, Floats, Longs
@@ -49,62 +49,13 @@ DriftKind = Literal["feature_drift", "prediction_drift"]
 CALM_BLOCKS = 2
 """Blocks within the profile's range after which what came before them leaves the long window."""
 TOGETHER = 32
-"""Parts stepped at once: with 20 features their windows are 0.25 MB, which stays in the second-level cache."""
+"""Blocks stepped at once: with 20 features their windows are 0.25 MB, which stays in the second-level cache."""
 WARNING_SHARE = 0.5
 """At half the critical factor times the largest in the profile, in either window, it is a warning whatever the score: or
 further out, where the profile says that chance comes so far."""
-FIRED_LONG, FIRED_SHORT = 1, 2
-"""Which window an alarm that is not over yet came from, at its worst."""
 UNKNOWN_EVERY_MS = 1000
 MAX_UNKNOWN_PARTS = 4096
 """Parts without a profile whose last `unknown` is remembered; above it the longest silent one is forgotten."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Verdicts:
-    """Of blocks that were stepped together: score, threshold, calm level and block statistic [m], each feature's
-    score [m, features], and whether it is that of values off their grid, not of the cells [m, features]; where an alarm comes
-    from, by capped and by own weights of the callers. `alarm`: by either of them; `settled`: calm by both."""
-
-    score: list[float]
-    threshold: list[float]
-    calm: list[bool]
-    firing: list[bool]
-    statistic: list[float]
-    by_feature: Floats
-    off_grid: Flags
-    lead: _Lead
-    own_lead: _Lead
-    alarm: list[bool]
-    settled: list[bool]
-    rows: list[float]
-
-
-class _Scores(NamedTuple):
-    """Scores [m, windows, features] of the `cells`, and of `odd` values, those off their grid."""
-
-    cells: Floats
-    odd: Floats
-
-    def further_out(self, renewed: npt.NDArray[np.bool_]) -> _Scores:
-        """Those [m, features] of the window that is further out; of the short one where the long one is `renewed` [m]."""
-        return _Scores(*(np.where(renewed[:, None], each[:, 0], each.max(axis=1)) for each in self))
-
-    def lead(self, threshold: Floats, beyond: npt.NDArray[np.bool_]) -> _Lead:
-        """Scores [m, features] by which it is asked where an alarm comes from: of odd values only where the cells tell of
-        none, nor are `beyond` [m] all. Else a few odd values would hide what everybody does."""
-        by_grid = (self.odd.max(axis=1) > threshold) & (self.cells.max(axis=1) <= threshold) & ~beyond
-        return _Lead(np.where(by_grid[:, None], self.odd, self.cells), by_grid)
-
-
-class _Lead(NamedTuple):
-    """Where alarms come from: by the scores [m, features] of the cells, or of odd values where it is `by_grid` [m]."""
-
-    by_feature: Floats
-    by_grid: npt.NDArray[np.bool_]
-
-    def of(self, k: int) -> tuple[Floats, bool]:
-        return self.by_feature[k], bool(self.by_grid[k])
 
 
 class FeatureDrift:
@@ -165,9 +116,12 @@ class FeatureDrift:
             else:
                 shelved.setdefault((len(part.profile.numeric), len(part.profile.categorical)), []).append(at)
         for shape, places in shelved.items():
-            self._update_shelf(self._shelves[shape], batch, places, found)
-            for at in places:
-                self._parts[part_of(batch[at].endpoint, batch[at].version)].unfed = None
+            try:
+                self._update_shelf(self._shelves[shape], batch, places, found)
+            finally:
+                self._shelves[shape].journal = None
+                for at in places:
+                    self._parts[part_of(batch[at].endpoint, batch[at].version)].unfed = None
         return [reading for readings in found for reading in readings]
 
     def snapshot(self, part: str) -> bytes:
@@ -227,37 +181,69 @@ class FeatureDrift:
         parts = [self._parts[part_of(block.endpoint, block.version)] for block in blocks]
         slots = np.array([part.slot for part in parts])
         measured = sums(blocks, shelf, slots)
-        for turn in _turns(slots, measured.rows, (shelf.lighter[slots] > 0) | measured.over):
-            verdicts = self._step(shelf, slots[turn], measured, turn)
-            fed = self._feed(shelf, slots[turn], measured, turn)
-            for k, at in enumerate(turn.tolist()):
-                readings = found[places[at]]
-                who, accused = self._callers(blocks[at], parts[at], shelf, verdicts, k)
-                readings.append(self._reading(blocks[at], parts[at], shelf, measured, at, verdicts, k, who))
-                readings += [self._caller_reading(blocks[at], parts[at], each) for each in accused]
-                if fed[k]:
-                    readings += self._adapt(blocks[at], parts[at], shelf)
-                if parts[at].measured(len(blocks[at]), int(blocks[at].broker_ts[0]), blocks[at].closed_ms):
-                    self._take_budget(parts[at])  # for the part's next block
+        judged = np.flatnonzero(measured.rows)
+        for first in range(0, len(judged), TOGETHER):
+            left = judged[first : first + TOGETHER]
+            while len(left):
+                left = self._advance(shelf, blocks, parts, measured, left, [found[at] for at in places])
         for at in np.flatnonzero(measured.rows == 0).tolist():
             found[places[at]] = self._unknown(blocks[at])
 
-    def _step(self, shelf: Shelf, slots: Longs, measured: Sums, turn: Longs) -> _Verdicts:
-        """One block for each of `slots` (all different): into the windows, and what they then say."""
-        rows = measured.rows[turn]
-        now = into_windows(shelf, slots, measured, turn)
-        by_weight, effective = now.weight[:, :, None, None], now.effective
-        expected, seen = shelf.expected[slots][:, None], now.seen / by_weight
-        fair = None if now.capped is None else now.capped / by_weight
+    def _advance(
+        self,
+        shelf: Shelf,
+        blocks: Sequence[Block],
+        parts: Sequence[Part],
+        measured: Sums,
+        which: Longs,
+        found: Sequence[list[Reading]],
+    ) -> Longs:
+        """Steps the blocks `which`, in the order of the log, and says what they say. Returns those that are to be stepped
+        again: before them, one of their own part changed what they are judged by."""
+        slots = np.array([parts[at].slot for at in which.tolist()])
+        windows = stepped(shelf, slots, measured, which)
+        looks = self._looks(shelf, slots, measured.rows[which], windows)
+        last: dict[int, int] = {}
+        stopped: dict[int, bool] = {}
+        again: list[int] = []
+        for k, at in enumerate(which.tolist()):
+            block, part = blocks[at], parts[at]
+            if part.slot in stopped:
+                again.append(at)
+                continue
+            last[part.slot] = k
+            verdicts, renewed = self._judged(shelf, part.slot, looks, k)
+            fed = self._feed(shelf, part.slot, measured, at)
+            who, accused = self._callers(block, part, shelf, verdicts, k)
+            found[at].append(self._reading(block, part, shelf, measured, at, verdicts, k, who))
+            found[at].extend([self._caller_reading(block, part, each) for each in accused])
+            if fed:
+                found[at].extend(self._adapt(block, part, shelf))
+            remeasured = part.measured(len(block), int(block.broker_ts[0]), block.closed_ms)
+            if remeasured:
+                self._take_budget(part)  # for the part's next block
+            if renewed or remeasured:
+                stopped[part.slot] = renewed
+        keep(shelf, windows, list(last.values()), [last[slot] for slot, anew in stopped.items() if anew])
+        return np.array(again, np.int64)
+
+    def _looks(self, shelf: Shelf, slots: Longs, rows: Floats, windows: Windows) -> Looks:
+        """What the windows say after each block."""
+        after, effective = windows.after, windows.effective
+        by_weight = after["weight"][:, :, None, None]
+        expected, seen = shelf.expected[slots][:, None], after["seen"] / by_weight
+        fair = after["capped"] / by_weight if "capped" in after else None
         far, moved = divergence(seen, fair, expected, effective)
         level, scale, shape, largest = shelf.spreads(slots).at(effective)
         threshold, quiet = _at_size((shelf.threshold[slots], shelf.calm[slots]), rows)
         odd_of = {"most": shelf.most_odd[slots], "threshold": threshold, "features": far.shape[2]}
-        own_found = found = _Scores(scores(far, level, scale, shape), odd_scores(now.odd, now.odd_capped, **odd_of))
+        own_found = found = Scores(
+            scores(far, level, scale, shape), odd_scores(after["odd"], after.get("odd_capped"), **odd_of)
+        )
         # Somebody is over the cap: does what is seen leave the profile where the fair part does not?
         if fair is not None:
             own, _ = divergence(seen, None, expected, effective)
-            own_found = _Scores(scores(own, level, scale, shape), odd_scores(now.odd, None, **odd_of))
+            own_found = Scores(scores(own, level, scale, shape), odd_scores(after["odd"], None, **odd_of))
         statistic = relative(
             moved,
             expected,
@@ -266,62 +252,27 @@ class FeatureDrift:
             (shelf.alien_most[slots][:, None], shelf.missing_most[slots][:, None]),
             effective,
         ).max(axis=2)
-        return self._judge(shelf, slots, rows, (threshold, quiet), found, own_found, statistic)
-
-    def _judge(
-        self,
-        shelf: Shelf,
-        slots: Longs,
-        rows: Floats,
-        levels: tuple[Floats, Floats],
-        found: _Scores,
-        own_found: _Scores,
-        statistic: Floats,
-    ) -> _Verdicts:
-        """Entry and exit by the scores that were `found`, by capped and by own weights; `levels` [m] are the threshold and
-        what is calm; `statistic` [m, windows] is relative."""
-        threshold, quiet = levels
-        top = np.maximum(found.cells, found.odd).max(axis=2)
-        recent_calm = top[:, 0] <= quiet
-        shelf.calm_blocks[slots] = np.where(recent_calm, shelf.calm_blocks[slots] + 1, 0)
-        # After an alarm of the short window the long one would stay far out for thousands of rows: two usual blocks, and
-        # it begins anew. An alarm of the long window alone is of what single blocks do not show: it fades by itself.
-        was = shelf.fired[slots]
-        renewed = (was == FIRED_SHORT) & (shelf.calm_blocks[slots] >= CALM_BLOCKS) & (top.max(axis=1) > quiet)
-        if renewed.any():
-            for name in ("weight", "squares", *CAPPED_OF, *CAPPED_OF.values()):
-                state = getattr(shelf, name)
-                state[slots[renewed], 1:] = state[slots[renewed], :1]
-        out, own_out = found.further_out(renewed), own_found.further_out(renewed)
-        by_feature, own = np.maximum(*out), np.maximum(*own_out)
         # So far out that no training block came near is an alarm whatever the score: a tail fitted to weather has no end.
         limit = np.maximum(shelf.gross[slots], WARNING_SHARE * self.critical_factor)
-        beyond = np.where(renewed, statistic[:, 0], statistic.max(axis=1)) / limit
-        score = np.maximum(by_feature.max(axis=1), threshold * beyond)
-        firing = score > threshold
-        calm = (by_feature.max(axis=1) <= quiet) & ~firing
-        # Values off their grid that single blocks show, too, are gone for good when two blocks show none.
-        short = (top[:, 0] > threshold) | (statistic[:, 0] > limit) | (found.odd[:, 0].max(axis=1) > quiet)
-        now = np.maximum(np.where(renewed, 0, was), np.where(firing, np.where(short, FIRED_SHORT, FIRED_LONG), 0))
-        shelf.fired[slots] = np.where(calm, 0, now)
-        return _Verdicts(
-            score.tolist(),
-            threshold.tolist(),
-            calm.tolist(),
-            firing.tolist(),
-            statistic[:, 0].tolist(),
-            by_feature,
-            out.odd > out.cells,
-            out.lead(threshold, beyond > 1.0),
-            own_out.lead(threshold, beyond > 1.0),
-            (firing | (own.max(axis=1) > threshold)).tolist(),
-            (calm & (own.max(axis=1) <= quiet)).tolist(),
-            rows.tolist(),
-        )
+        return Looks(rows, threshold, quiet, limit, found, own_found, statistic)
+
+    @staticmethod
+    def _judged(shelf: Shelf, slot: int, looks: Looks, k: int) -> tuple[Verdicts, bool]:
+        """Entry and exit at the k-th block: the verdicts it is one of, and whether the part's long window begins anew."""
+        recent_calm, usual = looks.calm[k]
+        calm_blocks = int(shelf.calm_blocks[slot]) + 1 if recent_calm else 0
+        shelf.calm_blocks[slot] = calm_blocks
+        # After an alarm of the short window the long one would stay far out for thousands of rows: two usual blocks, and
+        # it begins anew. An alarm of the long window alone is of what single blocks do not show: it fades by itself.
+        was = int(shelf.fired[slot])
+        renewed = was == FIRED_SHORT and calm_blocks >= CALM_BLOCKS and not usual
+        verdicts = looks.of_short if renewed else looks.of_both
+        shelf.fired[slot] = 0 if verdicts.calm[k] else max(0 if renewed else was, verdicts.out[k])
+        return verdicts, renewed
 
     @staticmethod
     def _callers(
-        block: Block, part: Part, shelf: Shelf, verdicts: _Verdicts, k: int
+        block: Block, part: Part, shelf: Shelf, verdicts: Verdicts, k: int
     ) -> tuple[Attribution | None, list[Accused]]:
         """Who moves the inputs, where they moved, and the callers that are read on."""
         slot, now = part.slot, {"alarm": verdicts.alarm[k], "calm": verdicts.settled[k]}
@@ -355,7 +306,7 @@ class FeatureDrift:
         shelf: Shelf,
         measured: Sums,
         at: int,
-        verdicts: _Verdicts,
+        verdicts: Verdicts,
         k: int,
         who: Attribution | None,
     ) -> Reading:
@@ -411,16 +362,16 @@ class FeatureDrift:
         most = (shelf.alien_most[slot][None], shelf.missing_most[slot][None])
         return float(relative(moved, expected, largest[:, 0], groups, most, rows).max())
 
-    def _feed(self, shelf: Shelf, slots: Longs, measured: Sums, turn: Longs) -> list[bool]:
-        """Gathers rows for ADWIN's means; whether each slot's mean is ready."""
+    def _feed(self, shelf: Shelf, slot: int, measured: Sums, at: int) -> bool:
+        """Gathers the rows of a block for ADWIN's means; whether the part's mean is ready."""
         if self.kind == "prediction_drift":
-            return [False] * len(slots)
-        some = measured.value_weight[turn].any(axis=1)
-        shelf.feed_sum[slots] += measured.value_sum[turn]
-        shelf.feed_weight[slots] += measured.value_weight[turn]
-        shelf.feed_rows[slots] += np.where(some, measured.rows[turn], 0.0)
-        ready: list[bool] = (some & feed_ready(shelf.feed_rows[slots])).tolist()
-        return ready
+            return False
+        shelf.feed_sum[slot] += measured.value_sum[at]
+        shelf.feed_weight[slot] += measured.value_weight[at]
+        if not measured.value_weight[at].any():
+            return False
+        shelf.feed_rows[slot] += measured.rows[at]
+        return feed_ready(float(shelf.feed_rows[slot]))
 
     def _adapt(self, block: Block, part: Part, shelf: Shelf) -> list[Reading]:
         """Feeds the gathered means to ADWIN. Never more than a warning: it forgets the training data by design."""
@@ -483,26 +434,6 @@ def _fits(part: Part, block: Block) -> bool:
         and block.numeric.shape[1] == len(part.profile.numeric)
         and block.categorical.shape[1] == len(part.profile.categorical)
     )
-
-
-def _turns(slots: Longs, rows: Floats, capped: npt.NDArray[np.bool_]) -> list[Longs]:
-    """Blocks that may step together: no two of one slot, each slot's blocks in order; empty ones left out.
-
-    At most `TOGETHER` at a time, those with capped callers by themselves: it cannot change a block's numbers.
-    """
-    turns: list[dict[bool, list[int]]] = []
-    seen: dict[int, tuple[int, bool]] = {}
-    for at, (slot, some, heavy) in enumerate(zip(slots.tolist(), rows.tolist(), capped.tolist(), strict=True)):
-        if some == 0:
-            continue
-        turn, was_heavy = seen.get(slot, (0, False))
-        heavy = heavy or was_heavy
-        seen[slot] = (turn + 1, heavy)
-        if turn == len(turns):
-            turns.append({False: [], True: []})
-        turns[turn][heavy].append(at)
-    groups = [group for turn in turns for group in turn.values()]
-    return [np.array(group[at : at + TOGETHER]) for group in groups for at in range(0, len(group), TOGETHER)]
 
 
 def _at_size(tables: Sequence[Floats], rows: Floats) -> list[Floats]:
