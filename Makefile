@@ -25,9 +25,8 @@ SEED ?= 1
 demo: $(READY)  ## The main job on real data: five attacks and faults, seen, answered, released, proven (SEED=n)
 	@$(BIN)/python -m palisade.demo --seed $(SEED)
 
-PROCESSES ?= 1
-test: $(READY)  ## All tests, real Kafka included (PROCESSES=2: what only computes beside what waits)
-	@$(BIN)/python -m pytest $(if $(filter-out 1,$(PROCESSES)),-n $(PROCESSES))
+test: $(READY)  ## All tests, real Kafka included
+	@$(BIN)/python -m pytest
 
 test-fast: $(READY)  ## The tests that need no Apache Kafka and no long run
 	@$(BIN)/python -m pytest -q -m 'not kafka and not slow'

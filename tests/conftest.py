@@ -1,15 +1,10 @@
-"""Fixtures for all tests, and how they are shared among processes."""
+"""Fixtures for all tests."""
 
 import pytest
-from hypothesis import settings
 
 from tests.support.kafka import embedded_broker, kafka
-from tests.support.lanes import pytest_runtest_setup, pytest_xdist_make_scheduler
 
-__all__ = ["embedded_broker", "kafka", "pytest_runtest_setup", "pytest_xdist_make_scheduler"]
-
-settings.register_profile("unhurried", settings(), deadline=None)
-settings.load_profile("unhurried")
+__all__ = ["embedded_broker", "kafka"]
 
 
 @pytest.fixture
