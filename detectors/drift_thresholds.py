@@ -20,7 +20,7 @@ from schemas.blocks import BLOCK_ROWS, Floats, Longs
 UNIT_ROWS = SPAN_ROWS[0]
 MAX_STARTS, FOLD_STARTS = 8192, 2048
 """Stretches measured of a table, and of each part of it that others are judged by."""
-ADAPTIVE_ROWS = 2_000_000
+ADAPTIVE_ROWS = 8_000_000
 FILL_STEPS, FILL_STARTS = 40, 512
 PRIOR_EVENTS, PRIOR_SHAPE = 20.0, 0.25
 """A tail seen in few events is drawn towards a shape (Martins & Stedinger 2000 do so for floods): left alone, it comes out
@@ -31,6 +31,8 @@ ADAPTIVE_FEATURES = 8
 """ADWIN watches the 8 steadiest features: 0.5 us and about 1.5 kB of state each, so that a part stays within 32 kB.
 The anchored test watches all."""
 ADAPTIVE_STREAMS = 8
+ADAPTIVE_PIECE = 16
+"""Means of 256 rows that come in order: ADWIN has adapted to them when the next piece comes."""
 MIN_LEVEL, MIN_SCALE, MIN_LARGEST = 2.0, 1.0, 12.0
 """Least divergence times rows: features that never move in the table (one category) still have a row's noise."""
 MIN_SCALE_SHARE = 0.1
@@ -219,10 +221,13 @@ def drawn_starts(table: OrderedTable, units: int, streams: int, rows: int, rng: 
 
 
 def adaptive_tails(table: OrderedTable, seed: int) -> tuple[AdaptiveTail, ...]:
-    """The jumps that ADWIN finds by chance in the block means of the steadiest numeric features."""
+    """The jumps that ADWIN finds by chance in the block means of the steadiest numeric features, over pieces of the table
+    in any order: ADWIN knows the stream alone, and one that comes back after a pause steps from season to season."""
     units = FEED_ROWS // UNIT_ROWS
     rng = np.random.default_rng([seed, FEED_ROWS])
-    starts = drawn_starts(table, units, ADAPTIVE_STREAMS, ADAPTIVE_ROWS, rng)
+    pieces = ADAPTIVE_ROWS // (ADAPTIVE_STREAMS * ADAPTIVE_PIECE * FEED_ROWS)
+    starts = rng.integers(-ADAPTIVE_PIECE * units, table.units, (pieces, 1, ADAPTIVE_STREAMS))
+    starts = starts + np.arange(ADAPTIVE_PIECE)[:, None] * units
     starts = np.clip(starts, 0, table.units - units).reshape(-1, ADAPTIVE_STREAMS)
     rows = starts.size * FEED_ROWS
     present = table.present[starts + units] - table.present[starts]
@@ -242,10 +247,13 @@ def adaptive_tails(table: OrderedTable, seed: int) -> tuple[AdaptiveTail, ...]:
 
 
 def _jump_tail(feature: int, jumps: Floats, rows: int, spread: float) -> AdaptiveTail:
+    """Exponential, through the upper half of the sorted jumps or through their largest, whichever lies further out: a
+    storm in the table is met again in each pass through it, and is no chance of a light tail."""
     if len(jumps) == 0:
         return AdaptiveTail(feature=feature, jump=0.0, rate=1.0 / rows, scale=spread)
     upper = jumps[len(jumps) // 2 :]
-    mean_excess = float((upper - upper[0]).mean())
-    return AdaptiveTail(
-        feature=feature, jump=float(upper[0]), rate=len(upper) / rows, scale=max(mean_excess, spread / 4)
-    )
+    scale = max(float((upper - upper[0]).mean()), spread / 4)
+    median, largest = float(upper[0]), float(upper[-1])
+    if largest > median + scale * math.log(len(upper)):
+        return AdaptiveTail(feature=feature, jump=largest, rate=1.0 / rows, scale=scale)
+    return AdaptiveTail(feature=feature, jump=median, rate=len(upper) / rows, scale=scale)
