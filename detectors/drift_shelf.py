@@ -59,7 +59,10 @@ class Part:
         self.budget = budget
         tails = self.profile.calibration.adaptive
         rate = budget.alarms_per_row * SHARES["adaptive_drift"] / max(len(tails), 1)
-        self.jump_thresholds = [tail.jump + tail.scale * max(math.log(tail.rate / rate), 0.0) for tail in tails]
+        # at least one scale: of a quiet endpoint the level may be that of no jump at all
+        self.jump_thresholds = [
+            max(tail.jump + tail.scale * max(math.log(tail.rate / rate), 0.0), tail.scale) for tail in tails
+        ]
 
     def undo(self) -> Callable[[], None]:
         """What gives back the state of now."""

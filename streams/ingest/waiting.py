@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from schemas.blocks import Longs
 from streams.ingest.texts import texts
 
-KEY_BYTES = 250
-"""A key as text and its entry in the dictionary, measured. Counted until the row is no longer stored."""
+KEY_BYTES = 258
+"""A key as text and its entry in the dictionary, measured, and its place in the list. Counted until its row is stored no more."""
 CHUNK_BYTES = 6_000
 """Buffers, objects and alignment of a chunk, however few its rows."""
 
