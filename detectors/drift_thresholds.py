@@ -31,6 +31,8 @@ ADAPTIVE_FEATURES = 8
 """ADWIN watches the 8 steadiest features: 0.5 us and about 1.5 kB of state each, so that a part stays within 32 kB.
 The anchored test watches all."""
 ADAPTIVE_STREAMS = 8
+PRIOR_JUMPS = 4
+"""What is thought of a jump's scale before any was met, the spread of the means, weighs as so many: often one or two are met."""
 ADAPTIVE_PIECE = 16
 """Means of 256 rows that come in order: ADWIN has adapted to them when the next piece comes."""
 MIN_LEVEL, MIN_SCALE, MIN_LARGEST = 2.0, 1.0, 12.0
@@ -248,11 +250,12 @@ def adaptive_tails(table: OrderedTable, seed: int) -> tuple[AdaptiveTail, ...]:
 
 def _jump_tail(feature: int, jumps: Floats, rows: int, spread: float) -> AdaptiveTail:
     """Exponential, through the upper half of the sorted jumps or through their largest, whichever lies further out: a
-    storm in the table is met again in each pass through it, and is no chance of a light tail."""
+    storm in the table is met again in each pass through it, and is no chance of a light tail. `spread`: of the means."""
     if len(jumps) == 0:
         return AdaptiveTail(feature=feature, jump=0.0, rate=1.0 / rows, scale=spread)
     upper = jumps[len(jumps) // 2 :]
-    scale = max(float((upper - upper[0]).mean()), spread / 4)
+    excess = float((upper - upper[0]).sum())
+    scale = max((excess + PRIOR_JUMPS * spread) / (len(upper) + PRIOR_JUMPS), spread / 4)
     median, largest = float(upper[0]), float(upper[-1])
     if largest > median + scale * math.log(len(upper)):
         return AdaptiveTail(feature=feature, jump=largest, rate=1.0 / rows, scale=scale)
