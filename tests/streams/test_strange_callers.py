@@ -10,7 +10,7 @@ from tests.streams.log_of_predictions import open_log
 from tests.streams.test_only_garbage import SENT, event, limited, log_of, log_of_garbage, usual
 from tests.streams.test_prediction_log import feed, table_of
 
-MAPPED = 40
+MAPPED = 48
 """Rows of the one caller."""
 
 
