@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from time import monotonic
 from typing import Any, TypeVar
 
-from confluent_kafka import OFFSET_STORED, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, OFFSET_STORED, KafkaError, KafkaException, TopicPartition
 
 from streams.transport.ledger import PartitionState
 from streams.transport.run import TP, Record
@@ -248,7 +248,17 @@ class Poller:
             self._consumer.pause(self._of_topics(pause))
         if resume := self.paused - wanted:
             self._consumer.resume(self._of_topics(resume))
+            self._wake(resume)
         self.paused = wanted
+
+    def _wake(self, topics: set[str]) -> None:
+        """Asks the leaders for the ends: librdkafka's thread of a broker sleeps up to a second after a resume unless something
+        is asked of it, and a topic that is paused and resumed again and again came at 25,000 records a second, not 70,000."""
+        ends = [TopicPartition(part.topic, part.partition, OFFSET_END) for part in self._of_topics(topics)]
+        try:
+            self._consumer.offsets_for_times(ends, timeout=self._bounds.wake_s)
+        except KafkaException as error:
+            self._on_error(error.args[0])
 
     def _of_topics(self, topics: Collection[str]) -> list[TopicPartition]:
         return [TopicPartition(*tp) for tp in sorted(self.partitions) if tp.topic in topics]

@@ -53,6 +53,7 @@ class Client(Protocol):
     def get_watermark_offsets(
         self, partition: TopicPartition, timeout: float = ..., *, cached: bool
     ) -> tuple[int, int] | None: ...
+    def offsets_for_times(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]: ...
     def close(self) -> None: ...
 
 
@@ -78,6 +79,7 @@ class PollingBounds:
     poll_s: float = 0.1
     read_max: int = 2_000
     full_s: float = 0.5
+    wake_s: float = 0.1
     loop_s: float = 90.0
     committed_s: float = 5.0
     log_every_s: float = 5.0

@@ -161,6 +161,10 @@ class FakeConsumer:
             TopicPartition(p.topic, p.partition, self.stored.get(TP(p.topic, p.partition), -1001)) for p in partitions
         ]
 
+    def offsets_for_times(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        self._note("ends", {part.topic for part in partitions})
+        return partitions
+
     def get_watermark_offsets(
         self, partition: TopicPartition, timeout: float = 0.0, *, cached: bool
     ) -> tuple[int, int]:
