@@ -212,11 +212,13 @@ def independent_largest(expected: Floats, size: int) -> Floats:
     return np.asarray(unit * chi2.isf(1.0 / MAX_STARTS, np.maximum(mean / unit, 1e-3)))
 
 
-def drawn_starts(table: OrderedTable, units: int, streams: int, rows: int, rng: np.random.Generator) -> Longs:
-    """Where each block of `units` units begins [stretches, steps, streams]: long stretches drawn at random, in order
-    within. A start may lie before the table and an end behind it (where blocks begin at -1 or less, or too late to be
+def drawn_starts(
+    table: OrderedTable, units: int, streams: int, rows: int, rng: np.random.Generator, steps: int | None = None
+) -> Longs:
+    """Where each block of `units` units begins [stretches, steps, streams]: stretches drawn at random, in order within,
+    each of `steps` blocks, else of half the table. A start may lie before the table and an end behind it (where blocks begin at -1 or less, or too late to be
     whole, there are none), so that the rows of both ends come as often as the others."""
-    steps = max(table.units // 2, 2) // units + 1
+    steps = max(table.units // 2, 2) // units + 1 if steps is None else steps
     stretches = max(rows // (streams * steps * units * UNIT_ROWS), 1)
     draws = rng.integers(-steps * units, table.units, (stretches, 1, streams))
     return np.asarray(draws + np.arange(steps)[:, None] * units)
@@ -227,9 +229,7 @@ def adaptive_tails(table: OrderedTable, seed: int) -> tuple[AdaptiveTail, ...]:
     in any order: ADWIN knows the stream alone, and one that comes back after a pause steps from season to season."""
     units = FEED_ROWS // UNIT_ROWS
     rng = np.random.default_rng([seed, FEED_ROWS])
-    pieces = ADAPTIVE_ROWS // (ADAPTIVE_STREAMS * ADAPTIVE_PIECE * FEED_ROWS)
-    starts = rng.integers(-ADAPTIVE_PIECE * units, table.units, (pieces, 1, ADAPTIVE_STREAMS))
-    starts = starts + np.arange(ADAPTIVE_PIECE)[:, None] * units
+    starts = drawn_starts(table, units, ADAPTIVE_STREAMS, ADAPTIVE_ROWS, rng, ADAPTIVE_PIECE)
     starts = np.clip(starts, 0, table.units - units).reshape(-1, ADAPTIVE_STREAMS)
     rows = starts.size * FEED_ROWS
     present = table.present[starts + units] - table.present[starts]

@@ -5,7 +5,6 @@ What cannot be decoded gives no row here: the detect role dead-letters it, and t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,8 +39,6 @@ from streams.audit.prediction_rows import json_predictions, json_text, scored_ro
 from streams.decode.headers import ARROW_MAGIC
 from streams.feedback import FeedbackAt
 from streams.records import Records, header_of
-
-log = logging.getLogger(__name__)
 
 Tables = dict[str, list[pa.Table]]
 Identity = tuple[str, int, int, int, int]

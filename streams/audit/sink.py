@@ -178,8 +178,9 @@ class AuditSink:
         for waiting in among:
             run = waiting.run
             if run.tp == (topic, partition) and offset in run.offsets:
-                records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
-                letter = dead_record(topic, partition, records, run.offsets.index(offset), "not_audited", detail)
+                letter = dead_record(
+                    topic, partition, _records([run]), run.offsets.index(offset), "not_audited", detail
+                )
                 waiting.letters.append(await self._send(letter, self._outbox()))
 
     def _wait_s(self) -> float:

@@ -247,14 +247,15 @@ class Poller:
         if pause := wanted - self.paused:
             self._consumer.pause(self._of_topics(pause))
         if resume := self.paused - wanted:
-            self._consumer.resume(self._of_topics(resume))
-            self._wake(resume)
+            parts = self._of_topics(resume)
+            self._consumer.resume(parts)
+            self._wake(parts)
         self.paused = wanted
 
-    def _wake(self, topics: set[str]) -> None:
+    def _wake(self, parts: Collection[TopicPartition]) -> None:
         """Asks the leaders for the ends: librdkafka's thread of a broker sleeps up to a second after a resume unless something
         is asked of it, and a topic that is paused and resumed again and again came at 25,000 records a second, not 70,000."""
-        ends = [TopicPartition(part.topic, part.partition, OFFSET_END) for part in self._of_topics(topics)]
+        ends = [TopicPartition(part.topic, part.partition, OFFSET_END) for part in parts]
         try:
             self._consumer.offsets_for_times(ends, timeout=self._bounds.wake_s)
         except KafkaException as error:
