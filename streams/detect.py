@@ -22,6 +22,7 @@ from schemas.events import MAX_BEHIND_MS, Tick
 from schemas.ids import clean_id
 from schemas.topics import LABELLED, PREDICTIONS, REPORTS
 from schemas.wire import KIND_HEADER
+from streams.failpoints import reach
 from streams.metrics import Metrics
 from streams.outgoing import lost_record
 from streams.poison import Poison
@@ -202,6 +203,7 @@ class DetectRole:
             if outgoing is not None:
                 with _or_lost(owned):
                     sent = await self._send(owned, outgoing, pause)
+                    reach("published")
         if outgoing is None:
             run.abandon()
             await self._start_over(owned)
@@ -231,6 +233,7 @@ class DetectRole:
             try:
                 with _or_lost(owned):
                     if reason is None:
+                        reach("in_replay" if piece.offsets[-1] < owned.quiet_below else "taken")
                         outgoing += await owned.log.take(piece, owned.quiet_below, pause)
                     else:
                         outgoing += owned.log.pass_over(piece, reason, owned.quiet_below)
@@ -285,6 +288,7 @@ class DetectRole:
             await self._store.save(name, tp.partition, dict.fromkeys(parts, b""), owned.began)
             return None
         for part, state in parts.items():
+            reach("in_restore")
             try:
                 owned.log.restore(part, state)
             except StateRefused as refused:

@@ -33,6 +33,7 @@ from schemas.roles import transactional_id_of
 from schemas.signals import EndpointState, Signal
 from schemas.topics import ACTIONS, COMMANDS, DIRECTIVES, RESPOND_STATE, SIGNALS
 from schemas.wire import KIND_HEADER
+from streams.failpoints import reach
 from streams.metrics import Metrics
 from streams.outgoing import dead_record
 from streams.reading import read_newest, read_to_end
@@ -206,6 +207,8 @@ class RespondRole:
         failed: list[Exception | None] = []
         for given in inputs:
             try:
+                if not isinstance(given, Clock):
+                    reach("deciding")
                 state, decided = decide(state, given, now_ms, self._mandate)
             except MACHINE_ERRORS:
                 raise
@@ -218,6 +221,7 @@ class RespondRole:
         state, entries = journal.record(state, ranges, decisions, now_ms)
         if entries:
             await asyncio.to_thread(active.journal.commit, entries)
+            reach("journaled")
         active.state = state
         await self._publish(active, _now_ms())
         self._tell(decisions)

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from schemas.topics import SNAPSHOTS
 from schemas.wire import KIND_HEADER
+from streams.failpoints import reach
 from streams.reading import read_newest
 from streams.transport.outbox import Outbox
 from streams.transport.settings import KafkaConnection
@@ -83,6 +84,7 @@ class DirectoryStore:
         folder.mkdir(parents=True, exist_ok=True)
         for name, state in parts.items():
             _replace(folder / _file_of(name.encode()), name.encode() + b"\n" + state)
+        reach("in_snapshot")
         _replace(folder / "manifest.json", json.dumps({"start": start}).encode())
 
 
@@ -110,6 +112,7 @@ class TopicStore:
             await asyncio.sleep(0)  # a thousand parts in a row would hold the loop
             sent.append(outbox.send(SNAPSHOTS, f"{log}|{name}".encode(), state or None, headers, partition))
         await asyncio.gather(*sent)
+        reach("in_snapshot")
         manifest = json.dumps({"start": start}).encode()
         await outbox.room(len(manifest))
         await outbox.send(SNAPSHOTS, f"{log}|{_MANIFEST}".encode(), manifest, headers, partition)

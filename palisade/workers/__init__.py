@@ -6,6 +6,7 @@ import gc
 from importlib import import_module
 
 from palisade.settings import Settings
+from streams import failpoints
 
 ROLES = ("ingest", "detect", "respond", "audit")
 COLLECT_AT = (50_000, 20, 50)
@@ -15,6 +16,7 @@ for cycles among them is a quarter of a detect worker's time; at these, 1 %. 50,
 
 def run_role(role: str, settings: Settings, name: str, metrics_port: int | None = None) -> int:
     """Runs a role until SIGTERM; returns the exit status. Raises ConfigError."""
+    failpoints.name_role(role)
     module = import_module(f"palisade.workers.{role}")
     gc.freeze()  # what was imported stays for good: it is not looked through again
     gc.set_threshold(*COLLECT_AT)

@@ -23,6 +23,7 @@ from schemas.tables import RAW, all_ddl
 from schemas.topics import DEAD_LETTERS, FEEDBACK, PREDICTIONS
 from streams.audit.engine import ClickHouse, ClickHouseError, RowRefused
 from streams.audit.rows import Tables, feedback_rows, kept_rows, merged
+from streams.failpoints import reach
 from streams.feedback import FeedbackReader
 from streams.metrics import Metrics
 from streams.outgoing import dead_record
@@ -125,6 +126,7 @@ class AuditSink:
         ranges = _ranges(waiting.run for waiting in live)
         for name, table in merged(found).items():
             await self._insert(name, table, stable_id(name, *ranges), live)
+        reach("inserted")
         for tp, records, same in parts:
             if tp.topic == PREDICTIONS:
                 self._stored[tp.partition] = records.timestamps[-1]

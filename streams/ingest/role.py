@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from schemas.errors import PalisadeError
 from schemas.ingest import MAX_HELD_BYTES
 from schemas.topics import REPORTS, REQUESTS, RESPONSES
+from streams.failpoints import reach
 from streams.ingest.partition import Handled, PairingLog
 from streams.ingest.written import Already
 from streams.metrics import Metrics
@@ -111,8 +112,10 @@ class IngestRole:
             owned.seen(run.tp.topic, records)
             # until it is sent, nothing of what waited before is committed over, whatever of it this run settles
             ticket = self._board(owned, {**owned.log.kept, run.tp.topic: owned.log.kept.get(run.tp.topic, run.first)})
+            reach("taken")
             handled = await owned.log.take(run.tp.topic, records, owned.newest_ms, Turns(lambda: self._handled))
             sent = await self._send(owned, handled, ticket)
+            reach("published")
         self._handled += 1
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
         self._metrics.delay.labels(run.tp.topic).observe(max(0.0, time.time() - records.timestamps[0] / 1000))

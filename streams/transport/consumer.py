@@ -18,6 +18,7 @@ from faust.transport import base
 from faust.types import TP as FaustTP
 from faust.types import ConsumerMessage
 
+from streams.failpoints import reach
 from streams.transport.ledger import Ledger, TopicLimits
 from streams.transport.polling import Poller
 from streams.transport.refusals import refuse_settings, refuse_topics
@@ -176,6 +177,7 @@ class Consumer(base.Consumer):
             await self.app.producer.flush()
             if ledger.closed:
                 return False
+            reach("before_commit")
             future = asyncio.wrap_future(self.poller.commit(due))
             try:
                 async with asyncio.timeout(self.options.commit_s):
@@ -184,6 +186,7 @@ class Consumer(base.Consumer):
                 self.log.warning("commit of %d partitions failed, kept for the next one: %s", len(due), error)
                 return False
             ledger.committed(due)
+            reach("after_commit")
             return True
 
     async def read_again(self) -> None:
