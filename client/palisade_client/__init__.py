@@ -5,6 +5,7 @@ from palisade_client._caller import Caller, current_caller
 from palisade_client._emitter import Emitter
 from palisade_client._errors import CallerLimited, PalisadeError, PredictTimeout
 from palisade_client._guard import Guard
+from palisade_client._plaintext import PlaintextRefused
 from palisade_client._request_id import name_request
 from palisade_client.asgi import PalisadeMiddleware
 
@@ -16,6 +17,7 @@ __all__ = [
     "Guard",
     "PalisadeError",
     "PalisadeMiddleware",
+    "PlaintextRefused",
     "PredictTimeout",
     "current_caller",
     "last_answer",

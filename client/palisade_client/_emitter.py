@@ -15,6 +15,7 @@ from palisade_client._caller import CallerAuth
 from palisade_client._encode import Event, encode, plain_features, plain_outcome, weight_of
 from palisade_client._forking import on_fork
 from palisade_client._log import log_fault, logger
+from palisade_client._plaintext import check_encryption
 from palisade_client._redact import Redactor, Rules, UnreadableFeatures, redaction_key
 from palisade_client._transport import Delivery, KafkaTransport, NullTransport, Transport
 from palisade_client._wire import CONTENT_TYPE_HEADER, KIND_HEADER, PREDICTIONS, clean_id
@@ -73,17 +74,37 @@ class Taken(NamedTuple):
     size: int
 
 
-def connect(bootstrap: str | None, settings: Mapping[str, Any] | None, *, predictions: bool) -> Transport:
-    """Kafka at `bootstrap`, else at `PALISADE_BOOTSTRAP`; nowhere without an address or with settings that are refused.
+class KafkaOptions(NamedTuple):
+    """How a Guard or an Emitter reaches Kafka, as its service said."""
+
+    bootstrap: str | None = None
+    settings: Mapping[str, Any] | None = None
+    allow_plaintext: bool = False
+
+    @property
+    def address(self) -> str:
+        """`bootstrap`, else `PALISADE_BOOTSTRAP`; empty if there is none."""
+        return self.bootstrap or os.environ.get("PALISADE_BOOTSTRAP", "")
+
+    def check(self) -> None:
+        """Raises PlaintextRefused, so that a service hears of it at construction and not at its first call."""
+        if self.address:
+            check_encryption(self.address, self.settings or {}, allow_plaintext=self.allow_plaintext)
+
+
+def connect(options: KafkaOptions, *, predictions: bool) -> Transport:
+    """Kafka; nowhere without an address or with settings that are refused.
 
     This happens at the first call in each process, so it must not raise: what is wrong is logged as an error.
     """
-    where = bootstrap or os.environ.get("PALISADE_BOOTSTRAP", "")
+    where = options.address
     if not where:
         log_fault("No Kafka address: pass bootstrap or set PALISADE_BOOTSTRAP. Nothing is reported or followed.")
         return NullTransport()
     try:
-        return KafkaTransport(where, settings or {}, predictions=predictions)
+        return KafkaTransport(
+            where, options.settings or {}, predictions=predictions, allow_plaintext=options.allow_plaintext
+        )
     except Exception:  # noqa: BLE001 - KafkaException, ValueError or TypeError, as librdkafka likes
         logger.exception("THE KAFKA SETTINGS ARE REFUSED: nothing is reported or followed")
         return NullTransport()
@@ -98,7 +119,8 @@ class Emitter:
 
     `sensitive`: the rules of each endpoint for features that must not leave the process as they are, see `Redactor`;
     `sensitive_key_file`: the key of `hash` (env `PALISADE_REDACTION_KEY`). The thread applies them, before it encodes;
-    what they cannot be applied to is dropped. ValueError or OSError at construction for wrong rules or keys.
+    what they cannot be applied to is dropped. Without TLS only Kafka on this machine is reached, unless `allow_plaintext`
+    says otherwise (env `PALISADE_ALLOW_PLAINTEXT=1`). ValueError or OSError at construction for what is wrong or refused.
     """
 
     def __init__(
@@ -106,6 +128,7 @@ class Emitter:
         bootstrap: str | None = None,
         *,
         kafka_settings: Mapping[str, Any] | None = None,
+        allow_plaintext: bool = False,
         max_queued: int = MAX_QUEUED,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
         linger_s: float = LINGER_S,
@@ -116,8 +139,11 @@ class Emitter:
         self._redactors: dict[str, Redactor] = {}
         for name, rules in (sensitive or {}).items():
             self.redact(clean_id(name), Redactor(rules, redaction_key(sensitive_key_file)))
+        kafka = KafkaOptions(bootstrap, kafka_settings, allow_plaintext)
+        if transport is None:
+            kafka.check()
         self._connect: Callable[[], Transport] = (
-            partial(connect, bootstrap, kafka_settings, predictions=True) if transport is None else lambda: transport
+            partial(connect, kafka, predictions=True) if transport is None else lambda: transport
         )
         self._max_queued, self._max_bytes, self._linger_s = max_queued, max_queued_bytes, linger_s
         self.producer_id = ""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack, cast
 from palisade_client._call import Call
 from palisade_client._caller import CallerAuth, caller_var
 from palisade_client._clock import Clock, SystemClock
-from palisade_client._emitter import Emitter, connect
+from palisade_client._emitter import Emitter, KafkaOptions, connect
 from palisade_client._errors import PredictTimeout
 from palisade_client._fallback import NO_ANSWER, Fallback
 from palisade_client._forking import on_fork
@@ -40,7 +40,8 @@ class GuardOptions(TypedDict, total=False):
     observes. `sensitive`: features that must not leave the process as they are, `{"ssn": "drop", "email": "hash",
     "age": {"bucket": 10}}`; `sensitive_key_file`: the secret of `hash`, without which such a rule is refused here (env
     `PALISADE_REDACTION_KEY`: the file, or its 64 hex digits). `producer_key`: PEM file of the Ed25519 key that signs reports (env `PALISADE_PRODUCER_KEY`).
-    `kafka_settings`: librdkafka settings such as SASL. `kill_file`: while this file exists nothing is enforced (env
+    `kafka_settings`: librdkafka settings such as SASL. `allow_plaintext`: without TLS also off this machine, which is
+    refused otherwise (env `PALISADE_ALLOW_PLAINTEXT=1`). `kill_file`: while this file exists nothing is enforced (env
     `PALISADE_KILL_FILE`). `artifact_digest`: of the model loaded. `sample`: share of predictions emitted, in (0, 1].
     `client_errors`: exceptions of the model that are the caller's fault: raised as they are, no failure, no fallback.
     `emitter`: shared between Guards. `clock`, `transport`: for tests, see `palisade_client.testing`.
@@ -51,6 +52,7 @@ class GuardOptions(TypedDict, total=False):
     directive_keys: KeySpec | None
     producer_key: str | os.PathLike[str] | None
     kafka_settings: Mapping[str, Any] | None
+    allow_plaintext: bool
     kill_file: str | os.PathLike[str] | None
     artifact_digest: str | None
     sample: float
@@ -112,9 +114,13 @@ class Guard:
         if not self._identity.keys:
             logger.warning("%s: NO DIRECTIVE KEYS: this Guard only observes, it will follow nothing", endpoint)
         Fallback(fallback, self._clock)  # a fallback that cannot be used is an error here, not at the first failure
+        self._kafka = _kafka_options(options)
+        if options.get("transport") is None:
+            self._kafka.check()
         self._emitter = options.get("emitter") or Emitter(
-            options.get("bootstrap"),
-            kafka_settings=options.get("kafka_settings"),
+            self._kafka.bootstrap,
+            kafka_settings=self._kafka.settings,
+            allow_plaintext=self._kafka.allow_plaintext,
             transport=options.get("transport"),
         )
         if self._identity.redactor is not None:
@@ -153,9 +159,7 @@ class Guard:
         with self._lock:
             if self._live is None:
                 options = self._options
-                transport = options.get("transport") or connect(
-                    options.get("bootstrap"), options.get("kafka_settings"), predictions=False
-                )
+                transport = options.get("transport") or connect(self._kafka, predictions=False)
                 fallback = Fallback(self._fallback_source, self._clock, trace=self._identity.redactor is None)
                 live = Live(self._identity, fallback, self._emitter, transport, self._clock)
                 try:
@@ -347,6 +351,10 @@ class Guard:
         self._places.release()
         if not future.cancelled():
             future.exception()  # taken, so that asyncio does not complain about one that came too late
+
+
+def _kafka_options(options: GuardOptions) -> KafkaOptions:
+    return KafkaOptions(options.get("bootstrap"), options.get("kafka_settings"), options.get("allow_plaintext", False))
 
 
 def _redactor(options: GuardOptions) -> Redactor | None:

@@ -10,6 +10,7 @@ from operator import methodcaller
 from typing import Any, NamedTuple, Protocol
 
 from palisade_client._log import log_fault, logger
+from palisade_client._plaintext import check_encryption
 from palisade_client._wire import DIRECTIVES, partition_of
 
 REPORT_QUEUE = 1_000
@@ -98,14 +99,18 @@ class NullTransport:
 class KafkaTransport:
     """One producer of its own, and where asked a consumer that assigns one partition and joins no group.
 
-    Reports and predictions have a producer each, so that a report never queues behind predictions.
+    Reports and predictions have a producer each, so that a report never queues behind predictions. PlaintextRefused
+    where they would leave this machine unencrypted and `allow_plaintext` does not say so.
     """
 
     background = True
 
-    def __init__(self, bootstrap: str, settings: Mapping[str, Any], *, predictions: bool = False) -> None:
+    def __init__(
+        self, bootstrap: str, settings: Mapping[str, Any], *, predictions: bool = False, allow_plaintext: bool = False
+    ) -> None:
         from confluent_kafka import Producer  # here, so that importing the package stays cheap
 
+        check_encryption(bootstrap, settings, allow_plaintext=allow_plaintext)
         self._base: dict[str, Any] = {
             "bootstrap.servers": bootstrap,
             "error_cb": _log_error,  # librdkafka's own log would write 20 lines a second while Kafka is away

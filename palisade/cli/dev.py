@@ -148,7 +148,8 @@ def _welcome(stack: DevStack, config: PalisadeConfig) -> None:
         console.print(f"[dim]{LIMITS} {ANEW}[/]")
     console.print(f"ClickHouse (HTTP): {stack.clickhouse(config)}", soft_wrap=True)
     console.print("\nIn the environment of your serving process:")
-    for name, value in stack.client_env.items():
+    plain = {"PALISADE_ALLOW_PLAINTEXT": "1"} if config.kafka.allow_plaintext else {}
+    for name, value in (stack.client_env | plain).items():
         console.print(f"  export {name}={value}", soft_wrap=True)
     console.print("\nNext, in another terminal, in this folder:")
     if stack.folder != DEFAULT_FOLDER:

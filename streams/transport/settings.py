@@ -57,7 +57,9 @@ class KafkaConnection(BaseModel):
 
 
 def _is_loopback(broker: str) -> bool:
-    host = broker.strip().rpartition("://")[2].rpartition(":")[0].strip("[]") or broker.strip()
+    """Whether `host:port`, read as librdkafka reads it, is this machine."""
+    host_and_port = (broker.strip().partition("://")[2] or broker.strip()).partition("/")[0]
+    host = (host_and_port.rpartition(":")[0] or host_and_port).strip("[]")
     if host == "localhost":
         return True
     try:

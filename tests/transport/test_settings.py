@@ -58,7 +58,14 @@ def test_librdkafka_accepts_what_we_set() -> None:
 
 
 @pytest.mark.parametrize(
-    "bootstrap", ["kafka:9092", "127.0.0.1:9092,10.0.0.1:9092", "0.0.0.0:9092", "[2001:db8::1]:9092"]
+    "bootstrap",
+    [
+        "kafka:9092",
+        "127.0.0.1:9092,10.0.0.1:9092",
+        "0.0.0.0:9092",
+        "[2001:db8::1]:9092",
+        "PLAINTEXT://kafka:9092/://127.0.0.1:9092",
+    ],
 )
 @pytest.mark.parametrize("protocol", ["PLAINTEXT", "SASL_PLAINTEXT"])
 def test_plaintext_off_this_machine_is_refused_unless_allowed_by_name(bootstrap: str, protocol: str) -> None:
