@@ -9,16 +9,21 @@ from pathlib import Path
 from palisade.settings import Settings
 from palisade.workers.common import LARGEST_RECORD, import_pandas, metrics_of, reading, say_ready
 from schemas.roles import group_of
-from schemas.topics import FEEDBACK, PREDICTIONS
+from schemas.topics import FEEDBACK, PREDICTIONS, VERDICTS
 from streams.admin import input_partitions
 from streams.app import Hooks, WorkerSettings, make_app, outbox_of, run_topic, run_worker
 from streams.audit.engine import ClickHouse, EmbeddedClickHouse, ServerClickHouse
 from streams.audit.http_port import HttpPort
 from streams.audit.labels import LabelJoin
 from streams.audit.rows import AUDITED
-from streams.audit.sink import IN_FLIGHT, AuditSink
+from streams.audit.sink import GATHER_BYTES, IN_FLIGHT, AuditSink
 from streams.feedback import FeedbackReader
+from streams.transport.ledger import TopicLimits
 from streams.transport.run import TP
+
+_MANY, _FEW = TopicLimits(max_bytes=2 * GATHER_BYTES), TopicLimits(max_bytes=8 << 20)
+LIMITS = {topic: _MANY if topic in (PREDICTIONS, VERDICTS) else _FEW for topic in (*AUDITED, FEEDBACK)}
+"""What may wait for its insert: 136 MB over all topics."""
 
 
 def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
@@ -46,6 +51,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
     app = make_app(
         group_of("audit"),
         connection=settings.connection,
+        topics=LIMITS,
         hooks=Hooks(on_assigned=join, on_revoked=leave),
         settings=WorkerSettings(consumer=reading(settings, **{"fetch.message.max.bytes": LARGEST_RECORD})),
     )

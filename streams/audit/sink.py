@@ -1,7 +1,9 @@
 """Role audit: every topic into ClickHouse. A consumer group of its own: Kafka is the spool while ClickHouse is away.
 
 Records gather for a second or 16 MB; then all of a partition are made rows of at once (a record alone costs ten times as
-much), inserted as Arrow with a token that names exactly their offset ranges, and only then are their offsets committed. A crash repeats rows; the views read them once. What can never become a row is
+much), inserted as Arrow with a token that names exactly their offset ranges, and only then are their offsets committed. A
+backlog is inserted in pieces of 16 MB, a run of each partition in turn: memory stays what a piece takes, and each partition
+moves on, however slow the machine is. A crash repeats rows; the views read them once. What can never become a row is
 skipped, counted and dead-lettered; any other refusal (a missing table or grant) ends the process, and nothing is committed.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -35,6 +38,8 @@ log = logging.getLogger(__name__)
 
 GATHER_S = 1.0
 GATHER_BYTES = 16 << 20
+"""Of records that are made rows of and inserted together: a larger piece takes several times as much memory, and longer than
+the watchdog lets a run stand."""
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Waits between tries of an insert; the last one repeats. Meanwhile the transport pauses at its byte bound."""
 IN_FLIGHT = 100_000
@@ -69,7 +74,7 @@ class AuditSink:
         self._flushing = asyncio.Lock()
         self._engine = engine
         self._metrics = metrics
-        self._waiting: list[_Waiting] = []
+        self._waiting: dict[TP, deque[_Waiting]] = {}  # the partition whose turn it is comes first
         self._bytes = 0
         self._oldest = 0.0
         self._full = asyncio.Event()
@@ -84,7 +89,7 @@ class AuditSink:
         run.open()
         if not self._waiting:
             self._oldest = time.monotonic()
-        self._waiting.append(_Waiting(run))
+        self._waiting.setdefault(run.tp, deque()).append(_Waiting(run))
         self._bytes += run.size
         if self._bytes >= GATHER_BYTES:
             self._full.set()
@@ -96,12 +101,14 @@ class AuditSink:
                 await asyncio.wait_for(self._full.wait(), self._wait_s())
             self._full.clear()
             if self._waiting and (self._bytes >= GATHER_BYTES or time.monotonic() - self._oldest >= GATHER_S):
-                await self.flush()
+                async with self._flushing:
+                    await self._insert_piece()
 
     async def flush(self) -> None:
-        """Inserts all that waits, table by table, then marks the runs done; rows of a partition come in its order."""
+        """Inserts all that waits, piece by piece."""
         async with self._flushing:
-            await self._flush()
+            while self._waiting:
+                await self._insert_piece()
 
     def stored_ms(self, partition: int) -> int | None:
         """The broker's time of the newest record of this partition of predictions up to which all is inserted here."""
@@ -118,9 +125,26 @@ class AuditSink:
         self._metrics.sent(letter)
         return outbox.send(letter.topic, letter.key, letter.value, letter.headers, letter.partition)
 
-    async def _flush(self) -> None:
-        batch, self._waiting, self._bytes = self._waiting, [], 0
-        live = [waiting for waiting in batch if not waiting.run.stale]
+    def _piece(self) -> list[_Waiting]:
+        """Takes what is inserted next: a run of each partition in turn, until the bound is reached."""
+        piece: list[_Waiting] = []
+        size = 0
+        while self._waiting and size < GATHER_BYTES:
+            tp, runs = next(iter(self._waiting.items()))
+            del self._waiting[tp]
+            piece.append(runs.popleft())
+            size += piece[-1].run.size
+            if runs:
+                self._waiting[tp] = runs
+        self._bytes -= size
+        self._oldest = time.monotonic()
+        if self._bytes >= GATHER_BYTES:
+            self._full.set()
+        return piece
+
+    async def _insert_piece(self) -> None:
+        """Inserts a piece, table by table, then marks its runs done; rows of a partition come in its order."""
+        live = [waiting for waiting in self._piece() if not waiting.run.stale]
         parts = [(tp, _records(one.run for one in same), same) for tp, same in _by_partition(live).items()]
         found = [await self._rows_of(*part) for part in parts]
         ranges = _ranges(waiting.run for waiting in live)

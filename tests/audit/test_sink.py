@@ -289,6 +289,30 @@ def test_rows_are_inserted_when_enough_has_gathered_without_waiting_for_the_seco
     asyncio.run(story())
 
 
+def test_a_backlog_is_inserted_in_pieces_and_every_partition_moves_on_in_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    loud = [run_of([as_json()] * 3, first=3 * number) for number in range(4)]
+    quiet = run_of([as_json()], tp=TP(PREDICTIONS, 1))
+    monkeypatch.setattr(sink_module, "GATHER_BYTES", loud[0].size + quiet.size)
+    done: list[list[bool]] = []
+
+    class Watching(FakeEngine):
+        def insert_arrow(self, table: str, rows: pa.Table, token: str | None = None) -> None:
+            done.append([run.finished for run in (*loud, quiet)])
+            super().insert_arrow(table, rows, token)
+
+    async def story() -> None:
+        engine = Watching()
+        sink = sink_of(engine)
+        for run in (*loud, quiet):
+            await sink.handle(run)
+        await sink.flush()
+        assert [rows for _, rows, _ in engine.inserts] == [4, 6, 3]
+        assert all(run.finished for run in (*loud, quiet))
+
+    asyncio.run(story())
+    assert done[1] == [True, False, False, False, True]
+
+
 # -- with the real engine
 
 
