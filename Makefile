@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check lock schemas bench-latency bench-throughput bench-ingest bench-false-alarms bench-quality fuzz clean
+.PHONY: help setup demo test test-fast check lock schemas bench-latency bench-throughput bench-ingest bench-churn bench-false-alarms bench-quality fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ bench-throughput: $(READY)  ## Predictions a second on one core, beside stock Fa
 
 bench-ingest: $(READY)  ## Requests and responses paired a second on one core
 	@$(BIN)/python -m benchmarks.ingest
+
+bench-churn: $(READY)  ## A million callers and 100,000 endpoint names a minute, eleven minutes: memory of every process, and who stays limited (ARGS="--minutes n")
+	@$(BIN)/python -m benchmarks.churn $(ARGS)
 
 bench-false-alarms: $(READY)  ## False alarms of each detector on stationary data, beside the rate it states
 	@$(BIN)/python -m benchmarks.false_alarms $(ARGS)
