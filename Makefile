@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check lock schemas bench-latency bench-throughput bench-ingest bench-churn bench-false-alarms bench-quality fuzz clean
+.PHONY: help setup demo test test-fast test-faults check lock schemas bench-latency bench-throughput bench-ingest bench-churn bench-false-alarms bench-quality fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ bench-churn: $(READY)  ## A million callers and 100,000 endpoint names a minute,
 
 bench-false-alarms: $(READY)  ## False alarms of each detector on stationary data, beside the rate it states
 	@$(BIN)/python -m benchmarks.false_alarms $(ARGS)
+
+test-faults: $(READY)  ## Every fault of our own stack at length, each proven by the checker (ARGS="--only F1,F6" or "--short")
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 MINUTES ?= 10
 fuzz: $(READY)  ## Mutated records into every decoder; status 1 on an exception that nobody declared (MINUTES=n, ARGS="--seed n")

@@ -59,6 +59,7 @@ class _Child:
     is_ready: threading.Event = field(default_factory=threading.Event)
     failures: int = 0
     ended: bool = False
+    retired: bool = False
     restart_at: float | None = None
 
 
@@ -140,6 +141,20 @@ class Supervisor:
             self._children[name].process.kill()
             return pid
 
+    def retire(self, name: str, grace_s: float = GRACE_S) -> int:
+        """SIGTERM to one child, SIGKILL after the grace; it is not started again. Returns its exit status."""
+        with self._lock:
+            child = self._children.pop(name)
+            child.retired = True
+        _end([child], time.monotonic() + grace_s)
+        return child.process.returncode
+
+    @property
+    def names(self) -> list[str]:
+        """The children that are not retired, in the order of their start."""
+        with self._lock:
+            return list(self._children)
+
     def log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
 
@@ -208,6 +223,8 @@ class Supervisor:
                 children = list(self._children.values())
             now = time.monotonic()
             for child in children:
+                if child.retired:
+                    continue
                 if not child.ended and child.process.poll() is not None:
                     self._after_end(child, now)
                 if child.restart_at is not None and now >= child.restart_at:
@@ -225,6 +242,8 @@ class Supervisor:
     def _again(self, child: _Child) -> None:
         """Starts a child that ended, the first time at once, then after longer and longer waits."""
         with self._lock:
+            if child.retired:
+                return
             fresh = self._launch(child.spec)
             fresh.failures = 1 if time.monotonic() - child.started > STEADY_S else child.failures + 1
             self._children[child.spec.name] = fresh

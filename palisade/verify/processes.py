@@ -23,8 +23,9 @@ class ProcessNotes:
         self._pids[name] = pid
         self._note(name, {"pid": pid, "event": "started"})
 
-    def exited(self, name: str, status: int) -> None:
-        self._note(name, {"pid": self._pids.get(name), "event": "exited", "status": status, "asked": False})
+    def exited(self, name: str, status: int, *, asked: bool = False) -> None:
+        """`asked`: somebody wanted it to end."""
+        self._note(name, {"pid": self._pids.get(name), "event": "exited", "status": status, "asked": asked})
 
     def _note(self, name: str, what: dict[str, Any]) -> None:
         with self._path.open("a") as notes:
