@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -234,12 +235,35 @@ class KafkaConfig(Config):
 
 
 class ClickHouseConfig(Config):
-    """`url` unset: the embedded engine under `data_dir`. `port`: of the HTTP port on loopback (0: any free one)."""
+    """`url` unset: the embedded engine under `data_dir`. `port`: of the HTTP port on loopback (0: any free one).
+
+    Rows and the password leave this machine by https alone, unless `allow_plaintext` says otherwise.
+    """
 
     url: str | None = Field(None, pattern="^https?://")
     user: str = "default"
     password_file: str | None = None
     port: int = Field(0, ge=0, le=65535)
+    allow_plaintext: bool = False
+
+    @model_validator(mode="after")
+    def _refuse_plaintext_off_loopback(self) -> ClickHouseConfig:
+        if self.url is not None and self.url.startswith("http://") and not self.allow_plaintext:
+            host = urlsplit(self.url).hostname or ""
+            if not _is_loopback(host):
+                raise ValueError(
+                    f"url: {host} is not on this machine and http is not encrypted: use https, or set allow_plaintext to true"
+                )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class IngestConfig(Config):

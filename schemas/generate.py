@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from schemas import (
     acls,
     actions,
+    clickhouse,
     config,
     deadletter,
     events,
@@ -54,7 +55,8 @@ def generated() -> dict[Path, str]:
         HERE / "json" / f"{name}.json": json.dumps(model.model_json_schema(), indent=1, sort_keys=True) + "\n"
         for name, model in MODELS.items()
     }
-    files[HERE / "sql" / "palisade.sql"] = ";\n\n".join(tables.all_ddl()) + ";\n"
+    files[HERE / "sql" / "palisade.sql"] = tables.ddl_script()
+    files[HERE / "sql" / "roles.sql"] = clickhouse.roles_script()
     files[ROOT / "docs" / "contracts.md"] = _contracts_page()
     return files
 
@@ -88,7 +90,29 @@ def _contracts_page() -> str:
         lines.append(
             f"| `palisade.{table.name}` | {', '.join(table.one_row_by)} | {table.keep_days} days | {table.purpose} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_clickhouse_roles()]) + "\n"
+
+
+def _clickhouse_roles() -> list[str]:
+    """ClickHouse's roles in short; `palisade clickhouse roles` has them to the letter."""
+    lines = ["What `palisade clickhouse roles` grants; nothing else is needed.", ""]
+    lines += ["| role | user | who | may |", "| --- | --- | --- | --- |"]
+    for role in clickhouse.ROLES:
+        lines.append(f"| {role.role} | {role.user} | {role.who} | {_granted(role)} |")
+    return lines
+
+
+def _granted(role: clickhouse.ClickHouseRole) -> str:
+    things: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for grant in role.grants:
+        database, _, name = grant.on.partition(".")
+        things.setdefault((database, grant.privileges), []).append(name)
+    said = []
+    for (database, privileges), names in things.items():
+        every = len(names) == len(tables.TABLES) or names == ["*"]
+        on = f"all of `{database}`" if every else ", ".join(f"`{database}.{name}`" for name in names)
+        said.append(f"{', '.join(privileges)} on {on}")
+    return "; ".join([*said, *(f"`{bound}`" for bound in (*role.settings, *role.quota))])
 
 
 def _roles() -> list[str]:

@@ -246,9 +246,16 @@ TABLES: tuple[TableSpec, ...] = (
     _table("activations", ProfileActivated, "which profile held from where", ("endpoint",), days=3_650),
 )
 BY_NAME: dict[str, TableSpec] = {table.name: table for table in TABLES}
+READ_BY_AUDIT = frozenset({"feedback", "answers", "label_joins"})
+"""Tables that role audit reads, to join late labels; the others it only writes."""
 
 
 def all_ddl() -> list[str]:
     """Every statement, in order, to make an audit database. Each may be run again."""
     databases = [f"CREATE DATABASE IF NOT EXISTS {name}" for name in (RAW, VIEWS)]
     return databases + [statement for table in TABLES for statement in table.ddl()]
+
+
+def ddl_script() -> str:
+    """The same as one text."""
+    return ";\n\n".join(all_ddl()) + ";\n"

@@ -10,6 +10,7 @@ import typer
 
 from palisade.cli import (
     checks,
+    clickhouse,
     deadletters,
     dev,
     feedback,
@@ -36,6 +37,7 @@ for module in (checks, dev, worker, publish, status, kill):
     module.register(app)
 for name, group in (
     ("topics", topics.app),
+    ("clickhouse", clickhouse.app),
     ("keys", keys.app),
     ("profile", profile.app),
     ("feedback", feedback.app),

@@ -22,10 +22,11 @@ from itertools import chain, count
 import pyarrow as pa
 
 from schemas.ids import stable_id
-from schemas.tables import RAW, all_ddl
+from schemas.tables import RAW
 from schemas.topics import DEAD_LETTERS, FEEDBACK, PREDICTIONS
 from streams.audit.engine import ClickHouse, ClickHouseError, RowRefused
 from streams.audit.rows import Tables, feedback_rows, kept_rows, merged
+from streams.audit.schema import prepare_tables
 from streams.failpoints import reach
 from streams.feedback import FeedbackReader
 from streams.metrics import Metrics
@@ -80,9 +81,8 @@ class AuditSink:
         self._full = asyncio.Event()
 
     async def prepare(self) -> None:
-        """Makes the tables and views. Raises ClickHouseError that says what to do."""
-        for statement in all_ddl():
-            await self._until_done(partial(self._engine.command, statement))
+        """Makes the tables and views, or sees that they are there. Raises ClickHouseError that says what to do."""
+        await self._until_done(partial(prepare_tables, self._engine))
 
     async def handle(self, run: Run) -> None:
         """Takes a run; it is done when its rows are inserted."""

@@ -24,7 +24,7 @@ from tests.palisade.conftest import Run
 from tests.streams.log_of_predictions import profile
 
 COMMANDS = ["", "check", "dev", "worker", "publish", "status", "kill", "unkill", "fallback", "restore", "limit", "unlimit",
-            "topics", "topics create", "topics acls", "keys", "keys create", "keys pseudonym", "profile", "profile build", "profile show",
+            "topics", "topics create", "topics acls", "clickhouse", "clickhouse tables", "clickhouse roles", "keys", "keys create", "keys pseudonym", "profile", "profile build", "profile show",
             "profile activate", "forensics", "forensics timeline", "forensics caller", "deadletter", "deadletter list",
             "deadletter show", "deadletter redrive", "feedback", "feedback publish", "verify", "verify run", "verify check"]  # fmt: skip
 
