@@ -145,7 +145,8 @@ class Bank(Generic[Input]):
         return MAGIC + hashlib.sha256(body).digest() + body
 
     def restore(self, part: str, state: bytes) -> list[str]:
-        """Takes back a part; gives the names of detectors that start cold because they are new or have changed.
+        """Takes back a part; gives the names of detectors that start cold: they are new, have changed, or cannot take back
+        what they saved. Such a one has lost its profile too, if it raised.
 
         Raises StateRefused if the bytes are not a part's; then the whole part starts cold.
         """
@@ -177,6 +178,11 @@ class Bank(Generic[Input]):
         try:
             detector.restore(part, state)
         except StateRefused:
+            return False
+        except MACHINE_ERRORS:
+            raise
+        except Exception:  # noqa: BLE001  what is half taken back is no state: the others keep theirs
+            detector.forget(part)
             return False
         return True
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from pydantic_core import from_json
 
@@ -17,6 +19,8 @@ MAX_HEADERS = 32
 MAX_HEADER_CHARS = 256
 """Headers that a dead letter keeps, and characters of each name and value."""
 MAX_DETAIL_CHARS = 500
+MAX_ERROR_CHARS, MAX_FRAMES = 200, 5
+"""Of what raised: characters of its words, and frames of its traceback, innermost first."""
 _PEEKED_BYTES = 65_536
 _FIELD = re.compile(rb'"(endpoint|caller)"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.){0,512}")')
 
@@ -78,6 +82,14 @@ def peek(data: bytes) -> dict[str, str]:
         except ValueError:
             found.setdefault(name, clean_id(text.decode("utf-8", "surrogateescape")))
     return found
+
+
+def told(step: str, error: BaseException) -> str:
+    """What raised, as the detail of a dead letter: the step, type and words of the error, and its innermost frames."""
+    frames = traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]
+    where = " < ".join(f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+    said = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]
+    return f"{step}: {said}" + (f"; at {where}" if where else "")
 
 
 def printable(text: str) -> str:

@@ -92,8 +92,12 @@ class PartitionLog(Protocol):
         """The snapshot that was taken last did not reach the store."""
         ...
 
-    def restore(self, part: str, state: bytes) -> None:
-        """Takes back a part; raises StateRefused and leaves it cold if it cannot."""
+    def restore(self, part: str, state: bytes) -> list[str]:
+        """Takes back a part; raises StateRefused and leaves it cold if it cannot. Gives what of it starts cold."""
+        ...
+
+    def forget(self, part: str) -> None:
+        """Leaves a part cold, whatever of it was taken back."""
         ...
 
 
@@ -181,6 +185,7 @@ class DetectRole:
         self._metrics = metrics
         self._read_again = read_again
         self._poison = Poison()
+        self._doubted: set[TP] = set()
         self._owned: dict[TP, _Owned] = {}
         self._handled = 0
 
@@ -209,6 +214,7 @@ class DetectRole:
             await self._start_over(owned)
             return
         owned.handled(records)
+        self._poison.handled(run.tp, records.offsets[-1])
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
         self._handled += 1
         self._metrics.delay.labels(run.tp.topic).observe(max(0.0, time.time() - records.timestamps[0] / 1000))
@@ -228,10 +234,12 @@ class DetectRole:
         self, tp: TP, owned: _Owned, records: Records, lost: tuple[int, int] | None, pause: Pause
     ) -> list[Outgoing] | None:
         """What a run leads to; None if handling it raised, which leaves state that is not used any more."""
-        outgoing: list[Outgoing] = [] if lost is None else self._lost(tp, owned, records, *lost)
+        outgoing: list[Outgoing] = []
         for piece, reason in self._poison.pieces(tp, records):
             try:
                 with _or_lost(owned):
+                    if lost is not None:
+                        outgoing, lost = self._lost(tp, owned, records, *lost), None
                     if reason is None:
                         reach("in_replay" if piece.offsets[-1] < owned.quiet_below else "taken")
                         outgoing += await owned.log.take(piece, owned.quiet_below, pause)
@@ -242,11 +250,19 @@ class DetectRole:
             except Exception as error:
                 if self._read_again is None or reason is not None:
                     raise
-                self._poison.failed(tp, piece, error)
-                owned.failed = True
-                self._metrics.handler_failures.labels(tp.topic).inc()
+                self._failed(tp, owned, piece, error)
                 return None
         return outgoing
+
+    def _failed(self, tp: TP, owned: _Owned, piece: Records, error: Exception) -> None:
+        """Raises TooManyFailures where reading again has not helped often enough."""
+        owned.failed = True
+        self._metrics.handler_failures.labels(tp.topic).inc()
+        verdict = self._poison.failed(tp, piece, error, f"handling {LOG_NAMES[tp.topic]}")
+        if verdict == "end":
+            raise self._poison.too_many(tp) from error
+        if verdict == "start_cold":
+            self._doubted.add(tp)
 
     async def _start_over(self, owned: _Owned) -> None:
         """Reads everything again, once what this partition has said before is confirmed and committed."""
@@ -264,6 +280,8 @@ class DetectRole:
         starts: dict[TP, int] = {}
         for tp in sorted(assigned):
             before = self._owned.pop(tp, None)
+            if before is None:
+                self._poison.inherited(tp, committed.get(tp, 0))
             if before is not None:
                 async with before.saving:
                     pass
@@ -280,20 +298,18 @@ class DetectRole:
         name = LOG_NAMES[tp.topic]
         saved = await self._store.load(name, tp.partition)
         parts = {part: state for part, state in saved.parts.items() if state}
-        if committed is None and (parts or saved.start):
+        unusable = ""
+        if tp in self._doubted:
+            unusable = "record after record raises from what an earlier process saved"
+        elif committed is None and (parts or saved.start):
             # State of a log that was made anew would take its first rows for rows that it has applied.
-            log.warning("%s[%d] starts cold: state up to %s is saved, and nothing of this log is committed",
-                        tp.topic, tp.partition, saved.start)  # fmt: skip
-            self._metrics.cold_parts.inc(len(parts))
-            await self._store.save(name, tp.partition, dict.fromkeys(parts, b""), owned.began)
+            unusable = "nothing of this log is committed"
+        if unusable:
+            self._doubted.discard(tp)
+            await self._start_cold(tp, owned, parts, unusable)
             return None
         for part, state in parts.items():
-            reach("in_restore")
-            try:
-                owned.log.restore(part, state)
-            except StateRefused as refused:
-                self._metrics.cold_parts.inc()
-                log.warning("%s[%d] %s starts cold: %s", tp.topic, tp.partition, part, refused)
+            self._restore_part(tp, owned, part, state)
         if saved.start is None:  # parts saved without a manifest would skip the rows of blocks that were open
             await self._store.save(name, tp.partition, {}, owned.began)
         if saved.start is None or committed is None:
@@ -301,11 +317,34 @@ class DetectRole:
         owned.began = min(saved.start, committed)
         return owned.began
 
+    async def _start_cold(self, tp: TP, owned: _Owned, parts: Mapping[str, bytes], why: str) -> None:
+        """Without what is saved, which is cleared: the next process is not to find it either."""
+        log.warning("%s[%d] starts cold, all %d saved parts of it: %s", *tp, len(parts), why)
+        self._metrics.cold_parts.inc(len(parts))
+        await self._store.save(LOG_NAMES[tp.topic], tp.partition, dict.fromkeys(parts, b""), owned.began)
+
+    def _restore_part(self, tp: TP, owned: _Owned, part: str, state: bytes) -> None:
+        """Takes back one part. Whatever its bytes make it raise, it starts cold and that is told: never a crash loop."""
+        try:
+            reach("in_restore")
+            cold = owned.log.restore(part, state)
+        except MACHINE_ERRORS:
+            raise
+        except Exception as error:
+            owned.log.forget(part)
+            self._metrics.cold_parts.inc()
+            why = str(error) if isinstance(error, StateRefused) else repr(error)
+            log.warning("%s[%d] %s starts cold: %s", *tp, part, why, exc_info=not isinstance(error, StateRefused))
+        else:
+            if cold:
+                self._metrics.cold_parts.inc()
+                log.warning("%s[%d] %s: cold start of %s", *tp, part, ", ".join(cold))
+
     async def lose(self, lost: frozenset[TP]) -> None:
         """Forgets what somebody else may own already: saving it would put old state in the place of theirs."""
         for tp in lost & self._owned.keys():
             log.warning("%s[%d] was lost: its state is forgotten, not saved", tp.topic, tp.partition)
-            del self._owned[tp]
+            self._forget(tp)
 
     async def leave(self, revoked: frozenset[TP]) -> None:
         """Saves what is revoked, so that the next owner starts warm."""
@@ -316,7 +355,12 @@ class DetectRole:
             except Exception as error:  # noqa: BLE001  the next owner replays from the last round instead
                 log.warning("%s[%d] could not be saved on leaving: %r", tp.topic, tp.partition, error)
             if self._owned.get(tp) is owned:
-                del self._owned[tp]
+                self._forget(tp)
+
+    def _forget(self, tp: TP) -> None:
+        del self._owned[tp]
+        self._poison.forget(tp)
+        self._doubted.discard(tp)
 
     async def save_rounds(self) -> None:
         """Saves changed parts every five seconds until cancelled."""

@@ -60,6 +60,10 @@ class EndpointParts(Generic[Part]):
         """The snapshot that was taken last did not reach the store."""
         self._running[part].dirty = True
 
+    def forget(self, part: str) -> None:
+        """Drops a part; it starts cold."""
+        self._running.pop(part, None)
+
     def _part(self, name: str) -> Part:
         running = self._running.get(name)
         if running is None:

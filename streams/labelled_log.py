@@ -83,19 +83,21 @@ class LabelledLog(EndpointParts[EndpointLabels]):
         running.dirty = False
         return with_head({"applied": running.applied, "position": list(running.position)}, running.bank.snapshot(part))
 
-    def restore(self, part: str, state: bytes) -> None:
-        """Takes a part back, or leaves it cold; raises StateRefused if it could not be read."""
+    def restore(self, part: str, state: bytes) -> list[str]:
+        """Takes a part back, or leaves it cold; raises StateRefused if it could not be read. Gives the detectors that start
+        cold."""
         if part not in self._endpoints:
             raise StateRefused("the endpoint is not in the configuration any more")
         try:
             head, body = split_head(state)
             applied, (offset, row) = int(head["applied"]), map(int, head["position"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
         running = self._make(part)
-        running.bank.restore(part, body)
+        cold = running.bank.restore(part, body)
         running.applied, running.position = applied, (offset, row)
         self._running[part] = running
+        return cold
 
     def _event(self, records: Records, index: int) -> LabelledAt | Outgoing:
         labelled = one_event(Labelled, "label", self._home, records, index)

@@ -1,15 +1,19 @@
 """Records on which handling raises: found by handling one at a time what failed together, then passed over.
 
 What raised half-way may have left half-applied state, so nothing goes on from there: the role reads again from its saved
-state, as after a crash, and this remembers across that what to handle one by one and what to pass over.
+state, as after a crash, and this remembers across that what to handle one by one and what to pass over. How often that is
+done has a bound, and before it is reached the saved state itself is doubted.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
+from schemas.errors import PalisadeError
+from streams.deadletters import told
 from streams.records import Records
 from streams.transport.run import TP
 
@@ -17,6 +21,21 @@ log = logging.getLogger(__name__)
 
 MAX_CONDEMNED = 1_024
 """Records that are remembered; the oldest give way, and are found again if they are read again."""
+SOON = 10_000
+"""Failures of a partition whose offsets are no further apart than so many belong together."""
+MAX_IN_VAIN = 8
+"""Times in a row that a partition is read again without finding a record to pass over, for failures that belong together;
+then the process ends. So each reading again settles a record for good, or is one of so many: none is for ever."""
+MAX_ALONE = 8
+"""Records in a row that may raise from saved state of another process before it is the state that is doubted: a newer
+version that cannot live with what an older one saved raises on every record."""
+
+Verdict = Literal["read_again", "start_cold", "end"]
+"""What to do about a failure: read again from saved state; without it; or end, so that the partition moves."""
+
+
+class TooManyFailures(PalisadeError):
+    """Handling one partition raises again and again, on no record that could be told: this process ends."""
 
 
 class Piece(NamedTuple):
@@ -26,14 +45,35 @@ class Piece(NamedTuple):
     reason: str | None = None
 
 
+@dataclass(slots=True)
+class _Trouble:
+    """Failures that belong together. `last`: the highest offset of them."""
+
+    last: int
+    in_vain: int = 0
+    alone: int = 0
+
+
 class Poison:
     """What is known of the partitions of one worker. Whether a record is passed over depends on the log alone: it raised
-    in company, and again alone, each time from the state that the records before it make. An error that does not come
-    again condemns nothing."""
+    in company, and twice alone, each time from the state that the records before it make. An error that does not come
+    again condemns nothing. No clock: failures are told apart by offsets."""
 
     def __init__(self) -> None:
         self._suspects: dict[TP, tuple[int, int]] = {}
+        self._alone: dict[TP, int] = {}
         self._condemned: dict[tuple[TP, int], str] = {}
+        self._trouble: dict[TP, _Trouble] = {}
+        self._inherited: dict[TP, int] = {}
+
+    def inherited(self, tp: TP, offset: int) -> None:
+        """The state of a partition is another process's, up to `offset`; it proves itself by `SOON` offsets beyond."""
+        self._inherited[tp] = offset
+
+    def handled(self, tp: TP, offset: int) -> None:
+        """Records up to `offset` were handled without a failure."""
+        if tp in self._inherited and offset > self._inherited[tp] + SOON:
+            del self._inherited[tp]
 
     def pieces(self, tp: TP, records: Records) -> Iterator[Piece]:
         """The records in order: all together, but one by one where they failed together or are to be passed over."""
@@ -52,15 +92,48 @@ class Poison:
         if start < len(records):
             yield Piece(records.part(start, len(records)) if start else records)
 
-    def failed(self, tp: TP, records: Records, error: Exception) -> None:
-        """Handling these together raised. They are suspects from now on; one that raised alone is passed over."""
+    def failed(self, tp: TP, records: Records, error: Exception, step: str) -> Verdict:
+        """Handling these together raised. They are suspects from now on; one that raises alone twice is passed over."""
         first, last = records.offsets[0], records.offsets[-1]
+        trouble = self._trouble.get(tp)
+        if trouble is None or first > trouble.last + SOON:
+            trouble = self._trouble[tp] = _Trouble(last)
+        trouble.in_vain, trouble.last = trouble.in_vain + 1, max(trouble.last, last)
         suspects = self._suspects.get(tp, (0, -1))
-        if first == last and suspects[0] <= first <= suspects[1]:
+        if first == last and self._alone.get(tp) == first:
             log.error("%s[%d] %d raises alone and is passed over", *tp, first, exc_info=error)
-            self._condemned[tp, first] = f"{type(error).__name__}: {error}"
+            trouble.in_vain, trouble.alone = 0, trouble.alone + 1
+            self._condemned[tp, first] = told(step, error)
             if len(self._condemned) > MAX_CONDEMNED:
                 del self._condemned[next(iter(self._condemned))]
-            return
-        log.warning("%s[%d] %d to %d will be handled one by one", *tp, first, last, exc_info=error)
-        self._suspects[tp] = (first, last)
+        elif first == last and suspects[0] <= first <= suspects[1]:
+            log.warning("%s[%d] %d raises alone and is tried once more", *tp, first, exc_info=error)
+            self._alone[tp] = first
+        else:
+            log.warning("%s[%d] %d to %d will be handled one by one", *tp, first, last, exc_info=error)
+            self._suspects[tp] = (first, last)
+            self._alone.pop(tp, None)
+        return self._verdict(tp, trouble)
+
+    def _verdict(self, tp: TP, trouble: _Trouble) -> Verdict:
+        if trouble.in_vain >= MAX_IN_VAIN:
+            return "end"
+        if trouble.alone >= MAX_ALONE and self._inherited.pop(tp, None) is not None:
+            return "start_cold"
+        return "read_again"
+
+    def too_many(self, tp: TP) -> TooManyFailures:
+        """What ends the process, in words for whoever is paged."""
+        return TooManyFailures(
+            f"handling {tp.topic}[{tp.partition}] has raised {MAX_IN_VAIN} times, and no single record is to blame: the "
+            "process ends, so that the partition moves to another worker. If it raises there too, look at what changed "
+            "last (version, configuration); else at this machine"
+        )
+
+    def forget(self, tp: TP) -> None:
+        """The partition is another worker's."""
+        self._suspects.pop(tp, None)
+        self._alone.pop(tp, None)
+        self._trouble.pop(tp, None)
+        self._inherited.pop(tp, None)
+        self._condemned = {place: reason for place, reason in self._condemned.items() if place[0] != tp}

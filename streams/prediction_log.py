@@ -27,7 +27,7 @@ from schemas.signals import Signal
 from schemas.topics import PREDICTIONS
 from schemas.wire import KIND_HEADER
 from streams.blocks import BlockBuilder
-from streams.deadletters import Place, dead_letter
+from streams.deadletters import Place, dead_letter, told
 from streams.decode import Columns, Control, DeadRows, Decoder, Segment
 from streams.headed import split_head, with_head
 from streams.learners import let_vote
@@ -184,8 +184,8 @@ class PredictionLog:
         """The snapshot that was taken last did not reach the store."""
         self._dirty = {part: None} | self._dirty
 
-    def restore(self, part: str, state: bytes) -> None:
-        """Takes a part back; raises StateRefused and leaves it cold if it cannot."""
+    def restore(self, part: str, state: bytes) -> list[str]:
+        """Takes a part back; raises StateRefused and leaves it cold if it cannot. Gives the detectors that start cold."""
         try:
             head, body = split_head(state)
             offset, row = head["applied"]
@@ -199,8 +199,17 @@ class PredictionLog:
             if content is None:
                 raise StateRefused(f"its profile {profile_hash[:12]} is gone")
             self._fit_profile(endpoint, version, profile_hash, content, learned=learned)
-        self._bank.restore(part, body)
+        cold = self._bank.restore(part, body)
+        if cold:
+            self._fit_again(endpoint, version)
         self._applied[part] = applied
+        return cold
+
+    def forget(self, part: str) -> None:
+        """Drops what of a part is state; its profile stays."""
+        self._bank.forget(part)
+        self._applied.pop(part, None)
+        self._fit_again(*split_part(part))
 
     def _begin(self, first: int) -> BlockBuilder:
         """Profiles that were switched on before the first record that is read, and a builder that skips what is applied."""
@@ -233,7 +242,7 @@ class PredictionLog:
                 first, second = records.halves()
                 return await self._segments(first, batch, pause) + await self._segments(second, batch, pause)
             log.exception("decoding failed at %s[%d] %d", PREDICTIONS, self._partition, records.offsets[0])
-            self._bury_record(records, f"{type(error).__name__}: {error}", batch)
+            self._bury_record(records, told("decoding", error), batch)
             return []
         return segments
 

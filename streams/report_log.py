@@ -91,8 +91,9 @@ class ReportLog(EndpointParts[EndpointReports]):
         head = {"applied": running.applied, "bank": len(bank), "lag": running.lag.saved()}
         return with_head(head, bank + states)
 
-    def restore(self, part: str, state: bytes) -> None:
-        """Takes a part back, or leaves it cold; raises StateRefused if it could not be read."""
+    def restore(self, part: str, state: bytes) -> list[str]:
+        """Takes a part back, or leaves it cold; raises StateRefused if it could not be read. Gives the detectors that start
+        cold."""
         if part not in self._endpoints:
             raise StateRefused("the endpoint is not in the configuration any more")
         try:
@@ -102,13 +103,14 @@ class ReportLog(EndpointParts[EndpointReports]):
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
         running = self._make(part)
-        running.bank.restore(part, body[:bank])
+        cold = running.bank.restore(part, body[:bank])
         running.states.restore(part, body[bank:])
         if running.states.signed(part) and not self._can_sign(part):
             raise StateRefused("what signed reports taught is no use where no producer key is listed any more")
         running.states.watch(part, bool(running.bank.open_parts()))
         running.applied, running.lag = applied, lag
         self._running[part] = running
+        return cold
 
     def _event(self, records: Records, index: int, at: LogPoint) -> ReportEvent | Outgoing:
         value = records.values[index]

@@ -63,10 +63,14 @@ class CountingLog:
     def unsaved(self, part: str) -> None:
         self._dirty = {part: None} | self._dirty
 
-    def restore(self, part: str, state: bytes) -> None:
+    def restore(self, part: str, state: bytes) -> list[str]:
         if not state.isdigit():
             raise StateRefused("no number")
         self.counts[part] = int(state)
+        return []
+
+    def forget(self, part: str) -> None:
+        self.counts.pop(part, None)
 
 
 class Outbox(FakeOutbox):

@@ -147,7 +147,11 @@ def test_a_record_on_which_handling_raises_half_way_is_a_dead_letter_and_changes
         POISON: "handler_failed",
         POISON + 700: "handler_failed",
     }
-    assert letters[POISON].detail == "ZeroDivisionError: planted half-way"
+    assert letters[POISON].detail.startswith(
+        "handling predictions: ZeroDivisionError: planted half-way; at poisoned.py:"
+    )
+    assert "prediction_log.py" in letters[POISON].detail
+    assert letters[POISON + 700].detail.startswith("decoding: ValueError: planted in the decoder; at poisoned.py:")
     assert base64.b64decode(letters[POISON].head) == scene.log.values[POISON]
     outcomes = scene.outcomes()
     assert {offset for offset, seen in outcomes.items() if seen == {1}} == set(letters)
@@ -228,23 +232,26 @@ def pieces(poison: Poison, first: int, last: int) -> list[tuple[int, int, bool]]
     return [(piece.records.offsets[0], piece.records.offsets[-1], piece.reason is not None) for piece in found]
 
 
-def test_what_failed_together_is_handled_one_by_one_and_what_fails_alone_is_passed_over() -> None:
+def test_what_failed_together_is_handled_one_by_one_and_what_fails_alone_twice_is_passed_over() -> None:
     poison = Poison()
     assert pieces(poison, 0, 9) == [(0, 9, False)]
 
-    poison.failed(TP0, of(4, 6), ValueError("x"))
+    poison.failed(TP0, of(4, 6), ValueError("x"), "step")
     assert pieces(poison, 0, 9) == [(0, 3, False), (4, 4, False), (5, 5, False), (6, 6, False), (7, 9, False)]
     assert next(iter(poison.pieces(TP(PREDICTIONS, 1), of(4, 6)))).records.offsets == [4, 5, 6]
 
-    poison.failed(TP0, of(5, 5), ValueError("x"))
+    poison.failed(TP0, of(5, 5), ValueError("x"), "step")
+    assert pieces(poison, 3, 7) == [(3, 3, False), (4, 4, False), (5, 5, False), (6, 6, False), (7, 7, False)]
+    poison.failed(TP0, of(5, 5), ValueError("x"), "step")
     assert pieces(poison, 3, 7) == [(3, 3, False), (4, 4, False), (5, 5, True), (6, 6, False), (7, 7, False)]
 
 
-def test_a_single_record_is_tried_twice() -> None:
+def test_a_single_record_is_tried_as_often() -> None:
     poison = Poison()
-    poison.failed(TP0, of(5, 5), ValueError("x"))
-    assert pieces(poison, 5, 5) == [(5, 5, False)]
+    for _ in range(2):
+        poison.failed(TP0, of(5, 5), ValueError("x"), "step")
+        assert pieces(poison, 5, 5) == [(5, 5, False)]
 
-    poison.failed(TP0, of(5, 5), ValueError("x"))
+    poison.failed(TP0, of(5, 5), ValueError("x"), "step")
     assert pieces(poison, 5, 5) == [(5, 5, True)]
     assert pieces(poison, 6, 9) == [(6, 9, False)]
