@@ -84,11 +84,12 @@ def peek(data: bytes) -> dict[str, str]:
     return found
 
 
-def told(step: str, error: BaseException) -> str:
-    """What raised, as the detail of a dead letter: the step, type and words of the error, and its innermost frames."""
+def told(step: str, error: BaseException, *, words: bool = True) -> str:
+    """What raised, as the detail of a dead letter: the step, type and words of the error, and its innermost frames.
+    words: off where features are sensitive, for an error may quote them."""
     frames = traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]
     where = " < ".join(f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
-    said = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]
+    said = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS] if words else type(error).__name__
     return f"{step}: {said}" + (f"; at {where}" if where else "")
 
 

@@ -59,7 +59,9 @@ class Poison:
     in company, and twice alone, each time from the state that the records before it make. An error that does not come
     again condemns nothing. No clock: failures are told apart by offsets."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, words: bool = True) -> None:
+        """words: what an error says may be kept; off where it may quote sensitive features."""
+        self._words = words
         self._suspects: dict[TP, tuple[int, int]] = {}
         self._alone: dict[TP, int] = {}
         self._condemned: dict[tuple[TP, int], str] = {}
@@ -95,15 +97,12 @@ class Poison:
     def failed(self, tp: TP, records: Records, error: Exception, step: str) -> Verdict:
         """Handling these together raised. They are suspects from now on; one that raises alone twice is passed over."""
         first, last = records.offsets[0], records.offsets[-1]
-        trouble = self._trouble.get(tp)
-        if trouble is None or first > trouble.last + SOON:
-            trouble = self._trouble[tp] = _Trouble(last)
-        trouble.in_vain, trouble.last = trouble.in_vain + 1, max(trouble.last, last)
+        trouble = self._troubled(tp, first, last)
         suspects = self._suspects.get(tp, (0, -1))
         if first == last and self._alone.get(tp) == first:
             log.error("%s[%d] %d raises alone and is passed over", *tp, first, exc_info=error)
             trouble.in_vain, trouble.alone = 0, trouble.alone + 1
-            self._condemned[tp, first] = told(step, error)
+            self._condemned[tp, first] = told(step, error, words=self._words)
             if len(self._condemned) > MAX_CONDEMNED:
                 del self._condemned[next(iter(self._condemned))]
         elif first == last and suspects[0] <= first <= suspects[1]:
@@ -114,6 +113,18 @@ class Poison:
             self._suspects[tp] = (first, last)
             self._alone.pop(tp, None)
         return self._verdict(tp, trouble)
+
+    def failed_between(self, tp: TP, offset: int, error: Exception) -> Verdict:
+        """What raised is no record's handling, but what is due when those up to `offset` are handled."""
+        log.warning("%s[%d] after %d: it will be read again", *tp, offset, exc_info=error)
+        return self._verdict(tp, self._troubled(tp, offset, offset))
+
+    def _troubled(self, tp: TP, first: int, last: int) -> _Trouble:
+        trouble = self._trouble.get(tp)
+        if trouble is None or first > trouble.last + SOON:
+            trouble = self._trouble[tp] = _Trouble(last)
+        trouble.in_vain, trouble.last = trouble.in_vain + 1, max(trouble.last, last)
+        return trouble
 
     def _verdict(self, tp: TP, trouble: _Trouble) -> Verdict:
         if trouble.in_vain >= MAX_IN_VAIN:

@@ -87,6 +87,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         lambda tp: consumer_of(app).poller.watermarks.get(tp),
         lambda: outbox_of(app),
         metrics,
+        lambda: consumer_of(app).read_again(),
     )
     run_topic(app, REQUESTS, role.handle)
     run_topic(app, RESPONSES, role.handle)

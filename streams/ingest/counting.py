@@ -8,6 +8,7 @@ counted one by one up to 4,096 an endpoint (about 1 MB); beyond it the lighter h
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 
 from responders.signing import SigningKey
 from schemas.blocks import Longs
+from schemas.errors import MACHINE_ERRORS
 from schemas.events import (
     LATENCY_BOUNDS_MS,
     LATENCY_BUCKETS,
@@ -34,6 +36,8 @@ from schemas.topics import REPORTS
 from schemas.wire import CONTENT_TYPE_HEADER, JSON_TYPE, KIND_HEADER
 from streams.ingest.predictions import Written
 from streams.records import Outgoing
+
+log = logging.getLogger(__name__)
 
 REPORT_MS = 1_000
 EARLY_MS = 250
@@ -152,10 +156,15 @@ class Counts:
         now_ms, self._uncounted_ms, self._uncounted = self._uncounted_ms or 0, None, 0
         asked, self._asked = self._asked, {}
         written, self._written = self._written, []
-        for (again, waits), tables in asked.items():
-            self._count_asked(self._counted_rows(tables), now_ms, again=again, waits=waits)
-        if written:
-            self._count_written(self._counted_rows(written), now_ms)
+        try:
+            for (again, waits), tables in asked.items():
+                self._count_asked(self._counted_rows(tables), now_ms, again=again, waits=waits)
+            if written:
+                self._count_written(self._counted_rows(written), now_ms)
+        except MACHINE_ERRORS:
+            raise
+        except Exception:  # what cannot be counted must not keep predictions from being written
+            log.exception("%s: what was read at %d is not counted whole in its reports", self._guard_id, now_ms)
 
     def _count_asked(self, rows: pa.Table, now_ms: int, *, again: bool, waits: bool) -> None:
         for name, who, vouched, count in _grouped(rows, "endpoint", "caller", "verified"):
@@ -217,8 +226,19 @@ class Counts:
                 continue
             since = now_ms - one.interval.from_ms
             if since >= REPORT_MS or (one.wake and since >= EARLY_MS):
-                reports.append(self._report(one, now_ms))
+                reports += self._reported(one, now_ms)
         return reports
+
+    def _reported(self, one: _Endpoint, now_ms: int) -> list[Outgoing]:
+        """The report of an endpoint; none if it cannot be made, and the endpoint is counted anew."""
+        try:
+            return [self._report(one, now_ms)]
+        except MACHINE_ERRORS:
+            raise
+        except Exception:  # it must not keep the others from being reported
+            log.exception("%s: no report of %s at %d", self._guard_id, one.name, now_ms)
+            del self._endpoints[one.name]
+            return []
 
     def _counted_rows(self, tables: Sequence[pa.Table]) -> pa.Table:
         """The rows of endpoints that are counted."""

@@ -22,14 +22,14 @@ from schemas.errors import MACHINE_ERRORS
 from schemas.ids import clean_id
 from schemas.ingest import MAX_HELD_BYTES, MAX_WAIT_MS
 from schemas.topics import REQUESTS, RESPONSES
-from streams.deadletters import Place, dead_letter
+from streams.deadletters import Place, dead_letter, told
 from streams.decode.partitioner import partition_of
 from streams.ingest.batches import Requests, Rules, hidden, request_batches, response_batch
 from streams.ingest.counting import Counts
 from streams.ingest.decode import EventDecoder
 from streams.ingest.events import COMBINED, REQUEST, RESPONSE
 from streams.ingest.pieces import ROW_BITS, Blamed, Decoded, Piece
-from streams.ingest.predictions import Pairs, PredictionWriter
+from streams.ingest.predictions import Pairs, PredictionWriter, Written
 from streams.ingest.waiting import Waiting
 from streams.ingest.written import Already
 from streams.outgoing import dead
@@ -117,7 +117,7 @@ class PairingLog:
 
     async def take(self, topic: str, records: Records, now_ms: int, pause: Pause) -> Handled:
         """What the records lead to. now_ms: the log's time, against which what waits is aged."""
-        step = _Step()
+        step = _Step(topic, records)
         for chunk in self._decoded(topic, records):
             step.letters += chunk.letters
             self.outcomes.refused += chunk.refused
@@ -125,6 +125,13 @@ class PairingLog:
             self._blame(topic, chunk.blamed, now_ms, step)
             await pause()
         return self._done(step, now_ms)
+
+    def pass_over(self, topic: str, record: Records, reason: str) -> Handled:
+        """The dead letter of the one record on which `take` raises: of it nothing waits, and nothing is written."""
+        self.outcomes.refused += 1
+        value = record.values[0] or b""
+        letter = self._decoders[topic].letter(record, 0, 0, "handler_failed", reason, value)
+        return Handled([dead(letter)], {topic: record.offsets[0]})
 
     def expire(self, requests_before_ms: int, responses_before_ms: int, now_ms: int) -> Handled:
         """Requests and responses that came before these times run out of time; so do the oldest above the bound."""
@@ -159,9 +166,8 @@ class PairingLog:
                     yield from self._decoded(topic, half)
                 return
             log.exception("decoding failed at %s[%d] %d", topic, self._partition, records.offsets[0])
-            letter = self._decoders[topic].letter(
-                records, 0, 0, "handler_failed", type(error).__name__, records.values[0] or b""
-            )
+            detail = told("decoding", error, words=False)
+            letter = self._decoders[topic].letter(records, 0, 0, "handler_failed", detail, records.values[0] or b"")
             empty = next(iter(self._decoders[topic].pieces(records.part(0, 0))))
             yield Decoded(empty.piece, (letter,), 1)
 
@@ -289,9 +295,66 @@ class PairingLog:
     def _done(self, step: _Step, now_ms: int) -> Handled:
         for batch in step.orphans:
             step.letters += self._orphans(batch)
-        outgoing, written = self._writer.records(step.pairs)
+        outgoing, written = self._records(step.pairs, step)
         self._counts.written(written, now_ms)
         return Handled(outgoing + step.blamed + [dead(letter) for letter in step.letters], step.oldest)
+
+    def _records(self, many: Sequence[Pairs], step: _Step) -> tuple[list[Outgoing], list[Written]]:
+        """Predictions of all pairs but those on which writing raises, which bisection finds: they are dead letters."""
+        if not many:
+            return [], []
+        try:
+            return self._writer.records(many)
+        except MACHINE_ERRORS:
+            raise
+        except Exception as error:
+            if len(many) == 1 and many[0].request.num_rows == 1:
+                log.exception("a pair of partition %d cannot be written", self._partition)
+                self._unwritable(many[0], error, step)
+                return [], []
+        first, second = (self._records(half, step) for half in _halves(many))
+        return first[0] + second[0], first[1] + second[1]
+
+    def _unwritable(self, pairs: Pairs, error: Exception, step: _Step) -> None:
+        """Letters of a request and of its response, with the bytes of those that were just read; and whose they are."""
+        self.outcomes.refused += 1
+        detail = told("writing the prediction", error, words=False)
+        sides = [(pairs.topic, pairs.request), (RESPONSES, pairs.response)]
+        for topic, side in sides:
+            if side is not None and "place" in side.schema.names:
+                place, ms = int(side.column("place")[0].as_py()), _ms_of(side)
+                step.letters.append(self._letter_of(topic, place, ms, detail, step))
+        row = {name: pairs.request.column(name)[0].as_py() for name in ("place", "verified", *_IDS)}
+        auth = "verified" if row["verified"] else "claimed"
+        blamed = Blamed(row["place"], row["endpoint"], row["caller"], auth, row["model_version"] or "default")
+        step.blamed += self._writer.malformed(pairs.topic, [blamed], [row["caller"]], [row["verified"]])
+
+    def _letter_of(self, topic: str, place: int, ms: int, detail: str, step: _Step) -> DeadLetter:
+        offset, row = place >> ROW_BITS, place & ((1 << ROW_BITS) - 1)
+        if step.records is not None and topic == step.topic and offset in step.records.offsets:
+            at = step.records.offsets.index(offset)
+            value = step.records.values[at] or b""
+            return self._decoders[topic].letter(step.records, at, row, "handler_failed", detail, value)
+        return dead_letter(Place(topic, self._partition, offset, ms, row), "handler_failed", detail, None)
+
+
+def _halves(many: Sequence[Pairs]) -> tuple[Sequence[Pairs], Sequence[Pairs]]:
+    if len(many) > 1:
+        return many[: len(many) // 2], many[len(many) // 2 :]
+    pairs, half = many[0], many[0].request.num_rows // 2
+    first, second = (
+        Pairs(
+            pairs.request.slice(start, length),
+            None if pairs.response is None else pairs.response.slice(start, length),
+            pairs.topic,
+        )
+        for start, length in ((0, half), (half, pairs.request.num_rows - half))
+    )
+    return [first], [second]
+
+
+def _ms_of(side: pa.RecordBatch) -> int:
+    return int(side.column("broker_ms")[0].as_py()) if "broker_ms" in side.schema.names else 0
 
 
 _HOMES = {REQUEST: REQUESTS, RESPONSE: RESPONSES}
@@ -320,8 +383,10 @@ class _Asked(NamedTuple):
 
 @dataclass(slots=True)
 class _Step:
-    """What one call has led to so far."""
+    """What one call has led to so far; `records`: those that it was given."""
 
+    topic: str = ""
+    records: Records | None = None
     pairs: list[Pairs] = field(default_factory=list)
     orphans: list[pa.RecordBatch] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)

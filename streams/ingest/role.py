@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from schemas.errors import PalisadeError
+from confluent_kafka import KafkaException
+
+from schemas.errors import MACHINE_ERRORS, PalisadeError
 from schemas.ingest import MAX_HELD_BYTES
 from schemas.topics import REPORTS, REQUESTS, RESPONSES
 from streams.failpoints import reach
 from streams.ingest.partition import Handled, PairingLog
 from streams.ingest.written import Already
 from streams.metrics import Metrics
+from streams.poison import Poison, Verdict
 from streams.records import Outgoing, Records
 from streams.transport.outbox import Confirmed, Outbox
 from streams.transport.run import TP, Run
@@ -33,6 +36,8 @@ AHEAD_SHARE = 0.25
 """Where so much of what may be held waits for a topic that is read behind, the topic ahead is held up: else what is only
 not read yet would be pushed out as unanswered."""
 LOOK_S = 0.05
+LAND_S = 20.0
+"""What is on its way is waited for so long before all is read again; what lands later may be written twice, which `origin` tells."""
 OTHER = {REQUESTS: RESPONSES, RESPONSES: REQUESTS}
 
 Ends = Callable[[TP], tuple[int, int] | None]
@@ -63,6 +68,9 @@ class _Owned:
     flying: dict[int, Mapping[str, int]] = field(default_factory=dict)
     said: dict[str, int] = field(default_factory=dict)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    unconfirmed: set[asyncio.Future[Confirmed]] = field(default_factory=set)
+    over: bool = False
+    """Handling raised, or all is read again: what waits here is not used any more."""
 
     def seen(self, topic: str, records: Records) -> None:
         side = self.sides[topic]
@@ -82,13 +90,17 @@ class IngestRole:
         ends: Ends,
         outbox: Callable[[], Outbox],
         metrics: Metrics,
+        read_again: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """open_log(partition, most_bytes): of what may wait there. read_back(partition, since_ms): what was written of a partition since then; called in a thread, may raise."""
+        """open_log(partition, most_bytes): of what may wait there. read_back(partition, since_ms): what was written of a partition since then; called in a thread, may raise.
+        read_again: commits what is done and reads from there on. None: the process ends where it is needed."""
         self._open_log = open_log
         self._read_back = read_back
         self._ends = ends
         self._outbox = outbox
         self._metrics = metrics
+        self._read_again = read_again
+        self._poison = Poison(words=False)
         self._owned: dict[int, _Owned] = {}
         self._kept: Mapping[TP, int] = {}
         self._tickets = 0
@@ -108,18 +120,70 @@ class IngestRole:
         await self._in_step(run, owned)
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
         async with owned.busy:
+            if owned.over:
+                run.abandon()
+                return
             await self._recall(run.tp, owned, records)
             owned.seen(run.tp.topic, records)
             # until it is sent, nothing of what waited before is committed over, whatever of it this run settles
             ticket = self._board(owned, {**owned.log.kept, run.tp.topic: owned.log.kept.get(run.tp.topic, run.first)})
-            reach("taken")
-            handled = await owned.log.take(run.tp.topic, records, owned.newest_ms, Turns(lambda: self._handled))
-            sent = await self._send(owned, handled, ticket)
-            reach("published")
+            handled = await self._take(run.tp, owned, records)
+            if handled is not None:
+                sent = await self._send(owned, handled, ticket)
+                reach("published")
+        if handled is None:
+            run.abandon()
+            await self._start_over()
+            return
         self._handled += 1
         self._metrics.run(run.tp.topic, len(run), time.perf_counter() - started)
         self._metrics.delay.labels(run.tp.topic).observe(max(0.0, time.time() - records.timestamps[0] / 1000))
         run.done_when(sent)
+
+    async def _take(self, tp: TP, owned: _Owned, records: Records) -> Handled | None:
+        """What records lead to; None if handling them raised, which leaves rows half-paired that are not used any more."""
+        whole = Handled([], {})
+        pause = Turns(lambda: self._handled)
+        for piece, reason in self._poison.pieces(tp, records):
+            try:
+                if reason is None:
+                    reach("taken")
+                    handled = await owned.log.take(tp.topic, piece, owned.newest_ms, pause)
+                else:
+                    handled = owned.log.pass_over(tp.topic, piece, reason)
+            except (*MACHINE_ERRORS, KafkaException):
+                raise
+            except Exception as error:
+                if self._read_again is None or reason is not None:
+                    raise
+                self._judge(tp, owned, self._poison.failed(tp, piece, error, "pairing"), error)
+                return None
+            whole.outgoing.extend(handled.outgoing)
+            for topic, offset in handled.oldest.items():
+                whole.oldest[topic] = min(offset, whole.oldest.get(topic, offset))
+        return whole
+
+    def _judge(self, tp: TP, owned: _Owned, verdict: Verdict, error: Exception) -> None:
+        """Nothing more is made of what waits here. Raises TooManyFailures where reading again has not helped often enough."""
+        owned.over = True
+        self._metrics.handler_failures.labels(tp.topic).inc()
+        if verdict == "end":
+            raise self._poison.too_many(tp) from error
+
+    async def _start_over(self) -> None:
+        """Reads everything again from the oldest row that is still needed, once all that was said before is confirmed: so
+        it is read back, and not said twice."""
+        await self._landed(list(self._owned.values()))
+        if self._read_again is not None:
+            await self._read_again()
+
+    @staticmethod
+    async def _landed(several: list[_Owned]) -> None:
+        for owned in several:
+            async with owned.busy:
+                unconfirmed = set(owned.unconfirmed)
+            if unconfirmed:
+                await asyncio.wait(unconfirmed, timeout=LAND_S)
 
     async def start_at(self, committed: Mapping[TP, int], assigned: frozenset[TP]) -> dict[TP, int]:
         """Begins every assigned partition number anew, at what is committed: that is the oldest row still needed."""
@@ -130,6 +194,10 @@ class IngestRole:
                     "partition %d of %s is assigned elsewhere, and nothing of it can be paired: give %s as many "
                     "partitions each", number, lacking[0], " and ".join(TOPICS)
                 )  # fmt: skip
+        before = list(self._owned.values())
+        for owned in before:
+            owned.over = True
+        await self._landed(before)
         self._owned = {
             number: _Owned(
                 self._open_log(number, MAX_HELD_BYTES // len(numbers)),
@@ -154,22 +222,36 @@ class IngestRole:
                 raise UnconfirmedOutcome(str(self._failed)) from self._failed
             for number, owned in list(self._owned.items()):
                 async with owned.busy:
-                    if self._owned.get(number) is owned:
-                        await self._turn(number, owned)
+                    mine = self._owned.get(number) is owned and not owned.over
+                    failed = mine and not await self._turn(number, owned)
+                if failed:
+                    await self._start_over()
 
-    async def _turn(self, number: int, owned: _Owned) -> None:
+    async def _turn(self, number: int, owned: _Owned) -> bool:
+        """False if it raised: what waits is not used any more."""
         now_ms = self._now_ms(number, owned)
         if now_ms is None:
-            return
+            return True
         reached = {
             topic: now_ms if self._caught_up(number, topic, owned) else owned.sides[topic].ms for topic in TOPICS
         }
         ticket = self._board(owned, owned.log.kept)
-        handled = owned.log.expire(reached[RESPONSES], reached[REQUESTS], now_ms)
-        handled.outgoing.extend(owned.log.reports(now_ms))
+        try:
+            handled = owned.log.expire(reached[RESPONSES], reached[REQUESTS], now_ms)
+            handled.outgoing.extend(owned.log.reports(now_ms))
+        except MACHINE_ERRORS:
+            raise
+        except Exception as error:
+            if self._read_again is None:
+                raise
+            tp = TP(REQUESTS, number)
+            verdict = self._poison.failed_between(tp, owned.sides[REQUESTS].next or 0, error)
+            self._judge(tp, owned, verdict, error)
+            return False
         for future in await self._send(owned, handled, ticket):
             future.add_done_callback(self._settle)
         self._count(owned)
+        return True
 
     def _settle(self, sent: asyncio.Future[Confirmed]) -> None:
         if not sent.cancelled() and sent.exception() is not None:
@@ -234,15 +316,18 @@ class IngestRole:
         sent: list[asyncio.Future[Confirmed]] = []
         for record in handled.outgoing:
             await outbox.room(len(record.value))
-            sent.append(self._one(outbox, record))
+            sent.append(self._one(owned, outbox, record))
         owned.flying[ticket] = handled.oldest
         outcomes = {future for future, record in zip(sent, handled.outgoing, strict=True) if record.topic != REPORTS}
         self._land(owned, ticket, outcomes)
         return sent
 
-    def _one(self, outbox: Outbox, record: Outgoing) -> asyncio.Future[Confirmed]:
+    def _one(self, owned: _Owned, outbox: Outbox, record: Outgoing) -> asyncio.Future[Confirmed]:
         self._metrics.sent(record)
-        return outbox.send(record.topic, record.key, record.value, record.headers, record.partition)
+        sent = outbox.send(record.topic, record.key, record.value, record.headers, record.partition)
+        owned.unconfirmed.add(sent)
+        sent.add_done_callback(owned.unconfirmed.discard)
+        return sent
 
     def _land(self, owned: _Owned, ticket: int, outcomes: set[asyncio.Future[Confirmed]]) -> None:
         def landed(future: asyncio.Future[Confirmed]) -> None:
