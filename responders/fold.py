@@ -24,7 +24,7 @@ from responders.state import (
     TripRecord,
     target_key,
 )
-from schemas.actions import ActionKind, Decision, Outcome, Reason
+from schemas.actions import ActionKind, Decision, JournalEntry, Outcome, Reason
 
 DAY_MS: Final = 86_400_000
 MAX_SAID: Final = 8
@@ -62,12 +62,12 @@ def apply(state: RespondState, decision: Decision) -> None:
         _released(state, decision)
 
 
-def restamp(state: RespondState, epoch: int) -> None:
-    """A takeover: `epoch` is new, and whatever holds is stamped with it, so that older directives are refused."""
-    state.epoch = max(state.epoch, epoch)
+def restamp(state: RespondState, entry: JournalEntry) -> None:
+    """A takeover: its epoch is new, and whatever holds is stamped with it, so that older directives are refused."""
+    state.epoch = max(state.epoch, entry.epoch)
     for name, record in state.endpoints.items():
         if record.enforced:
-            state.endpoints[name] = replace(record, epoch=state.epoch)
+            state.endpoints[name] = replace(record, epoch=state.epoch, changed_ms=entry.now_ms)
 
 
 def _told(state: RespondState, decision: Decision) -> None:
@@ -125,7 +125,8 @@ def _switched(state: RespondState, decision: Decision) -> None:
         return
     for name, record in state.endpoints.items():
         if record.route is not None or record.limits:
-            state.endpoints[name] = replace(record, epoch=decision.epoch, route=None, limits={})
+            changed = replace(record, epoch=decision.epoch, changed_ms=decision.issued_ms)
+            state.endpoints[name] = replace(changed, route=None, limits={})
 
 
 def _acted(state: RespondState, decision: Decision) -> None:
@@ -196,7 +197,7 @@ def _put(state: RespondState, decision: Decision, action: Action | None) -> None
     """Sets what holds on the decision's target, with the epoch of a decision that changes what is wanted."""
     record = _with_action(state.record(decision.endpoint), decision.caller, action)
     if changes_wanted_state(decision.kind, decision.reason, decision.outcome):
-        record = replace(record, epoch=decision.epoch)
+        record = replace(record, epoch=decision.epoch, changed_ms=decision.issued_ms)
     if action is not None and action.enforced:
         record = replace(record, published_until_ms=max(record.published_until_ms, action.expires_ms))
     state.endpoints[decision.endpoint] = record

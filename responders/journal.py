@@ -11,7 +11,7 @@ from typing import Final
 
 from responders.desk import MAX_DECISIONS
 from responders.fold import apply, restamp
-from responders.state import RespondState
+from responders.state import RespondState, input_key
 from schemas.actions import Decision, InputRange, JournalEntry
 
 SAVE_EVERY_MS: Final = 60_000
@@ -53,10 +53,10 @@ def takeover(state: RespondState, now_ms: int) -> tuple[RespondState, JournalEnt
 
     Everything that holds is due again under the new epoch, so that what the old process may still send is refused.
     """
-    taken = state.durable().copy()
-    taken.seen.views.update(state.seen.views)
+    taken = state.copy()
+    taken.seen.sent.clear()
     entry = JournalEntry(entry=state.entry + 1, epoch=state.epoch + 1, now_ms=now_ms, inputs=[], decisions=[])
-    restamp(taken, entry.epoch)
+    restamp(taken, entry)
     _count(taken, entry)
     return taken, entry
 
@@ -70,7 +70,7 @@ def replay(entries: Iterable[JournalEntry], state: RespondState) -> RespondState
         for decision in entry.decisions:
             apply(replayed, decision)
         if not entry.decisions:
-            restamp(replayed, entry.epoch)
+            restamp(replayed, entry)
         _count(replayed, entry)
     return replayed
 
@@ -78,5 +78,8 @@ def replay(entries: Iterable[JournalEntry], state: RespondState) -> RespondState
 def _count(state: RespondState, entry: JournalEntry) -> None:
     state.entry = entry.entry
     for given in entry.inputs:
-        key = f"{given.topic}/{given.partition}"
+        key = input_key(given.topic, given.partition)
         state.applied[key] = max(given.last, state.applied.get(key, -1))
+        state.waiting.pop(key, None)
+        if given.waiting:
+            state.waiting[key] = tuple(given.waiting)

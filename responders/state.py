@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
+from pydantic import Field
+
 from schemas.actions import Mode, Reason
 from schemas.errors import StateRefused
 from schemas.signals import EndpointState, Signal
@@ -75,7 +77,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class EndpointRecord:
-    """One endpoint: what holds on it. `epoch` grows with every change of that.
+    """One endpoint: what holds on it. `epoch` grows with every change of that; `changed_ms` is when it last did.
 
     `wanted_ms`: when an incident last asked for an endpoint-wide action, granted or not (R4). `published_until_ms`: the
     latest expiry that was ever published, so that a release is still sent after a takeover. `cap_told_ms`: when people
@@ -88,6 +90,7 @@ class EndpointRecord:
     wanted_ms: int = 0
     published_until_ms: int = 0
     cap_told_ms: int = 0
+    changed_ms: int = 0
 
     def actions(self) -> Iterator[tuple[str | None, Action]]:
         """(caller, action) of all that holds; caller None for the route."""
@@ -157,13 +160,19 @@ class Seen:
     awaiting: dict[str, Awaited] = field(default_factory=dict)
     sent: dict[str, Sent] = field(default_factory=dict)
 
+    def undecided(self) -> set[str]:
+        """Ids of the signals that wait for their batch or for an endpoint's guards."""
+        ids = {waits.signal.signal_id for waits in self.awaiting.values()}
+        return ids.union(*({signal.signal_id for signal in batch.values()} for batch in self.waiting.values()))
+
 
 @dataclass(slots=True)
 class RespondState:
     """The whole state: a value. `decide` works on a copy; nothing else changes one in place.
 
     `epoch` numbers every change of any endpoint's wanted state. `entry` is the last entry of the journal. `applied` are
-    the offsets of inputs the journal answers, by `topic/partition`. `pace_ms` are the times of endpoint-wide actions.
+    the offsets of inputs the journal answers, by `topic/partition`, but for those in `waiting`, whose answer is still to
+    come. `pace_ms` are the times of endpoint-wide actions.
     `trips` and `holds` are keyed by `target_key`.
     """
 
@@ -176,6 +185,7 @@ class RespondState:
     holds: dict[str, Hold] = field(default_factory=dict)
     pace_ms: tuple[int, ...] = ()
     applied: dict[str, int] = field(default_factory=dict)
+    waiting: dict[str, tuple[int, ...]] = field(default_factory=dict)
     seen: Seen = field(default_factory=Seen)
 
     def copy(self) -> RespondState:
@@ -188,6 +198,7 @@ class RespondState:
             trips=dict(self.trips),
             holds=dict(self.holds),
             applied=dict(self.applied),
+            waiting=dict(self.waiting),
             seen=seen,
         )
 
@@ -205,10 +216,16 @@ class RespondState:
 
     def has_applied(self, topic: str, partition: int, offset: int) -> bool:
         """True if the journal answers this input already: skip it when it is delivered again."""
-        return offset <= self.applied.get(f"{topic}/{partition}", -1)
+        key = input_key(topic, partition)
+        return offset <= self.applied.get(key, -1) and offset not in self.waiting.get(key, ())
 
 
 _UNTOUCHED: Final = EndpointRecord()
+
+
+def input_key(topic: str, partition: int) -> str:
+    """The name of a log of inputs in `applied` and `waiting`."""
+    return f"{topic}/{partition}"
 
 
 def target_key(endpoint: str, caller: str | None) -> str:
@@ -228,6 +245,7 @@ class _Saved(Wire):
     holds: dict[str, Hold]
     pace_ms: tuple[int, ...]
     applied: dict[str, int]
+    waiting: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     views: dict[str, EndpointState]
 
 

@@ -31,6 +31,8 @@ MAX_NEWS: Final = 1_000
 """News that wait to be journaled; the oldest goes first. There are a few an incident and endpoint."""
 FAULT_PAUSE_S: Final = 5.0
 """After a fault of our own in one endpoint's task."""
+DOUBT_PAUSE_S: Final = 0.1
+"""Until it is asked again whether this process may send."""
 
 _RANDOM: Final = random.SystemRandom()
 
@@ -96,9 +98,14 @@ class WebhookResponder:
         self._changed: dict[str, asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._news: deque[News] = deque(maxlen=MAX_NEWS)
+        self._may_send: Callable[[], bool] = lambda: True
 
-    def start(self) -> None:
-        """From now on this process sends; it knows nothing of what was sent before."""
+    def start(self, may_send: Callable[[], bool] = lambda: True) -> None:
+        """From now on this process sends; it knows nothing of what was sent before.
+
+        may_send: asked before each attempt. While it says no, another process may have taken over.
+        """
+        self._may_send = may_send
         self._deliveries = {name: Delivery() for name in self._hooks}
         self._changed = {name: asyncio.Event() for name in self._hooks}
         self._news.clear()
@@ -156,7 +163,9 @@ class WebhookResponder:
             changed.clear()
             return
         changed.clear()
-        if delivery.message is not None and delivery.next_s <= self._now_s():
+        if not self._may_send():
+            await asyncio.sleep(DOUBT_PAUSE_S)
+        elif delivery.message is not None and delivery.next_s <= self._now_s():
             await self._attempt(name, hook, delivery, delivery.message)
 
     async def _attempt(self, name: str, hook: Hook, delivery: Delivery, message: Message) -> None:

@@ -138,7 +138,8 @@ class Message:
 def message_for(state: RespondState, endpoint: str, now_ms: int) -> Message:
     """The endpoint's whole wanted state as its directive has it, with moments in place of times to live.
 
-    Limits that would make the body larger than 20 kB are left out, the newest first, and counted in it.
+    Its time is that of the change, from the journal: whoever takes over says the same under the same id. Limits that would
+    make the body larger than 20 kB are left out, the newest first, and counted in it.
     """
     record = state.record(endpoint)
     route = record.route
@@ -154,7 +155,7 @@ def message_for(state: RespondState, endpoint: str, now_ms: int) -> Message:
         reason=None if route is None else route.reason,
         expires_at=None if route is None else iso_time(route.expires_ms),
     )
-    body = _body(wanted, limits, iso_time(now_ms))
+    body = _body(wanted, limits, iso_time(record.changed_ms or now_ms))
     holds = [] if route is None else [route.action_id]
     holds += [action.action_id for _, action in limits]
     return Message(stable_id("webhook", endpoint, body.decode()), endpoint, record.epoch, body, tuple(holds))

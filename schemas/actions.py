@@ -83,13 +83,22 @@ class Decision(Wire):
     detail: str = ""
 
 
+MAX_WAITING_INPUTS = 1_000
+"""Inputs that an entry of the journal names as not answered yet."""
+
+
 class InputRange(Wire):
-    """Offsets [first, last] of one topic that an entry of the journal answers."""
+    """Offsets [first, last] of one topic that an entry of the journal answers.
+
+    `waiting`: offsets at or below `last` whose answer is still to come: signals that are decided together with those of
+    the next moment. Whoever takes over decides them when they are delivered again.
+    """
 
     topic: Word
     partition: int = 0
     first: int
     last: int
+    waiting: list[int] = Field(default_factory=list, max_length=MAX_WAITING_INPUTS)
 
 
 class JournalEntry(Wire):

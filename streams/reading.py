@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
@@ -12,6 +13,7 @@ from streams.transport.settings import KafkaConnection, kafka_settings
 
 TIMEOUT_S = 30.0
 """Without a record for so long the broker is away."""
+END_S = 5.0
 
 
 def read_to_end(
@@ -59,6 +61,21 @@ def tail(connection: KafkaConnection, topic: str, most: int) -> Iterator[Message
         consumer.close()
     for partition in found.partitions if found is not None else ():
         yield from read_to_end(connection, topic, partition, last=most)
+
+
+def ends_of(connection: KafkaConnection, places: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
+    """The next offset of each partition; without those that the broker does not know, or does not tell within `END_S`."""
+    if not places:
+        return {}
+    ends: dict[tuple[str, int], int] = {}
+    consumer = Consumer(kafka_settings(connection, "consumer", group=READER_GROUP))
+    try:
+        for place in places:
+            with suppress(KafkaException):
+                _, ends[place.topic, place.partition] = consumer.get_watermark_offsets(place, timeout=END_S)
+    finally:
+        consumer.close()
+    return ends
 
 
 def _to_end(consumer: Consumer, topic: str) -> Iterator[Message]:

@@ -12,9 +12,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from pydantic import ValidationError
 
 from responders import journal
@@ -23,89 +22,42 @@ from responders.decide import Clock, Delivered, Input, decide
 from responders.directives import directive_for, due, mark_sent
 from responders.mandate import Mandate
 from responders.signing import Keyring, SigningKey
-from responders.state import RespondState, from_bytes, to_bytes
+from responders.state import RespondState, input_key, to_bytes
 from responders.webhook_responder import WebhookResponder, sentence
 from responders.webhooks import message_for
-from schemas.actions import Command, Decision, Directive, InputRange, JournalEntry
+from schemas.actions import MAX_WAITING_INPUTS, Command, Decision, Directive, InputRange, JournalEntry
 from schemas.deadletter import DeadReason
 from schemas.errors import MACHINE_ERRORS, SignatureRefused, StateRefused
-from schemas.roles import transactional_id_of
 from schemas.signals import EndpointState, Signal
-from schemas.topics import ACTIONS, COMMANDS, DIRECTIVES, RESPOND_STATE, SIGNALS
+from schemas.topics import COMMANDS, DIRECTIVES, RESPOND_STATE, SIGNALS
 from schemas.wire import KIND_HEADER
 from streams.failpoints import reach
+from streams.journal_log import OFFSET_HEADER, STATE_KEY, Journal, take_over
 from streams.metrics import Metrics
 from streams.outgoing import dead_record
-from streams.reading import read_newest, read_to_end
-from streams.records import Outgoing, Records, header_of, headers_of
-from streams.transport.outbox import Confirmed, Outbox, OutboxClosed, OutboxFull
+from streams.records import Outgoing, Records, header_of
+from streams.transport.outbox import Confirmed, Outbox
 from streams.transport.run import TP, Run
-from streams.transport.settings import KafkaConnection, kafka_settings
+from streams.transport.settings import KafkaConnection
 
 log = logging.getLogger(__name__)
 
-TRANSACTIONAL_ID = transactional_id_of("respond")
 TIMER_S = 0.1
-COMMIT_TIMEOUT_S = 10.0
 SESSION_S = 6.0
 """A dead process's partition moves after so long: the smallest that brokers allow."""
-_STATE_KEY = b"state"
-_OFFSET_HEADER = "journal-offset"
+HEARTBEAT_S = 0.5
+"""How late a standby hears that the session of the active process has run out."""
+LEASE_S = 3.0
+"""A process that stood still for longer may have been replaced: it proves at the journal that it was not, before anything
+goes out. Half of the session, for the session began to run before the standstill."""
+LEAVE_S = 2.0
+"""What saving the state may keep a rebalance waiting."""
+_SIGNALS_KEY = input_key(SIGNALS, 0)
 _PARSERS: Mapping[bytes, type[Signal] | type[EndpointState] | type[Command]] = {
     Signal.KIND.encode(): Signal,
     EndpointState.KIND.encode(): EndpointState,
     Command.KIND.encode(): Command,
 }
-
-
-class Journal:
-    """The journal as a transactional producer: a second process with the same id fences the first.
-
-    `fenced` False: plain confirmed writes, for the embedded broker, whose transactions neither fence nor pass a check of
-    checksums; there is one responder there. Blocking; call from a thread. KafkaException on failure; after `_FENCED` this
-    process must end.
-    """
-
-    def __init__(self, connection: KafkaConnection, *, fenced: bool) -> None:
-        settings = kafka_settings(connection, "producer")
-        settings |= {"message.timeout.ms": int(COMMIT_TIMEOUT_S * 1000), "linger.ms": 0}
-        self._fenced = fenced
-        self._failures: list[KafkaError] = []
-        self.next_offset = 0
-        if fenced:
-            settings |= {"transactional.id": TRANSACTIONAL_ID, "transaction.timeout.ms": int(COMMIT_TIMEOUT_S * 1000)}
-        self._producer = Producer(settings)
-        if fenced:
-            self._producer.init_transactions(30.0)
-
-    def commit(self, entries: list[JournalEntry]) -> None:
-        """Returns when all entries are committed, in order."""
-        if self._fenced:
-            self._producer.begin_transaction()
-        for entry in entries:
-            headers: list[tuple[str, str | bytes | None]] = [(KIND_HEADER, JournalEntry.KIND.encode())]
-            self._producer.produce(ACTIONS, entry.to_bytes(), b"journal", headers=headers, on_delivery=self._delivered)
-        if self._fenced:
-            self._commit_transaction()
-        elif self._producer.flush(COMMIT_TIMEOUT_S) or self._failures:
-            raise KafkaException(self._failures[0] if self._failures else KafkaError(KafkaError._TIMED_OUT))
-
-    def _commit_transaction(self) -> None:
-        try:
-            self._producer.commit_transaction(COMMIT_TIMEOUT_S)
-        except KafkaException as error:
-            if error.args[0].txn_requires_abort():
-                self._producer.abort_transaction(COMMIT_TIMEOUT_S)
-            # What waits for its report holds this journal: a fenced one would knock at the broker until the process ends.
-            self._producer.purge()
-            self._producer.poll(0)
-            raise
-
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is None:
-            self.next_offset = max(self.next_offset, int(message.offset() or 0) + 1)
-        else:
-            self._failures.append(error)
 
 
 @dataclass(slots=True)
@@ -116,6 +68,10 @@ class _Active:
     journal: Journal
     saved_entry: int
     saved_at: float
+    offsets: dict[str, int] = field(default_factory=dict)
+    """Of the signals that wait to be decided, by id."""
+    expected: set[int] = field(default_factory=set)
+    """Offsets of signals that waited when the process before this one ended: they are delivered again."""
 
 
 class RespondRole:
@@ -143,27 +99,50 @@ class RespondRole:
         self._fenced = fenced
         self._active: _Active | None = None
         self._lock = asyncio.Lock()
+        self._lease_until = 0.0
+        self._kept: Mapping[TP, int] = {}
 
     async def join(self, assigned: frozenset[TP]) -> None:
         """Takes over when the signals partition is ours. What is delivered again the journal tells."""
         if self._active is not None or not any(tp.topic == SIGNALS for tp in assigned):
             return
         async with self._lock:
-            self._active = await asyncio.to_thread(self._take_over)
-            self._webhooks.start()
+            began = time.monotonic()
+            state, opened = await asyncio.to_thread(take_over, self._connection, fenced=self._fenced)
+            expected = set(state.waiting.get(_SIGNALS_KEY, ()))
+            self._active = _Active(state, opened, state.entry, time.monotonic(), expected=expected)
+            self._lease_until = time.monotonic() + LEASE_S
+            self._webhooks.start(self._has_lease)
             self._metrics.active.set(1)
             await self._publish(self._active, _now_ms())
-        log.warning("respond is active: epoch %d, entry %d", self._active.state.epoch, self._active.state.entry)
+        took_s = time.monotonic() - began
+        log.warning("respond is active after %.1f s: epoch %d, entry %d", took_s, state.epoch, state.entry)
 
     async def leave(self, revoked: frozenset[TP]) -> None:
         """Another process takes over: nothing more is decided here."""
         if any(tp.topic == SIGNALS for tp in revoked):
             async with self._lock:
                 if self._active is not None:
-                    await self._save_state(self._active)
-                self._active = None
-                await self._webhooks.stop()
-                self._metrics.active.set(0)
+                    saved = self._save_state(self._active)
+                    await asyncio.wait({saved}, timeout=LEAVE_S)
+                await self._stand_by()
+
+    async def lose(self, lost: frozenset[TP]) -> None:
+        """The session ran out, and another process may have taken over already: nothing more is written either."""
+        if any(tp.topic == SIGNALS for tp in lost):
+            self._lease_until = 0.0
+            async with self._lock:
+                await self._stand_by()
+
+    async def _stand_by(self) -> None:
+        self._active = None
+        self._kept = {}
+        await self._webhooks.stop()
+        self._metrics.active.set(0)
+
+    def kept(self) -> Mapping[TP, int]:
+        """The oldest signal that waits to be decided: nothing from there on is committed. From any thread."""
+        return self._kept
 
     async def handle(self, run: Run) -> None:
         """One run: decided input by input, journaled once, then published."""
@@ -173,11 +152,15 @@ class RespondRole:
                 active = self._active
                 if active is None:
                     raise RuntimeError(f"{run.tp.topic} was read before this process took over")
-                ranges = [
-                    InputRange(topic=run.tp.topic, partition=run.tp.partition, first=run.first, last=run.next - 1)
-                ]
                 inputs, dead = self._inputs(active.state, run.tp, records)
-                failed = await self._step(active, list(inputs.values()), ranges)
+                if run.tp.topic == SIGNALS:
+                    active.expected.difference_update(records.offsets)
+                    active.offsets |= {
+                        given.signal_id: records.offsets[index]
+                        for index, given in inputs.items()
+                        if isinstance(given, Signal)
+                    }
+                failed = await self._step(active, list(inputs.values()), run)
             for index, error in zip(inputs, failed, strict=True):
                 if error is not None:
                     detail = f"{type(error).__name__}: {error}"
@@ -189,19 +172,46 @@ class RespondRole:
         """Batches, expiries and re-sent directives, ten times a second until cancelled."""
         while True:
             await asyncio.sleep(TIMER_S)
+            self._renew_lease()
             async with self._lock:
                 if self._active is not None:
-                    failed, *_ = await self._step(self._active, [Clock(), *self._deliveries()], [])
+                    failed, *_ = await self._step(self._active, [Clock(), *self._deliveries()])
                     if failed is not None:  # no input to bury: time itself cannot be decided any more
                         raise failed
-                    await self._save_when_due(self._active)
+                    self._save_when_due(self._active)
 
-    async def _step(self, active: _Active, inputs: list[Input], ranges: list[InputRange]) -> list[Exception | None]:
+    def _has_lease(self) -> bool:
+        return time.monotonic() <= self._lease_until
+
+    def _renew_lease(self) -> None:
+        """Ten times a second; one that has run out is not renewed by time."""
+        if self._has_lease():
+            self._lease_until = time.monotonic() + LEASE_S
+
+    async def _commit(self, active: _Active, entries: list[JournalEntry]) -> None:
+        """Nobody had taken over when this began: whoever is fenced cannot commit."""
+        began = time.monotonic()
+        await asyncio.to_thread(active.journal.commit, entries)
+        self._lease_until = max(self._lease_until, began + LEASE_S)
+
+    async def _prove(self, active: _Active) -> None:
+        """After a standstill (a stopped process, a machine that slept): an entry that only the journal's owner can commit.
+
+        A process that was replaced meanwhile ends here. One that was not goes on with the next epoch.
+        """
+        while not self._has_lease():
+            log.warning("this process stood still for more than %g s: has another one taken over?", LEASE_S)
+            state, entry = journal.takeover(active.state, _now_ms())
+            await self._commit(active, [entry])
+            active.state = state
+
+    async def _step(self, active: _Active, inputs: list[Input], run: Run | None = None) -> list[Exception | None]:
         """Decides all of `inputs`, commits the journal, keeps the state, publishes. On failure nothing is kept.
 
         An input on which deciding raises is passed over: one signal must not keep the responder from all others. Says
         for each input what it raised.
         """
+        await self._prove(active)
         state, now_ms = active.state, _now_ms()
         decisions: list[Decision] = []
         failed: list[Exception | None] = []
@@ -218,14 +228,23 @@ class RespondRole:
             else:
                 decisions += decided
                 failed.append(None)
-        state, entries = journal.record(state, ranges, decisions, now_ms)
+        waiting = self._waiting(active, state)
+        state, entries = journal.record(state, _answered(active.state, run, waiting), decisions, now_ms)
         if entries:
-            await asyncio.to_thread(active.journal.commit, entries)
+            await self._commit(active, entries)
             reach("journaled")
         active.state = state
-        await self._publish(active, _now_ms())
+        self._kept = {TP(SIGNALS, 0): min(active.offsets.values())} if active.offsets else {}
+        if self._has_lease():  # else the next step proves it first
+            await self._publish(active, _now_ms())
         self._tell(decisions)
         return failed
+
+    def _waiting(self, active: _Active, state: RespondState) -> list[int]:
+        """Offsets of the signals whose answer is still to come, oldest first."""
+        undecided = state.seen.undecided() if active.offsets else set()
+        active.offsets = {name: offset for name, offset in active.offsets.items() if name in undecided}
+        return sorted(active.expected.union(active.offsets.values()))
 
     async def _publish(self, active: _Active, now_ms: int) -> None:
         names = due(active.state, now_ms)
@@ -288,52 +307,23 @@ class RespondRole:
         except ValidationError:
             return "wrong_shape", None
 
-    def _take_over(self) -> _Active:
-        """Fences the old process, then reads state and journal to their ends. Blocking."""
-        opened = Journal(self._connection, fenced=self._fenced)
-        state, offset = self._saved_state()
-        entries: list[JournalEntry] = []
-        for message in read_to_end(self._connection, ACTIONS, 0, offset):
-            opened.next_offset = int(message.offset() or 0) + 1
-            try:
-                entries.append(JournalEntry.from_bytes(message.value() or b""))
-            except ValidationError:  # somebody else's: it must not keep the responder from starting
-                log.error("%s[0] %d is no entry of the journal and is passed over", ACTIONS, message.offset())
-        state = journal.replay(entries, state)
-        state, entry = journal.takeover(state, _now_ms())
-        opened.commit([entry])
-        return _Active(state, opened, state.entry, time.monotonic())
-
-    def _saved_state(self) -> tuple[RespondState, int]:
-        """The state saved last and the journal offset to read on from; a fresh one if there is none that can be read."""
-        message = read_newest(self._connection, RESPOND_STATE, 0).get(_STATE_KEY.decode())
-        if message is None:
-            return RespondState(), 0
-        headers = dict(headers_of(message))
-        try:
-            state, offset = from_bytes(message.value() or b""), int(headers[_OFFSET_HEADER] or b"0")
-            if not 0 <= offset < 2**63:
-                raise StateRefused("no journal has the offset that it names")
-            return state, offset
-        except (StateRefused, KeyError, ValueError) as error:
-            log.warning("the saved state cannot be used (%s): the journal is read from its start", error)
-            return RespondState(), 0
-
-    async def _save_when_due(self, active: _Active) -> None:
+    def _save_when_due(self, active: _Active) -> None:
         aged = time.monotonic() - active.saved_at >= journal.SAVE_EVERY_MS / 1000
         grown = active.state.entry - active.saved_entry
         if grown >= journal.SAVE_EVERY_ENTRIES or (aged and grown > 0):
-            await self._save_state(active)
+            self._save_state(active)
 
-    async def _save_state(self, active: _Active) -> None:
-        try:
-            value = to_bytes(active.state)
-            headers = ((KIND_HEADER, b"respond_state"), (_OFFSET_HEADER, str(active.journal.next_offset).encode()))
-            await self._send(Outgoing(RESPOND_STATE, _STATE_KEY, value, headers, 0))
-        except (StateRefused, KafkaException, OutboxFull, OutboxClosed) as error:
-            log.warning("the state was not saved (%s): a takeover reads more of the journal", error)
-            return
+    def _save_state(self, active: _Active) -> asyncio.Future[Confirmed]:
+        """Nobody waits for it: it spares a takeover a part of the journal, and is no part of what is known."""
+        headers = ((KIND_HEADER, b"respond_state"), (OFFSET_HEADER, str(active.journal.next_offset).encode()))
         active.saved_entry, active.saved_at = active.state.entry, time.monotonic()
+        try:
+            saved = self._send(Outgoing(RESPOND_STATE, STATE_KEY, to_bytes(active.state), headers, 0))
+        except StateRefused as error:
+            saved = asyncio.get_running_loop().create_future()
+            saved.set_exception(error)
+        saved.add_done_callback(_say_unsaved)
+        return saved
 
     def _send(self, record: Outgoing) -> asyncio.Future[Confirmed]:
         self._metrics.sent(record)
@@ -344,6 +334,29 @@ def _say_failure(sent: asyncio.Future[Confirmed]) -> None:
     """A directive that did not arrive is sent again within a second while it holds."""
     if not sent.cancelled() and sent.exception() is not None:
         log.warning("a directive was not confirmed: %s", sent.exception())
+
+
+def _say_unsaved(saved: asyncio.Future[Confirmed]) -> None:
+    if not saved.cancelled() and (error := saved.exception()) is not None:
+        log.warning("the state was not saved (%s): a takeover reads more of the journal", error)
+
+
+def _answered(state: RespondState, run: Run | None, waiting: list[int]) -> list[InputRange]:
+    """What an entry that is made now answers: a run, and all of the signals before it but for those that wait.
+
+    An entry of the clock or of a command may decide signals that waited: it says again what was answered of them.
+    """
+    open_ = waiting[-MAX_WAITING_INPUTS:]
+    ranges = []
+    if run is not None:
+        ours = open_ if run.tp.topic == SIGNALS else []
+        topic, partition = run.tp
+        ranges.append(InputRange(topic=topic, partition=partition, first=run.first, last=run.next - 1, waiting=ours))
+    last = state.applied.get(_SIGNALS_KEY)
+    if last is not None and (run is None or run.tp.topic != SIGNALS) and (open_ or state.waiting.get(_SIGNALS_KEY)):
+        still = [offset for offset in open_ if offset <= last]
+        ranges.append(InputRange(topic=SIGNALS, first=last, last=last, waiting=still))
+    return ranges
 
 
 def _now_ms() -> int:

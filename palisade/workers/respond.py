@@ -11,7 +11,7 @@ from schemas.errors import ConfigError
 from schemas.roles import group_of
 from schemas.topics import COMMANDS, SIGNALS
 from streams.app import Hooks, WorkerSettings, make_app, outbox_of, run_topic, run_worker
-from streams.respond import SESSION_S, RespondRole
+from streams.respond import HEARTBEAT_S, SESSION_S, RespondRole
 
 
 def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
@@ -34,9 +34,10 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
     app = make_app(
         group_of("respond"),
         connection=connection,
-        hooks=Hooks(on_assigned=role.join, on_revoked=role.leave),
+        hooks=Hooks(on_assigned=role.join, on_revoked=role.leave, on_lost=role.lose, kept=role.kept),
         settings=WorkerSettings(
             session_s=SESSION_S,
+            heartbeat_s=HEARTBEAT_S,
             consumer=reading(settings),
             producer={"message.max.bytes": LARGEST_RECORD, "linger.ms": 0},
         ),

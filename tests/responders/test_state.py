@@ -70,6 +70,26 @@ def test_inputs_that_the_journal_answers_are_known(responder: Responder) -> None
     assert not responder.state.has_applied("palisade.commands", 0, 0)
 
 
+def test_inputs_that_wait_for_their_answer_are_known_until_an_entry_no_longer_names_them(responder: Responder) -> None:
+    decisions = responder.journal[-1].decisions
+
+    def answering(state: RespondState, last: int, *waiting: int) -> RespondState:
+        given = [InputRange(topic="palisade.signals", first=last, last=last, waiting=list(waiting))]
+        return record(state, given, decisions, T0)[0]
+
+    state = from_bytes(to_bytes(answering(RespondState(), 9, 7, 8)))
+    assert [state.has_applied("palisade.signals", 0, offset) for offset in (6, 7, 8, 9, 10)] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    state = answering(state, 9, 8)
+    assert [state.has_applied("palisade.signals", 0, offset) for offset in (7, 8)] == [True, False]
+    assert answering(state, 9).has_applied("palisade.signals", 0, 8)
+
+
 def test_nothing_decided_makes_no_entry() -> None:
     state = RespondState()
 

@@ -6,6 +6,7 @@ import base64
 import json
 import time
 import traceback
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from responders.journal import replay, takeover
 from responders.state import Action, EndpointRecord, RespondState
 from responders.webhooks import Message, Secret, load_secrets, message_for, parse_secret
 from schemas.errors import ConfigError
 from schemas.webhooks import MAX_BODY_BYTES, WebhookBody
-from tests.responders.given import T0, Responder, caller_signal, failing, mandate
+from tests.responders.given import T0, Responder, caller_signal, command, failing, mandate
 
 CANARY = base64.b64encode(b"canary-canary-canary-canary-1234").decode()
 secrets = st.binary(min_size=24, max_size=64)
@@ -159,11 +161,20 @@ def test_a_body_stays_below_20_kb_and_counts_the_limits_that_it_leaves_out(count
 
 def test_an_id_is_of_its_bytes_alone_and_fits_the_signed_content() -> None:
     state = fallback_on_a().state
-    now, again, later = (message_for(state, "a", at) for at in (T0, T0, T0 + 1))
+    now, later = (message_for(state, "a", at) for at in (T0, T0 + 1))
+    renewed = message_for(replace(state, endpoints={"a": replace(state.record("a"), changed_ms=T0 + 1)}), "a", T0 + 1)
 
-    assert now == again
-    assert now.id != later.id
+    assert now == later
+    assert now.id != renewed.id
     assert "." not in now.id
+
+
+def test_who_replays_the_journal_says_the_same_under_the_same_id() -> None:
+    responder = fallback_on_a()
+    responder.take(command("restore", "a"))
+    heir = takeover(replay(responder.journal, RespondState()), T0 + 9_000)[0]
+
+    assert message_for(heir, "a", T0 + 9_000) == message_for(responder.state, "a", T0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from responders.webhook_responder import WebhookResponder
 from schemas.actions import Directive, JournalEntry
 from schemas.topics import SIGNALS
 from schemas.wire import KIND_HEADER, Wire
-from streams import respond
+from streams import journal_log, respond
 from streams.metrics import Metrics
 from streams.reading import read_to_end
 from streams.records import listed
@@ -68,7 +68,7 @@ async def role_on(
 
 
 def journal_on(connection: KafkaConnection) -> list[JournalEntry]:
-    return [JournalEntry.from_bytes(m.value() or b"") for m in read_to_end(connection, respond.ACTIONS, 0)]
+    return [JournalEntry.from_bytes(m.value() or b"") for m in read_to_end(connection, journal_log.ACTIONS, 0)]
 
 
 def directives_on(connection: KafkaConnection) -> list[Directive]:

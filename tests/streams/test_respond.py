@@ -12,7 +12,7 @@ from responders import journal
 from responders.state import RespondState, as_dict, to_bytes
 from schemas.deadletter import DeadLetter
 from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE, SIGNALS
-from streams import respond
+from streams import journal_log, respond
 from streams.embedded_broker import EmbeddedBroker
 from streams.reading import read_to_end
 from streams.transport.run import TP
@@ -23,12 +23,15 @@ from tests.streams.responding import OURS, directives_on, journal_on, now, role_
 from tests.support.kafka import RealKafka
 
 Start = Callable[[Mapping[str, int]], EmbeddedBroker]
-TOPICS = {ACTIONS: 1, RESPOND_STATE: 1, DIRECTIVES: 1, DEAD_LETTERS: 1}
+TOPICS = {ACTIONS: 1, RESPOND_STATE: 1, DIRECTIVES: 1, DEAD_LETTERS: 1, SIGNALS: 1}
 
 
 @pytest.fixture
 def embedded(embedded_broker: Start) -> KafkaConnection:
-    return embedded_broker(TOPICS).connection
+    """Its signals are as long as those that are handed over: a log that ends before what was answered begins anew."""
+    connection = embedded_broker(TOPICS).connection
+    produce(connection, SIGNALS, *[(b"x", b"{}", ())] * 20)
+    return connection
 
 
 @pytest.fixture
@@ -36,8 +39,9 @@ def real(kafka: RealKafka, monkeypatch: pytest.MonkeyPatch) -> KafkaConnection:
     for name in ("ACTIONS", "RESPOND_STATE", "DIRECTIVES"):
         topic = kafka.unique(name.lower())
         kafka.create_topics({topic: 1})
-        monkeypatch.setattr(respond, name, topic)
-    monkeypatch.setattr(respond, "TRANSACTIONAL_ID", kafka.unique("respond"))
+        for module in (respond, journal_log):
+            monkeypatch.setattr(module, name, topic, raising=False)
+    monkeypatch.setattr(journal_log, "TRANSACTIONAL_ID", kafka.unique("respond"))
     return KafkaConnection(bootstrap=kafka.bootstrap)
 
 
@@ -226,11 +230,11 @@ def test_state_saved_on_leaving_spares_the_next_one_the_old_journal(
     embedded: KafkaConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    reading = respond.read_to_end
+    reading = journal_log.read_to_end
 
-    def counted(connection: KafkaConnection, topic: str, partition: int, start: int) -> object:
-        messages = list(reading(connection, topic, partition, start))
-        read.append(len(messages))
+    def counted(connection: KafkaConnection, topic: str, *more: int, **named: int) -> object:
+        messages = list(reading(connection, topic, *more, **named))
+        read.extend([len(messages)] * (topic == ACTIONS))
         return iter(messages)
 
     async def story() -> None:
@@ -238,7 +242,7 @@ def test_state_saved_on_leaving_spares_the_next_one_the_old_journal(
             await first.join(OURS)
             await first.handle(trouble("a", first=0))
             await first.leave(OURS | {TP(COMMANDS, 0)})
-        monkeypatch.setattr(respond, "read_to_end", counted)
+        monkeypatch.setattr(journal_log, "read_to_end", counted)
         async with role_on(embedded, fenced=False) as second:
             await second.join(OURS)
             assert second._active is not None

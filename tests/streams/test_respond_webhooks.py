@@ -14,12 +14,13 @@ from responders.http import Destination
 from responders.webhook_responder import Hook, WebhookResponder
 from responders.webhooks import parse_secret
 from schemas.actions import Decision, JournalEntry
-from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE
+from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE, SIGNALS
 from streams.embedded_broker import EmbeddedBroker
 from streams.respond import RespondRole
 from streams.transport.settings import KafkaConnection
 from tests.responders.given import command
 from tests.responders.receivers import to
+from tests.streams.broker import produce
 from tests.streams.responding import OURS, journal_on, now, role_on, run_of, trouble
 
 Start = Callable[[Mapping[str, int]], EmbeddedBroker]
@@ -29,7 +30,9 @@ OK, DOWN = Answer(status=200), Answer(fault="unreachable")
 
 @pytest.fixture
 def embedded(embedded_broker: Start) -> KafkaConnection:
-    return embedded_broker({ACTIONS: 1, RESPOND_STATE: 1, DIRECTIVES: 1, DEAD_LETTERS: 1}).connection
+    connection = embedded_broker({ACTIONS: 1, RESPOND_STATE: 1, DIRECTIVES: 1, DEAD_LETTERS: 1, SIGNALS: 1}).connection
+    produce(connection, SIGNALS, *[(b"x", b"{}", ())] * 20)
+    return connection
 
 
 class Receiver:

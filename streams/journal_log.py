@@ -1,0 +1,155 @@
+"""The responder's journal on Kafka, and how a process takes it over: fence the old one, read state and journal to their ends.
+
+The saved state only spares a takeover the older entries: it is written outside of the journal's transactions, and one that
+is older than it should be, cut, damaged or gone costs reading, never what is known.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from pydantic import ValidationError
+
+from responders import journal
+from responders.state import RespondState, from_bytes
+from schemas.actions import JournalEntry
+from schemas.errors import StateRefused
+from schemas.roles import transactional_id_of
+from schemas.topics import ACTIONS, RESPOND_STATE
+from schemas.wire import KIND_HEADER
+from streams.reading import ends_of, read_to_end
+from streams.records import headers_of
+from streams.transport.settings import KafkaConnection, kafka_settings
+
+log = logging.getLogger(__name__)
+
+TRANSACTIONAL_ID = transactional_id_of("respond")
+COMMIT_TIMEOUT_S = 10.0
+STATE_KEY = b"state"
+OFFSET_HEADER = "journal-offset"
+STATES_READ = 4
+"""Saved states that a takeover looks at, newest first in what they know: a process that was replaced may have written last."""
+
+_NOT_THERE = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
+
+
+class Journal:
+    """The journal as a transactional producer: a second process with the same id fences the first.
+
+    `fenced` False: plain confirmed writes, for the embedded broker, whose transactions neither fence nor pass a check of
+    checksums; there is one responder there. Blocking; call from a thread. KafkaException on failure; after `_FENCED` this
+    process must end.
+    """
+
+    def __init__(self, connection: KafkaConnection, *, fenced: bool) -> None:
+        settings = kafka_settings(connection, "producer")
+        settings |= {"message.timeout.ms": int(COMMIT_TIMEOUT_S * 1000), "linger.ms": 0}
+        self._fenced = fenced
+        self._failures: list[KafkaError] = []
+        self.next_offset = 0
+        if fenced:
+            settings |= {"transactional.id": TRANSACTIONAL_ID, "transaction.timeout.ms": int(COMMIT_TIMEOUT_S * 1000)}
+        self._producer = Producer(settings)
+        if fenced:
+            self._producer.init_transactions(30.0)
+
+    def commit(self, entries: list[JournalEntry]) -> None:
+        """Returns when all entries are committed, in order."""
+        if self._fenced:
+            self._producer.begin_transaction()
+        for entry in entries:
+            headers: list[tuple[str, str | bytes | None]] = [(KIND_HEADER, JournalEntry.KIND.encode())]
+            self._producer.produce(ACTIONS, entry.to_bytes(), b"journal", headers=headers, on_delivery=self._delivered)
+        if self._fenced:
+            self._commit_transaction()
+        elif self._producer.flush(COMMIT_TIMEOUT_S) or self._failures:
+            raise KafkaException(self._failures[0] if self._failures else KafkaError(KafkaError._TIMED_OUT))
+
+    def _commit_transaction(self) -> None:
+        try:
+            self._producer.commit_transaction(COMMIT_TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].txn_requires_abort():
+                self._producer.abort_transaction(COMMIT_TIMEOUT_S)
+            # What waits for its report holds this journal: a fenced one would knock at the broker until the process ends.
+            self._producer.purge()
+            self._producer.poll(0)
+            raise
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self.next_offset = max(self.next_offset, int(message.offset() or 0) + 1)
+        else:
+            self._failures.append(error)
+
+
+def take_over(connection: KafkaConnection, *, fenced: bool) -> tuple[RespondState, Journal]:
+    """Fences the old process, reads state and journal to their ends, and commits the entry that begins the next epoch.
+
+    Blocking. KafkaException or TimeoutError on failure: this process must end, and nothing is lost.
+    """
+    opened = Journal(connection, fenced=fenced)
+    state, offset = _saved_state(connection)
+    end = ends_of(connection, [TopicPartition(ACTIONS, 0)]).get((ACTIONS, 0), offset)
+    if end < offset:
+        log.error("%s ends at %d, before the %d of the saved state: all of it is read", ACTIONS, end, offset)
+        offset = 0
+    opened.next_offset = offset
+    replayed = journal.replay(_entries(connection, opened, offset), state)
+    for key in _begun_anew(connection, replayed):
+        log.error("%s ends before what was answered of it: it begins anew, and all of it is read", key)
+        replayed.applied.pop(key)
+        replayed.waiting.pop(key, None)
+    taken, entry = journal.takeover(replayed, int(time.time() * 1000))
+    opened.commit([entry])
+    return taken, opened
+
+
+def _entries(connection: KafkaConnection, opened: Journal, offset: int) -> Iterator[JournalEntry]:
+    for message in read_to_end(connection, ACTIONS, 0, offset):
+        opened.next_offset = int(message.offset() or 0) + 1
+        try:
+            yield JournalEntry.from_bytes(message.value() or b"")
+        except ValidationError:  # somebody else's: it must not keep the responder from starting
+            log.error("%s[0] %d is no entry of the journal and is passed over", ACTIONS, message.offset())
+
+
+def _saved_state(connection: KafkaConnection) -> tuple[RespondState, int]:
+    """Of the states saved last the one that knows most, and the journal offset to read on from; a fresh one if there is none
+    that can be read."""
+    best = RespondState(), 0
+    try:
+        for message in read_to_end(connection, RESPOND_STATE, 0, last=STATES_READ):
+            if message.key() == STATE_KEY:
+                best = max(best, _read_state(message), key=lambda found: found[0].entry)
+    except KafkaException as error:
+        if error.args[0].code() not in _NOT_THERE:
+            raise
+        log.error(
+            "%s is gone: make it with `palisade topics create`; the journal is read from its start", RESPOND_STATE
+        )
+    return best
+
+
+def _read_state(message: Message) -> tuple[RespondState, int]:
+    headers = dict(headers_of(message))
+    try:
+        state, offset = from_bytes(message.value() or b""), int(headers[OFFSET_HEADER] or b"0")
+        if not 0 <= offset < 2**63:
+            raise StateRefused("no journal has the offset that it names")
+        return state, offset
+    except (StateRefused, KeyError, ValueError) as error:
+        log.warning("a saved state cannot be used (%s): more of the journal is read", error)
+        return RespondState(), 0
+
+
+def _begun_anew(connection: KafkaConnection, state: RespondState) -> list[str]:
+    """Logs of inputs that end before what was answered of them: deleted and made again, or cut."""
+    places = {key: key.rpartition("/") for key in state.applied}
+    ends = ends_of(connection, [TopicPartition(topic, int(number)) for topic, _, number in places.values()])
+    return [
+        key for key, (topic, _, number) in places.items() if ends.get((topic, int(number)), 2**63) <= state.applied[key]
+    ]

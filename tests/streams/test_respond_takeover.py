@@ -1,0 +1,249 @@
+"""Role respond between two processes: what waits is not forgotten, what was replaced does nothing more, what is gone is told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+import pytest
+from confluent_kafka import KafkaException
+
+from responders.delivery import Answer
+from responders.webhook_responder import WebhookResponder
+from schemas.signals import Signal
+from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE, SIGNALS
+from streams import journal_log, respond
+from streams.embedded_broker import EmbeddedBroker
+from streams.respond import RespondRole
+from streams.transport.run import TP, Run
+from streams.transport.settings import KafkaConnection
+from tests.responders.given import caller_signal, command, view
+from tests.streams.broker import produce
+from tests.streams.responding import OURS, directives_on, journal_on, now, role_on, run_of, trouble
+from tests.streams.test_respond_webhooks import HOOK
+from tests.support.kafka import RealKafka
+
+Start = Callable[[Mapping[str, int]], EmbeddedBroker]
+TOPICS = {ACTIONS: 1, RESPOND_STATE: 1, DIRECTIVES: 1, DEAD_LETTERS: 1, SIGNALS: 1}
+AT = TP(SIGNALS, 0)
+
+
+@pytest.fixture
+def embedded(embedded_broker: Start) -> KafkaConnection:
+    """Its signals are as long as those that are handed over."""
+    connection = embedded_broker(TOPICS).connection
+    produce(connection, SIGNALS, *[(b"x", b"{}", ())] * 20)
+    return connection
+
+
+@pytest.fixture
+def real(kafka: RealKafka, monkeypatch: pytest.MonkeyPatch) -> KafkaConnection:
+    for name in ("ACTIONS", "RESPOND_STATE", "DIRECTIVES"):
+        topic = kafka.unique(name.lower())
+        kafka.create_topics({topic: 1})
+        for module in (respond, journal_log):
+            monkeypatch.setattr(module, name, topic, raising=False)
+    monkeypatch.setattr(journal_log, "TRANSACTIONAL_ID", kafka.unique("respond"))
+    return KafkaConnection(bootstrap=kafka.bootstrap)
+
+
+def floods(caller: str) -> tuple[Signal, bool]:
+    at = now()
+    return caller_signal(caller, incident_id=caller, signal_id=caller, first_ms=at, at_ms=at), False
+
+
+def two_floods() -> Run:
+    """Offset 0: the guards report. The caller of offset 1 is limited at once, that of 2 with those of the next moment."""
+    return run_of(SIGNALS, (view("a", now()), False), floods("bob"), floods("eve"))
+
+
+def limited(connection: KafkaConnection) -> list[str | None]:
+    return [d.caller for entry in journal_on(connection) for d in entry.decisions if d.kind == "limit"]
+
+
+async def tick(role: RespondRole, until: Callable[[], bool]) -> None:
+    """Time passes until something holds."""
+    ticking = asyncio.create_task(role.timer())
+    try:
+        async with asyncio.timeout(20):
+            while not until():
+                assert not ticking.done(), ticking.exception()
+                await asyncio.sleep(0.02)
+    finally:
+        ticking.cancel()
+
+
+def test_a_signal_that_waits_holds_back_the_commit_and_is_decided_once_by_whoever_takes_over(
+    embedded: KafkaConnection,
+) -> None:
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as killed, role_on(embedded, fenced=False) as heir:
+            await killed.join(OURS)
+            await killed.handle(two_floods())
+            assert await asyncio.to_thread(limited, embedded) == ["bob"]
+            assert killed.kept() == {AT: 2}, "what waits is delivered again if this process dies now"
+
+            await heir.join(OURS)
+            assert heir._active is not None
+            order = command("fallback", "b", issued_ms=now(), expires_ms=now() + 600_000)
+            await heir.handle(run_of(COMMANDS, (order, True)))  # an entry that is made before the signals are back
+            await heir.handle(two_floods())
+            await tick(heir, lambda: heir.kept() == {})
+            assert await asyncio.to_thread(limited, embedded) == ["bob", "eve"]
+
+        async with role_on(embedded, fenced=False) as third:
+            await third.join(OURS)
+            await third.handle(two_floods())
+            assert third.kept() == {}
+            assert await asyncio.to_thread(limited, embedded) == ["bob", "eve"]
+
+    asyncio.run(story())
+
+
+def test_a_commit_passes_what_waited_only_once_its_decision_is_in_the_journal(
+    embedded: KafkaConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as role:
+            await role.join(OURS)
+            await role.handle(two_floods())
+            assert role._active is not None
+            commit = role._active.journal.commit
+            kept: list[Mapping[TP, int]] = []
+
+            def watched(entries: object) -> None:
+                kept.append(role.kept())
+                commit(entries)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(role._active.journal, "commit", watched)
+            await tick(role, lambda: role.kept() == {})
+            assert kept == [{AT: 2}]
+
+    asyncio.run(story())
+
+
+@pytest.mark.kafka
+def test_a_process_that_stood_still_while_another_took_over_does_nothing_more(real: KafkaConnection) -> None:
+    async def story() -> None:
+        sent: list[bytes] = []
+
+        async def post(to: object, headers: object, body: bytes, deadline_s: float, now_s: float) -> Answer:
+            sent.append(body)
+            return Answer(status=500)
+
+        webhooks = WebhookResponder({"a": HOOK}, post, draw=lambda: 0.0)
+        async with role_on(real, fenced=True, webhooks=webhooks) as old, role_on(real, fenced=True) as new:
+            await old.join(OURS)
+            await old.handle(trouble("a", first=0))
+            old._lease_until = 0.0  # as after a SIGSTOP of seconds
+            await new.join(OURS)
+            before = (
+                sent.copy(),
+                await asyncio.to_thread(journal_on, real),
+                await asyncio.to_thread(directives_on, real),
+            )
+            webhooks._changed["a"].set()
+            with pytest.raises(KafkaException):
+                await asyncio.wait_for(old.timer(), 20)
+            await old.lose(OURS)
+            assert before == (
+                sent,
+                await asyncio.to_thread(journal_on, real),
+                await asyncio.to_thread(directives_on, real),
+            )
+
+    asyncio.run(story())
+
+
+@pytest.mark.kafka
+def test_a_process_that_stood_still_and_was_not_replaced_goes_on_under_the_next_epoch(real: KafkaConnection) -> None:
+    async def story() -> None:
+        async with role_on(real, fenced=True) as role:
+            await role.join(OURS)
+            await role.handle(two_floods())
+            assert role._active is not None
+            epoch = role._active.state.epoch
+            role._lease_until = 0.0
+            await tick(role, lambda: role._active is not None and role._active.state.epoch > epoch + 1)
+            assert await asyncio.to_thread(limited, real) == ["bob", "eve"], "what waited is decided all the same"
+
+    asyncio.run(story())
+    epochs = [directive.epoch for directive in directives_on(real)]
+    assert epochs == sorted(epochs)
+
+
+def test_who_lost_its_session_writes_no_state(embedded: KafkaConnection) -> None:
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as role:
+            await role.join(OURS)
+            await role.handle(trouble("a", first=0))
+            await role.lose(OURS)
+            with pytest.raises(RuntimeError, match="before this process took over"):
+                await role.handle(trouble("b", first=2))
+
+    asyncio.run(story())
+    assert list(journal_log.read_to_end(embedded, RESPOND_STATE, 0)) == []
+
+
+def test_a_state_of_a_process_that_was_replaced_is_no_step_back(embedded: KafkaConnection) -> None:
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as first:
+            await first.join(OURS)
+            await first.leave(OURS)
+        (stale,) = journal_log.read_to_end(embedded, RESPOND_STATE, 0)
+        async with role_on(embedded, fenced=False) as second:
+            await second.join(OURS)
+            await second.handle(trouble("a", first=0))
+            await second.leave(OURS)
+        produce(embedded, RESPOND_STATE, (stale.key() or b"", stale.value(), stale.headers() or []))
+        async with role_on(embedded, fenced=False) as third:
+            await third.join(OURS)
+            assert third._active is not None
+            assert (third._active.state.epoch, third._active.state.entry) == (4, 4)
+            assert third._active.state.record("a").route is not None
+
+    asyncio.run(story())
+
+
+@pytest.mark.kafka
+def test_without_the_topic_of_states_the_journal_is_enough_and_nobody_waits_for_it(
+    real: KafkaConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = "palisade.respond_state.gone"
+    monkeypatch.setattr(respond, "RESPOND_STATE", gone)
+    monkeypatch.setattr(journal_log, "RESPOND_STATE", gone)
+    monkeypatch.setattr(respond.journal, "SAVE_EVERY_ENTRIES", 1)
+
+    async def story() -> None:
+        async with role_on(real, fenced=True) as first:
+            await first.join(OURS)
+            await first.handle(trouble("a", first=0))
+            await tick(first, lambda: first._active is not None and first._active.saved_entry > 1)
+            began = time.monotonic()
+            await first.handle(trouble("b", first=2))
+            assert time.monotonic() - began < journal_log.COMMIT_TIMEOUT_S, "deciding waited for the save"
+            await first.lose(OURS)
+        async with role_on(real, fenced=True) as second:
+            await second.join(OURS)
+            assert second._active is not None
+            assert {n for n, e in second._active.state.endpoints.items() if e.route is not None} == {"a", "b"}
+
+    asyncio.run(story())
+
+
+def test_signals_that_begin_anew_are_decided_although_their_offsets_were_answered_before(
+    embedded: KafkaConnection, embedded_broker: Start
+) -> None:
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as first:
+            await first.join(OURS)
+            await first.handle(trouble("a", first=500))
+            await first.lose(OURS)
+        async with role_on(embedded, fenced=False) as second:  # the log ends at 20
+            await second.join(OURS)
+            await second.handle(trouble("b", first=5))
+            assert second._active is not None
+            assert second._active.state.record("b").route is not None
+
+    asyncio.run(story())
