@@ -7,7 +7,8 @@ observe mode.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from responders.state import RespondState, Sent
@@ -16,6 +17,9 @@ from schemas.signals import EndpointState
 
 RESEND_MS: Final = 1_000
 """While something holds, its directive is sent again so often: the topic may have lost the last one."""
+WHOLE_STATE_MS: Final = 20_000
+"""So often the directive of each endpoint that ever had one is sent again, also where nothing holds: whoever deletes the topic
+or writes an old directive to it again is corrected within 30 s."""
 RELEASE_TTL_MS: Final = 60_000
 """Life of the empty directive that ends an endpoint's actions."""
 MAX_DUE: Final = 1_000
@@ -62,9 +66,8 @@ def directive_for(state: RespondState, endpoint: str, now_ms: int) -> Directive:
 
 
 def due(state: RespondState, now_ms: int) -> list[str]:
-    """Endpoints whose directive must be sent now: changed since it was last sent, or `RESEND_MS` old and still holding.
-
-    After a release that is once more, empty; also by a responder that took over and does not know what was sent.
+    """Endpoints whose directive must be sent now: changed since it was last sent, `RESEND_MS` old and still holding, or
+    `WHOLE_STATE_MS` old. A responder that took over does not know what was sent, and says all of it.
     """
     changed: list[str] = []
     aged: list[tuple[int, str]] = []
@@ -73,9 +76,8 @@ def due(state: RespondState, now_ms: int) -> list[str]:
             continue
         last = state.seen.sent.get(name)
         if last is None or last.epoch < record.epoch:
-            if record.enforced or record.published_until_ms + RELEASE_TTL_MS > now_ms:
-                changed.append(name)
-        elif record.enforced and now_ms - last.at_ms >= RESEND_MS:
+            changed.append(name)
+        elif now_ms - last.at_ms >= (RESEND_MS if record.enforced or not last.confirmed else WHOLE_STATE_MS):
             aged.append((last.at_ms, name))
     return [*changed, *(name for _, name in sorted(aged))][:MAX_DUE]
 
@@ -87,6 +89,18 @@ def mark_sent(state: RespondState, endpoints: Sequence[str], now_ms: int) -> Res
     marked = state.copy()
     for name in endpoints:
         marked.seen.sent[name] = Sent(marked.record(name).epoch, now_ms)
+    return marked
+
+
+def mark_failed(state: RespondState, failed: Mapping[str, int]) -> RespondState:
+    """The state after Kafka did not take the directives of these endpoints (name to epoch): they are sent again soon."""
+    if not failed:
+        return state
+    marked = state.copy()
+    for name, epoch in failed.items():
+        last = marked.seen.sent.get(name)
+        if last is not None and last.epoch == epoch:
+            marked.seen.sent[name] = replace(last, confirmed=False)
     return marked
 
 

@@ -132,10 +132,11 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The directive last sent for an endpoint."""
+    """The directive last sent for an endpoint. `confirmed` False: Kafka said that it did not take it."""
 
     epoch: int
     at_ms: int
+    confirmed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from pydantic import ValidationError
 
 from responders import journal
 from responders.alerts import alert_for
 from responders.decide import Clock, Delivered, Input, decide
-from responders.directives import directive_for, due, mark_sent
+from responders.directives import directive_for, due, mark_failed, mark_sent
 from responders.mandate import Mandate
 from responders.signing import Keyring, SigningKey
 from responders.state import RespondState, input_key, to_bytes
@@ -72,6 +73,8 @@ class _Active:
     """Of the signals that wait to be decided, by id."""
     expected: set[int] = field(default_factory=set)
     """Offsets of signals that waited when the process before this one ended: they are delivered again."""
+    unsent: dict[str, int] = field(default_factory=dict)
+    """Endpoint to epoch of directives that Kafka did not take."""
 
 
 class RespondRole:
@@ -247,13 +250,15 @@ class RespondRole:
         return sorted(active.expected.union(active.offsets.values()))
 
     async def _publish(self, active: _Active, now_ms: int) -> None:
+        active.state = mark_failed(active.state, active.unsent)
+        active.unsent.clear()
         names = due(active.state, now_ms)
         for name in names:
             directive = directive_for(active.state, name, now_ms)
             value = directive.to_bytes()
             headers = ((KIND_HEADER, Directive.KIND.encode()), *self._key.headers(Directive.KIND, value))
             sent = self._send(Outgoing(DIRECTIVES, name.encode(), value, headers))
-            sent.add_done_callback(_say_failure)
+            sent.add_done_callback(partial(_note_failure, active.unsent, name, directive.epoch))
             if self._webhooks.lacks(name, directive.epoch):
                 self._webhooks.want(message_for(active.state, name, now_ms))
         active.state = mark_sent(active.state, names, now_ms)
@@ -330,10 +335,11 @@ class RespondRole:
         return self._outbox().send(record.topic, record.key, record.value, record.headers, record.partition)
 
 
-def _say_failure(sent: asyncio.Future[Confirmed]) -> None:
-    """A directive that did not arrive is sent again within a second while it holds."""
-    if not sent.cancelled() and sent.exception() is not None:
-        log.warning("a directive was not confirmed: %s", sent.exception())
+def _note_failure(unsent: dict[str, int], name: str, epoch: int, sent: asyncio.Future[Confirmed]) -> None:
+    """A directive that did not arrive is sent again within a second or two."""
+    if not sent.cancelled() and (error := sent.exception()) is not None:
+        log.warning("a directive of %s was not confirmed: %s", name, error)
+        unsent[name] = epoch
 
 
 def _say_unsaved(saved: asyncio.Future[Confirmed]) -> None:

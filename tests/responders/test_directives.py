@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from responders.decide import Clock
-from responders.directives import RELEASE_TTL_MS, directive_for, due, mark_sent
+from responders.directives import (
+    RELEASE_TTL_MS,
+    RESEND_MS,
+    WHOLE_STATE_MS,
+    directive_for,
+    due,
+    mark_failed,
+    mark_sent,
+)
 from responders.journal import takeover
 from responders.state import from_bytes, to_bytes
 from schemas.actions import MAX_TTL_MS, Directive
@@ -67,7 +75,35 @@ def test_a_release_is_told_once_by_an_empty_directive_of_a_new_epoch(responder: 
 
     assert (last.route, last.limits, last.ttl_ms) == ("primary", [], RELEASE_TTL_MS)
     assert last.epoch > first.epoch
-    responder.now_ms += 5_000
+    responder.now_ms += WHOLE_STATE_MS - 1
+    assert send(responder) == []
+
+
+def test_where_nothing_holds_any_more_that_is_said_again_every_twenty_seconds(responder: Responder) -> None:
+    responder.take(caller_signal())
+    responder.take(caller_signal(state="recovered", seq=1))
+    (first,) = send(responder)
+    sent = []
+    for _ in range(120):
+        responder.now_ms += 1_000
+        sent += send(responder)
+
+    assert [directive.issued_ms - T0 for directive in sent] == [WHOLE_STATE_MS * n for n in range(1, 7)]
+    assert {(directive.epoch, len(directive.limits)) for directive in sent} == {(first.epoch, 0)}
+
+
+def test_a_release_that_kafka_did_not_take_is_said_again_after_a_second(responder: Responder) -> None:
+    responder.take(caller_signal())
+    (limit,) = send(responder)
+    responder.take(caller_signal(state="recovered", seq=1))
+    (release,) = send(responder)
+
+    responder.state = mark_failed(responder.state, {"a": limit.epoch, "b": 9})
+    responder.now_ms += RESEND_MS
+    assert send(responder) == [], "what failed is the limit, which nobody wants any more"
+    responder.state = mark_failed(responder.state, {"a": release.epoch})
+    assert [directive.epoch for directive in send(responder)] == [release.epoch]
+    responder.now_ms += RESEND_MS
     assert send(responder) == []
 
 
@@ -183,9 +219,6 @@ def test_after_a_takeover_a_release_that_may_not_have_been_sent_is_sent(responde
     responder.state, _ = takeover(responder.state, T0 + 10)
 
     assert [directive.limits for directive in send(responder)] == [[]]
-    responder.state, _ = takeover(responder.state, T0 + ACTION_MS + RELEASE_TTL_MS)
-    responder.now_ms = T0 + ACTION_MS + RELEASE_TTL_MS
-    assert send(responder) == []
 
 
 def test_no_directive_lives_longer_than_an_hour() -> None:

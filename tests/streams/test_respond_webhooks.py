@@ -24,7 +24,7 @@ from tests.streams.broker import produce
 from tests.streams.responding import OURS, journal_on, now, role_on, run_of, trouble
 
 Start = Callable[[Mapping[str, int]], EmbeddedBroker]
-HOOK = Hook(to(9_999), (parse_secret("whsec_" + "a" * 44),), 0.05)
+HOOK = Hook(to(9_999), (parse_secret("whsec_" + "a" * 44),), 1.0)
 OK, DOWN = Answer(status=200), Answer(fault="unreachable")
 
 
