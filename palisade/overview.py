@@ -19,7 +19,7 @@ from streams.transport.settings import KafkaConnection
 
 LOOK_BACK = 5_000
 """Records at the end of a topic that are read first: endpoint states come each 30 s at least."""
-WEBHOOK_REASONS = ("webhook_delivered", "webhook_failing", "webhook_disabled")
+WEBHOOK_REASONS = ("webhook_delivered", "webhook_failing", "webhook_disabled", "webhook_given_up")
 FURTHER_BACK = 200_000
 """Entries of the journal that are read at most, if the first 5,000 do not reach back to what may still hold."""
 

@@ -49,6 +49,7 @@ WHY: Final[dict[Reason, str]] = {
     "webhook_delivered": "its webhook receiver has taken what is wanted of it",
     "webhook_failing": "its webhook receiver does not take what is wanted of it",
     "webhook_disabled": "its webhook receiver says that it is gone (410); nothing more is sent until respond starts again",
+    "webhook_given_up": "its webhook receiver took nothing in days of attempts: what it holds is for a person to look at",
     "mass_trip": "so many endpoints trip at once that the monitor itself is in doubt",
 }
 
@@ -61,6 +62,7 @@ _CRITICAL: Final = frozenset(
         "held_for_person",
         "webhook_failing",
         "webhook_disabled",
+        "webhook_given_up",
     }
 )
 _INFO: Final = frozenset({"signal_recovered", "webhook_delivered"})

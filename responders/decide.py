@@ -7,9 +7,10 @@ moments gives equal decisions with equal ids.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from responders.commands import obey, switch
+from responders.delivery import WebhookReason
 from responders.desk import Cause, Desk, Target, Terms
 from responders.mandate import Mandate
 from responders.rails import (
@@ -50,7 +51,7 @@ class Delivered:
     """What became of telling an endpoint's webhook receiver what is wanted: for people, and on record."""
 
     endpoint: str
-    reason: Literal["webhook_delivered", "webhook_failing", "webhook_disabled"]
+    reason: WebhookReason
     message_id: str
     detail: str
 

@@ -35,6 +35,7 @@ once its message is superseded."""
 DEADLINE_S: Final = 15.0
 """Each later attempt."""
 
+WebhookReason = Literal["webhook_delivered", "webhook_failing", "webhook_disabled", "webhook_given_up"]
 Fault = Literal["blocked", "unresolved", "unreachable", "tls", "timeout", "no_http"]
 """Why there was no answer: the address is not allowed, the name has none, nobody is there, the certificate or handshake is
 bad, it took too long, what came is no HTTP."""
@@ -73,7 +74,7 @@ class Answer:
 class News:
     """What people should hear of a delivery; `since_s`: since when the message or one before it is undelivered."""
 
-    kind: Literal["webhook_delivered", "webhook_failing", "webhook_disabled"]
+    kind: WebhookReason
     message: Message
     attempts: int
     since_s: float
@@ -144,7 +145,10 @@ def answered(
         return replace(failed, next_s=max(failed.next_s, failed.not_before_s)), None
     urgent = bool(sent.holds) or (delivery.told != () and delivery.attempts < RELEASE_TRIES)
     wait = _wait_s(delivery.attempts, urgent, answer, draw)
-    next_s = math.inf if wait is None else max(now_s + wait, failed.not_before_s)
+    if wait is None:
+        news = News("webhook_given_up", sent, delivery.attempts + 1, since, answer)
+        return replace(failed, attempts=delivery.attempts + 1, next_s=math.inf), news
+    next_s = max(now_s + wait, failed.not_before_s)
     return replace(failed, attempts=delivery.attempts + 1, next_s=next_s), None
 
 

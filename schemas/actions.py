@@ -50,6 +50,7 @@ Reason = Literal[
     # why something that was decided is not carried out
     "webhook_failing",
     "webhook_disabled",
+    "webhook_given_up",
 ]
 
 MAX_LIMITS = 1_000

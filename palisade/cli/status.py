@@ -81,6 +81,7 @@ def _told(decision: Decision | None) -> Text:
         "webhook_delivered": ("delivered", "green"),
         "webhook_failing": ("FAILING since", "red"),
         "webhook_disabled": ("GONE (410) since", "red"),
+        "webhook_given_up": ("GIVEN UP at", "red"),
     }[decision.reason]
     return Text(f"webhook: {said} {at} UTC, ", colour).append(decision.detail, "default")
 

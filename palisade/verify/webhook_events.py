@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from palisade.verify.columns import only
 
-_ENDED = {"webhook_delivered": "delivered", "webhook_disabled": "disabled"}
+_ENDED = {"webhook_delivered": "delivered", "webhook_disabled": "disabled", "webhook_given_up": "given_up"}
 
 
 def webhook_rows(orders: pa.Table, decisions: pa.Table, endpoints: Collection[str]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ HOOKED = EndpointConfig(name="a", webhook=WebhookConfig(url="https://x.example/"
         ("webhook_delivered", "webhook: delivered 22:13:20 UTC, epoch 7"),
         ("webhook_failing", "webhook: FAILING since 22:13:20 UTC, epoch 7"),
         ("webhook_disabled", "webhook: GONE (410) since 22:13:20 UTC, epoch 7"),
+        ("webhook_given_up", "webhook: GIVEN UP at 22:13:20 UTC, epoch 7"),
         (None, "webhook: nothing told in the last hour"),
     ],
 )

@@ -79,6 +79,16 @@ def test_where_nothing_can_hold_the_schedule_is_that_of_the_convention() -> None
     assert waits == [*RETRY_S, math.inf]
 
 
+def test_that_it_is_given_up_is_told_with_the_number_of_attempts_and_the_last_answer() -> None:
+    delivery, told = want(Delivery(told=()), release(1), 0.0), []
+    for _ in range(len(RETRY_S) + 1):
+        delivery, news = answered(delivery, release(1), DOWN, delivery.next_s, 0.0)
+        told.append(news)
+
+    assert told[:-1] == [None] * len(RETRY_S)
+    assert told[-1] == News("webhook_given_up", release(1), len(RETRY_S) + 1, 0.0, DOWN)
+
+
 @given(st.floats(0, 1, exclude_max=True))
 def test_jitter_only_lengthens_a_wait_and_by_a_fifth_at_most(draw: float) -> None:
     delivery, _ = answered(want(Delivery(), flip(), 0.0), flip(), DOWN, 0.0, draw)

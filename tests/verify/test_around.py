@@ -37,6 +37,7 @@ def test_each_new_set_of_actions_is_a_webhook_that_the_next_one_supersedes():
         news(16, "webhook_delivered", "other"),
         news(40, "webhook_failing"),
         news(70, "webhook_disabled"),
+        news(80, "webhook_given_up"),
     ]
     found = webhook_rows(table_of("orders", orders), table_of("decisions", decisions), ["flip"])
 
@@ -48,8 +49,12 @@ def test_each_new_set_of_actions_is_a_webhook_that_the_next_one_supersedes():
         (60, "flip/4", "superseded"),
         (60, "flip/5", "wanted"),
         (70, "flip/5", "disabled"),
+        (80, "flip/5", "given_up"),
     ]
-    assert found[-1]["reason"] == "webhook_disabled at journal offset 70"
+    assert [row["reason"] for row in found[-2:]] == [
+        "webhook_disabled at journal offset 70",
+        "webhook_given_up at journal offset 80",
+    ]
 
 
 def test_what_a_supervisor_starts_and_loses_is_noted(tmp_path: Path):

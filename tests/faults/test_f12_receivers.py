@@ -1,0 +1,88 @@
+"""F12: webhook receivers that are slow, failing, redirecting, closing, dripping or endless beside one that is well."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+import numpy as np
+import pytest
+
+from palisade.operate import Operator, Wanted, order
+from responders.delivery import FIRST_DEADLINE_S
+from responders.signing import SigningKey
+from schemas.config import EndpointConfig, WebhookConfig
+from tests.faults.ground import Ground
+from tests.faults.hostile import MANNERS, Receiver
+from tests.faults.load import GUARDED, PLAIN
+from tests.faults.respond_pair import WITHIN_S, Responders
+from tests.faults.stage import Setup, Stage
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.fault("F12")]
+ORDERS, FULL_ORDERS = 12, 200
+SECRET = "whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LTEyMzQ="
+
+
+def endpoint(name: str, port: int, secret_file: str) -> EndpointConfig:
+    url = f"http://127.0.0.1:{port}/"
+    webhook = WebhookConfig(url=url, secret_files=(secret_file,), allow_private=True, alert_after_s=2)
+    return EndpointConfig(name=name, webhook=webhook, mode="enforce")
+
+
+def test_receivers_that_misbehave_delay_nobody_else_and_each_webhook_has_its_end(
+    ground: Ground, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    secret = tmp_path_factory.mktemp("secrets") / "hook.secret"
+    secret.write_text(SECRET)
+    with ExitStack() as stack:
+        well = stack.enter_context(Receiver("good"))
+        bad = {manner: stack.enter_context(Receiver(manner)) for manner in MANNERS}
+        hooked = [endpoint(manner, each.port, str(secret)) for manner, each in {"well": well, **bad}.items()]
+        endpoints = (
+            EndpointConfig(name=GUARDED),
+            EndpointConfig(name=PLAIN, guard=False, trust_requests=True),
+            *hooked,
+        )
+        stage = stack.enter_context(ground.stage(Setup(config={"endpoints": endpoints})))
+        stage.load.start()
+        _receivers_misbehave(stage, well, bad, FULL_ORDERS if ground.full else ORDERS)
+        ground.made(len(bad))
+        stage.settle()
+        stage.prove(must=("I1", "I5", "I6", "I11"))
+
+
+def _receivers_misbehave(stage: Stage, well: Receiver, bad: dict[str, Receiver], orders: int) -> None:
+    operator = Operator("person:test", SigningKey.load(stage.stack.keys.operator))
+    responders = Responders(stage)
+
+    def limit(name: str, caller: str) -> None:
+        order(stage.connection, operator, Wanted("limit", name, caller, 2.0))
+
+    def heard(messages: int) -> bool:
+        return len(well.told) >= messages
+
+    def told_anew() -> bool:
+        return all(receiver.told[-1].id not in before[name] for name, receiver in bad.items())
+
+    def delivered() -> bool:
+        told = [d.endpoint for e in responders.journal() for d in e.decisions if d.reason == "webhook_delivered"]
+        return {"well", *bad} <= set(told)
+
+    for name in bad:
+        limit(name, "mallory")
+    until(lambda: all(each.told for each in bad.values()), "each that misbehaves was told", WITHIN_S)
+    for number in range(1, orders + 1):
+        limit("well", f"caller-{number}")
+        until(partial(heard, number), "the one that is well was told", WITHIN_S)
+    delays = well.delays_ms()
+    assert np.quantile(delays, 0.99) < FIRST_DEADLINE_S * 1000, f"an attempt that hangs was waited for: {delays}"
+
+    before = {name: {each.id for each in receiver.told} for name, receiver in bad.items()}
+    takeovers = responders.takeovers()
+    stage.kill(responders.active())  # what is undelivered is not forgotten
+    responders.await_takeover(takeovers)
+    for receiver in bad.values():
+        receiver.manner = "good"
+    until(told_anew, "each was told by the new responder, under its epoch", WITHIN_S)
+    until(delivered, "each delivery in the journal", WITHIN_S)
