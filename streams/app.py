@@ -191,7 +191,17 @@ def run_worker(app: faust.App, *, watchdog: WatchdogLimits | None = None, probes
     """
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    watch = Watchdog([*transport_probes(lambda: getattr(app._consumer, "poller", None), loop, watchdog), *probes])
+    watch = Watchdog(
+        [
+            *transport_probes(
+                lambda: getattr(app._consumer, "poller", None),
+                loop,
+                watchdog,
+                lambda now: app._producer.outbox.held_s(now) if app._producer else None,  # type: ignore[attr-defined]
+            ),
+            *probes,
+        ]
+    )
     worker = _Worker(app, loop=loop, override_logging=False, redirect_stdouts=False)
     watch.start()
     try:

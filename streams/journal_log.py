@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 from pydantic import ValidationError
@@ -36,12 +37,21 @@ STATES_READ = 4
 _NOT_THERE = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 
 
+_AWAY = frozenset(
+    {KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}
+)
+
+
+class JournalAway(Exception):
+    """The broker did not confirm entries, which may or may not be there: only a new takeover knows where the journal ends."""
+
+
 class Journal:
     """The journal as a transactional producer: a second process with the same id fences the first.
 
     `fenced` False: plain confirmed writes, for the embedded broker, whose transactions neither fence nor pass a check of
-    checksums; there is one responder there. Blocking; call from a thread. KafkaException on failure; after `_FENCED` this
-    process must end.
+    checksums; there is one responder there. Blocking; call from a thread. JournalAway where time may mend it, after which
+    this journal is of no use; any other failure is a KafkaException, and after `_FENCED` this process must end.
     """
 
     def __init__(self, connection: KafkaConnection, *, fenced: bool) -> None:
@@ -58,6 +68,17 @@ class Journal:
 
     def commit(self, entries: list[JournalEntry]) -> None:
         """Returns when all entries are committed, in order."""
+        try:
+            self._commit(entries)
+        except KafkaException as error:
+            # What waits for its report holds this journal: a fenced one would knock at the broker until the process ends.
+            self._producer.purge()
+            self._producer.poll(0)
+            if error.args[0].retriable() or error.args[0].code() in _AWAY:
+                raise JournalAway(error.args[0].str()) from error
+            raise
+
+    def _commit(self, entries: list[JournalEntry]) -> None:
         if self._fenced:
             self._producer.begin_transaction()
         for entry in entries:
@@ -73,10 +94,8 @@ class Journal:
             self._producer.commit_transaction(COMMIT_TIMEOUT_S)
         except KafkaException as error:
             if error.args[0].txn_requires_abort():
-                self._producer.abort_transaction(COMMIT_TIMEOUT_S)
-            # What waits for its report holds this journal: a fenced one would knock at the broker until the process ends.
-            self._producer.purge()
-            self._producer.poll(0)
+                with suppress(KafkaException):  # else the next takeover aborts it
+                    self._producer.abort_transaction(COMMIT_TIMEOUT_S)
             raise
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:

@@ -41,6 +41,9 @@ class Metrics:
             "audit_rows_inserted_total", "rows inserted into ClickHouse, by table", "table"
         )
         self.insert_failures = self._counter("audit_insert_failures_total", "inserts that failed and are tried again")
+        self.store_failing = Gauge(
+            "palisade_audit_store_failing", "1 while ClickHouse takes nothing", registry=self.registry
+        )
         self.records_skipped = self._counter(
             "audit_records_skipped_total",
             "records that no row can be made of, or rows that ClickHouse refuses for good",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -33,7 +33,7 @@ from schemas.signals import EndpointState, Signal
 from schemas.topics import COMMANDS, DIRECTIVES, RESPOND_STATE, SIGNALS
 from schemas.wire import KIND_HEADER
 from streams.failpoints import reach
-from streams.journal_log import OFFSET_HEADER, STATE_KEY, Journal, take_over
+from streams.journal_log import OFFSET_HEADER, STATE_KEY, Journal, JournalAway, take_over
 from streams.metrics import Metrics
 from streams.outgoing import dead_record
 from streams.records import Outgoing, Records, header_of
@@ -91,7 +91,10 @@ class RespondRole:
         *,
         webhooks: WebhookResponder | None = None,
         fenced: bool = True,
+        read_again: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`read_again`: reads everything from what is committed on, which calls `start_at`. None: the process ends where
+        it is needed."""
         self._connection = connection
         self._webhooks = webhooks or WebhookResponder({})
         self._mandate = mandate
@@ -100,20 +103,39 @@ class RespondRole:
         self._outbox = outbox
         self._metrics = metrics
         self._fenced = fenced
+        self._read_again = read_again
         self._active: _Active | None = None
+        self._ours = False
+        self._away = False  # the journal was, and everything is read again
+        self._told: list[Input] = []  # what became of webhooks, and no journal holds yet
         self._lock = asyncio.Lock()
         self._lease_until = 0.0
         self._kept: Mapping[TP, int] = {}
 
+    @property
+    def active(self) -> bool:
+        """Whether this process decides; if not, it stands by, or takes over."""
+        return self._active is not None
+
     async def join(self, assigned: frozenset[TP]) -> None:
         """Takes over when the signals partition is ours. What is delivered again the journal tells."""
-        if self._active is not None or not any(tp.topic == SIGNALS for tp in assigned):
+        self._ours = any(tp.topic == SIGNALS for tp in assigned)
+        await self._be_active()
+
+    async def start_at(self, _: Mapping[TP, int]) -> Mapping[TP, int]:
+        """Takes over anew, if the journal was away; reading goes on at what is committed."""
+        await self._be_active()
+        return {}
+
+    async def _be_active(self) -> None:
+        if self._active is not None or not self._ours:
             return
         async with self._lock:
             began = time.monotonic()
             state, opened = await asyncio.to_thread(take_over, self._connection, fenced=self._fenced)
             expected = set(state.waiting.get(_SIGNALS_KEY, ()))
             self._active = _Active(state, opened, state.entry, time.monotonic(), expected=expected)
+            self._away = False
             self._lease_until = time.monotonic() + LEASE_S
             self._webhooks.start(self._has_lease)
             self._metrics.active.set(1)
@@ -124,6 +146,7 @@ class RespondRole:
     async def leave(self, revoked: frozenset[TP]) -> None:
         """Another process takes over: nothing more is decided here."""
         if any(tp.topic == SIGNALS for tp in revoked):
+            self._ours = False
             async with self._lock:
                 if self._active is not None:
                     saved = self._save_state(self._active)
@@ -134,6 +157,7 @@ class RespondRole:
         """The session ran out, and another process may have taken over already: nothing more is written either."""
         if any(tp.topic == SIGNALS for tp in lost):
             self._lease_until = 0.0
+            self._ours = False
             async with self._lock:
                 await self._stand_by()
 
@@ -150,38 +174,64 @@ class RespondRole:
     async def handle(self, run: Run) -> None:
         """One run: decided input by input, journaled once, then published."""
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
-        with run:
-            async with self._lock:
-                active = self._active
-                if active is None:
-                    raise RuntimeError(f"{run.tp.topic} was read before this process took over")
-                inputs, dead = self._inputs(active.state, run.tp, records)
-                if run.tp.topic == SIGNALS:
-                    active.expected.difference_update(records.offsets)
-                    active.offsets |= {
-                        given.signal_id: records.offsets[index]
-                        for index, given in inputs.items()
-                        if isinstance(given, Signal)
-                    }
-                failed = await self._step(active, list(inputs.values()), run)
-            for index, error in zip(inputs, failed, strict=True):
-                if error is not None:
-                    detail = f"{type(error).__name__}: {error}"
-                    dead.append(dead_record(run.tp.topic, run.tp.partition, records, index, "handler_failed", detail))
-            if dead:
-                await asyncio.gather(*(self._send(record) for record in dead))
+        run.open()
+        try:
+            dead = await self._decide(run, records)
+            if dead is None:
+                run.abandon()
+                return
+            await asyncio.gather(*(self._send(record) for record in dead))
+        except JournalAway as away:
+            run.abandon()
+            await self._begin_again(away)
+        except Exception as error:
+            run.fail(error)
+            raise
+        else:
+            run.done()
+
+    async def _decide(self, run: Run, records: Records) -> list[Outgoing] | None:
+        """The dead letters of a run whose decisions are journaled and published; None if it will be read again."""
+        async with self._lock:
+            active = self._active
+            if active is None:
+                if run.stale or self._away:
+                    return None
+                raise RuntimeError(f"{run.tp.topic} was read before this process took over")
+            inputs, dead = self._inputs(active.state, run.tp, records)
+            if run.tp.topic == SIGNALS:
+                active.expected.difference_update(records.offsets)
+                active.offsets |= {
+                    given.signal_id: records.offsets[index]
+                    for index, given in inputs.items()
+                    if isinstance(given, Signal)
+                }
+            failed = await self._step(active, list(inputs.values()), run)
+        for index, error in zip(inputs, failed, strict=True):
+            if error is not None:
+                detail = f"{type(error).__name__}: {error}"
+                dead.append(dead_record(run.tp.topic, run.tp.partition, records, index, "handler_failed", detail))
+        return dead
 
     async def timer(self) -> None:
         """Batches, expiries and re-sent directives, ten times a second until cancelled."""
         while True:
             await asyncio.sleep(TIMER_S)
             self._renew_lease()
-            async with self._lock:
-                if self._active is not None:
-                    failed, *_ = await self._step(self._active, [Clock(), *self._deliveries()])
-                    if failed is not None:  # no input to bury: time itself cannot be decided any more
-                        raise failed
-                    self._save_when_due(self._active)
+            try:
+                async with self._lock:
+                    if self._active is not None:
+                        await self._turn(self._active)
+            except JournalAway as away:
+                await self._begin_again(away)
+
+    async def _turn(self, active: _Active) -> None:
+        self._told += self._deliveries()
+        failed, *_ = await self._step(active, [Clock(), *self._told])
+        self._told = []
+        if failed is not None:  # no input to bury: time itself cannot be decided any more
+            raise failed
+        self._save_when_due(active)
 
     def _has_lease(self) -> bool:
         return time.monotonic() <= self._lease_until
@@ -192,10 +242,27 @@ class RespondRole:
             self._lease_until = time.monotonic() + LEASE_S
 
     async def _commit(self, active: _Active, entries: list[JournalEntry]) -> None:
-        """Nobody had taken over when this began: whoever is fenced cannot commit."""
+        """Nobody had taken over when this began: whoever is fenced cannot commit.
+
+        Raises JournalAway once this process has stood down, so that nothing else is decided on what is not journaled.
+        """
         began = time.monotonic()
-        await asyncio.to_thread(active.journal.commit, entries)
+        try:
+            await asyncio.to_thread(active.journal.commit, entries)
+        except JournalAway:
+            self._away = True
+            await self._stand_by()
+            raise
         self._lease_until = max(self._lease_until, began + LEASE_S)
+
+    async def _begin_again(self, away: JournalAway) -> None:
+        """Takes over anew, as after a restart, unless the partition is another's by now: nothing of the step was kept."""
+        if not self._ours:
+            return
+        if self._read_again is None:
+            raise away
+        log.warning("the journal is away (%s): nothing is decided until it is back", away)
+        await self._read_again()
 
     async def _prove(self, active: _Active) -> None:
         """After a standstill (a stopped process, a machine that slept): an entry that only the journal's owner can commit.

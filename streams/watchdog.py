@@ -34,8 +34,9 @@ class Probe:
 class WatchdogLimits:
     """Seconds without progress that end the process.
 
-    handed_s is above loop_s, so that a slow loop is called by its name. run_s is above message.timeout (30 s), for a run
-    may wait for its outcomes that long. commit_s is above a broker outage that a worker must survive (60 s).
+    handed_s is above loop_s, so that a slow loop is called by its name. run_s counts only while the broker confirms what
+    is sent; else a run waits for its outcomes, which message.timeout (120 s) ends. commit_s is above a broker outage that
+    a worker must survive (60 s).
     """
 
     polling_s: float = 10.0
@@ -139,16 +140,23 @@ class LoopHeartbeat:
         self._asked = None
 
 
+HELD_S = 2.0
+"""Nothing confirmed for so long: the broker is away, and runs wait for it."""
+
+
 def transport_probes(
-    poller: Callable[[], Poller | None], loop: asyncio.AbstractEventLoop, limits: WatchdogLimits | None = None
+    poller: Callable[[], Poller | None],
+    loop: asyncio.AbstractEventLoop,
+    limits: WatchdogLimits | None = None,
+    held_s: Callable[[float], float | None] = lambda _: None,
 ) -> list[Probe]:
-    """Probes of the run transport. poller: answers `None` while the consumer is not started.
+    """Probes of the run transport. poller: answers `None` while the consumer is not started. held_s: the outbox's.
 
     Commits are judged by what is finished and not committed, never by lag: a transaction marker at the end of a log
     leaves a lag that no commit ever closes.
     """
     bounds = limits or WatchdogLimits()
-    uncommitted = Since()
+    uncommitted, confirming = Since(), Since()
 
     def polling(now: float) -> float | None:
         there = poller()
@@ -156,7 +164,9 @@ def transport_probes(
 
     def runs(now: float) -> float | None:
         there = poller()
-        return there.ledger.stalled_s(now) if there else None
+        stalled = there.ledger.stalled_s(now) if there else None
+        since = confirming.age(now, (held_s(now) or 0.0) <= HELD_S)
+        return None if stalled is None or since is None else min(stalled, since)
 
     def handed(now: float) -> float | None:
         there = poller()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from palisade.workers.common import LARGEST_RECORD, import_pandas, metrics_of, r
 from schemas.roles import group_of
 from schemas.topics import FEEDBACK, PREDICTIONS, VERDICTS
 from streams.admin import input_partitions
-from streams.app import Hooks, WorkerSettings, make_app, outbox_of, run_topic, run_worker
+from streams.app import Hooks, Probe, WatchdogLimits, WorkerSettings, make_app, outbox_of, run_topic, run_worker
 from streams.audit.engine import ClickHouse, EmbeddedClickHouse, ServerClickHouse
 from streams.audit.http_port import HttpPort
 from streams.audit.labels import LabelJoin
@@ -24,6 +25,10 @@ from streams.transport.run import TP
 _MANY, _FEW = TopicLimits(max_bytes=2 * GATHER_BYTES), TopicLimits(max_bytes=8 << 20)
 LIMITS = {topic: _MANY if topic in (PREDICTIONS, VERDICTS) else _FEW for topic in (*AUDITED, FEEDBACK)}
 """What may wait for its insert: 136 MB over all topics."""
+INSERT_S = 180.0
+"""Above what one call to a server may take (65 s), and what a busy engine takes for a batch."""
+WAITS_FOR_CLICKHOUSE = WatchdogLimits(run_s=math.inf)
+"""A run waits for its insert as long as ClickHouse is away, and Kafka keeps it: progress is that inserts are tried."""
 
 
 def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
@@ -37,16 +42,15 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
     labels = LabelJoin(engine, lambda: outbox_of(app), metrics, sink.stored_ms)
 
     async def join(tps: frozenset[TP]) -> None:
-        await sink.prepare()
         labels.own(frozenset(tp.partition for tp in tps if tp.topic == FEEDBACK))
-        say_ready(
-            "audit", name, partitions=len(tps), url=port.url if port is not None else settings.config.clickhouse.url
-        )
 
     async def leave(revoked: frozenset[TP]) -> None:
         labels.own(frozenset())
-        await sink.flush()
-        sink.forget(revoked)
+        await sink.leave(revoked)
+
+    async def ready() -> None:
+        await sink.prepared.wait()  # a rebalance does not wait for ClickHouse
+        say_ready("audit", name, url=port.url if port is not None else settings.config.clickhouse.url)
 
     app = make_app(
         group_of("audit"),
@@ -59,7 +63,8 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         run_topic(app, topic, sink.handle, in_flight=IN_FLIGHT)
     app.task(sink.inserts)
     app.task(labels.rounds)
-    code = run_worker(app)
+    app.task(ready)
+    code = run_worker(app, watchdog=WAITS_FOR_CLICKHOUSE, probes=[Probe("inserts", INSERT_S, sink.silent_s)])
     if port is not None:
         port.close()
     engine.close()

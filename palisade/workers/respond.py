@@ -10,7 +10,7 @@ from responders.webhook_responder import WebhookResponder, hooks_of
 from schemas.errors import ConfigError
 from schemas.roles import group_of
 from schemas.topics import COMMANDS, SIGNALS
-from streams.app import Hooks, WorkerSettings, make_app, outbox_of, run_topic, run_worker
+from streams.app import Hooks, WorkerSettings, consumer_of, make_app, outbox_of, run_topic, run_worker
 from streams.respond import HEARTBEAT_S, SESSION_S, RespondRole
 
 
@@ -30,11 +30,12 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         metrics,
         webhooks=WebhookResponder(hooks_of(settings.config.endpoints, settings.home), watch=metrics.webhook),
         fenced=not settings.config.kafka.embedded,
+        read_again=lambda: consumer_of(app).read_again(),
     )
     app = make_app(
         group_of("respond"),
         connection=connection,
-        hooks=Hooks(on_assigned=role.join, on_revoked=role.leave, on_lost=role.lose, kept=role.kept),
+        hooks=Hooks(role.join, role.leave, role.start_at, role.lose, role.kept),
         settings=WorkerSettings(
             session_s=SESSION_S,
             heartbeat_s=HEARTBEAT_S,

@@ -4,7 +4,8 @@ Records gather for a second or 16 MB; then all of a partition are made rows of a
 much), inserted as Arrow with a token that names exactly their offset ranges, and only then are their offsets committed. A
 backlog is inserted in pieces of 16 MB, a run of each partition in turn: memory stays what a piece takes, and each partition
 moves on, however slow the machine is. A crash repeats rows; the views read them once. What can never become a row is
-skipped, counted and dead-lettered; any other refusal (a missing table or grant) ends the process, and nothing is committed.
+skipped, counted and dead-lettered. What time or people mend (a server that is away, a full disk, a missing grant) is waited
+for, and told; any other refusal (a missing table) ends the process, and nothing is committed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ import pyarrow as pa
 from schemas.ids import stable_id
 from schemas.tables import RAW
 from schemas.topics import DEAD_LETTERS, FEEDBACK, PREDICTIONS
-from streams.audit.engine import ClickHouse, ClickHouseError, RowRefused
+from streams.audit.engine import (
+    ClickHouse,
+    ClickHouseError,
+    LimitExceeded,
+    NotAuthenticated,
+    NotPermitted,
+    RowRefused,
+    StorageFull,
+    Unavailable,
+)
 from streams.audit.rows import Tables, feedback_rows, kept_rows, merged
 from streams.audit.schema import prepare_tables
 from streams.failpoints import reach
@@ -43,6 +53,10 @@ GATHER_BYTES = 16 << 20
 the watchdog lets a run stand."""
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Waits between tries of an insert; the last one repeats. Meanwhile the transport pauses at its byte bound."""
+WAITED_FOR = (Unavailable, StorageFull, LimitExceeded, NotPermitted, NotAuthenticated)
+"""Refusals after which the same insert is tried again: a restart would mend none of them."""
+LEAVE_S = 10.0
+"""What a rebalance or a stop waits for the last insert; what is not in by then is read again by the next owner."""
 IN_FLIGHT = 100_000
 """Runs of a topic that may wait for their insert; the transport's bytes are the bound that bites first."""
 
@@ -51,6 +65,29 @@ IN_FLIGHT = 100_000
 class _Waiting:
     run: Run
     letters: list[asyncio.Future[Confirmed]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Store:
+    """Whether ClickHouse takes what it is given. Times are monotonic seconds; read in any thread.
+
+    `failing_since`: when the first of the tries failed that have failed since; None while it answers.
+    """
+
+    failing_since: float | None = None
+    why: str = ""
+    inserted_at: float | None = None
+
+    def failed(self, error: Exception, now: float) -> None:
+        self.failing_since = now if self.failing_since is None else self.failing_since
+        self.why = f"{type(error).__name__}: {error}"[:300]
+
+    def answered(self) -> None:
+        self.failing_since, self.why = None, ""
+
+
+class StaleBatch(Exception):
+    """Somebody else reads these records by now: they are not tried again here."""
 
 
 class AuditSink:
@@ -79,10 +116,18 @@ class AuditSink:
         self._bytes = 0
         self._oldest = 0.0
         self._full = asyncio.Event()
+        self._tried: float | None = None
+        self.store = Store()
+        self.prepared = asyncio.Event()
+
+    def silent_s(self, now: float) -> float | None:
+        """Seconds since an insert was last begun, ended or found to be not due; None before the first, from any thread."""
+        return None if self._tried is None else now - self._tried
 
     async def prepare(self) -> None:
         """Makes the tables and views, or sees that they are there. Raises ClickHouseError that says what to do."""
         await self._until_done(partial(prepare_tables, self._engine))
+        self.prepared.set()
 
     async def handle(self, run: Run) -> None:
         """Takes a run; it is done when its rows are inserted."""
@@ -95,8 +140,10 @@ class AuditSink:
             self._full.set()
 
     async def inserts(self) -> None:
-        """Inserts what has gathered until cancelled."""
+        """Makes the tables, then inserts what has gathered until cancelled."""
+        await self.prepare()
         while True:
+            self._tried = time.monotonic()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._full.wait(), self._wait_s())
             self._full.clear()
@@ -114,8 +161,14 @@ class AuditSink:
         """The broker's time of the newest record of this partition of predictions up to which all is inserted here."""
         return self._stored.get(partition)
 
-    def forget(self, revoked: Iterable[TP]) -> None:
-        """What is inserted of partitions that are another's now is not known here any more."""
+    async def leave(self, revoked: Iterable[TP]) -> None:
+        """Inserts what waits, if ClickHouse takes it in time. What lies in partitions of others is not known any more."""
+        if self.prepared.is_set():
+            try:
+                async with asyncio.timeout(LEAVE_S):
+                    await self.flush()
+            except TimeoutError:
+                log.warning("ClickHouse did not take the last rows in %.0f s: they are read again", LEAVE_S)
         for tp in revoked:
             if tp.topic == PREDICTIONS:
                 self._stored.pop(tp.partition, None)
@@ -148,8 +201,11 @@ class AuditSink:
         parts = [(tp, _records(one.run for one in same), same) for tp, same in _by_partition(live).items()]
         found = [await self._rows_of(*part) for part in parts]
         ranges = _ranges(waiting.run for waiting in live)
-        for name, table in merged(found).items():
-            await self._insert(name, table, stable_id(name, *ranges), live)
+        try:
+            for name, table in merged(found).items():
+                await self._insert(name, table, stable_id(name, *ranges), live)
+        except StaleBatch:
+            return
         reach("inserted")
         for tp, records, same in parts:
             if tp.topic == PREDICTIONS:
@@ -181,7 +237,7 @@ class AuditSink:
     async def _insert(self, name: str, table: pa.Table, token: str, live: Sequence[_Waiting]) -> None:
         """All rows but those that ClickHouse can never take, which bisection finds."""
         try:
-            await self._until_done(partial(self._engine.insert_arrow, f"{RAW}.{name}", table, token))
+            await self._until_done(partial(self._engine.insert_arrow, f"{RAW}.{name}", table, token), live)
         except RowRefused as error:
             if table.num_rows == 1:
                 (place,) = table.select(["topic", "partition", "offset"]).to_pylist()
@@ -214,19 +270,34 @@ class AuditSink:
             return GATHER_S / 4
         return max(0.01, self._oldest + GATHER_S - time.monotonic())
 
-    async def _until_done(self, effect: Callable[[], object]) -> None:
-        """Tries again while the engine says it may; any other error is the caller's."""
+    async def _until_done(self, effect: Callable[[], object], live: Sequence[_Waiting] = ()) -> None:
+        """Tries again while time or people may mend it; any other error is the caller's. Raises StaleBatch once nobody
+        waits for `live` here any more."""
         for attempt in count():
+            self._tried = time.monotonic()
             try:
                 await asyncio.to_thread(effect)
-                return
-            except ClickHouseError as error:
-                if not error.retryable:
-                    raise
-                self._metrics.insert_failures.inc()
+            except WAITED_FOR as error:
+                self._told(error)
                 wait = RETRY_S[min(attempt, len(RETRY_S) - 1)]
                 log.warning("ClickHouse: %s; next try in %.1f s", error, wait)
                 await asyncio.sleep(wait)
+                if live and all(waiting.run.stale for waiting in live):
+                    raise StaleBatch from error
+            else:
+                self._told(None)
+                return
+
+    def _told(self, error: ClickHouseError | None) -> None:
+        """Notes how a try ended."""
+        self._tried = now = time.monotonic()
+        if error is None:
+            self.store.answered()
+            self.store.inserted_at = now
+        else:
+            self.store.failed(error, now)
+            self._metrics.insert_failures.inc()
+        self._metrics.store_failing.set(0 if error is None else 1)
 
 
 def _by_partition(waiting: Iterable[_Waiting]) -> dict[TP, list[_Waiting]]:

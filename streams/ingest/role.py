@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from confluent_kafka import KafkaException
 
@@ -249,12 +250,13 @@ class IngestRole:
             self._judge(tp, owned, verdict, error)
             return False
         for future in await self._send(owned, handled, ticket):
-            future.add_done_callback(self._settle)
+            future.add_done_callback(partial(self._settle, number, owned))
         self._count(owned)
         return True
 
-    def _settle(self, sent: asyncio.Future[Confirmed]) -> None:
-        if not sent.cancelled() and sent.exception() is not None:
+    def _settle(self, number: int, owned: _Owned, sent: asyncio.Future[Confirmed]) -> None:
+        """What another process reads again by now, or this one, is no reason to end."""
+        if not sent.cancelled() and sent.exception() is not None and self._owned.get(number) is owned:
             self._failed = sent.exception()
 
     def _now_ms(self, number: int, owned: _Owned) -> int | None:

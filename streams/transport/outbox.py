@@ -6,6 +6,8 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from time import monotonic
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -30,6 +32,8 @@ class Confirmed(NamedTuple):
     timestamp: int
 
 
+CLOSE_S = 10.0
+"""What closing waits for confirmations. What is not confirmed then belongs to runs that are read again."""
 ROOM_SHARE = 0.5
 """Share of the queue that `room` gives out; the rest is for those who do not ask (ticks, a round of snapshots)."""
 QUEUE_KBYTES = 64 << 10
@@ -55,6 +59,7 @@ class Outbox:
         self._delivered: deque[tuple[asyncio.Future[Confirmed], KafkaError | None, Message]] = deque()
         self._pending: dict[asyncio.Future[Confirmed], int] = {}  # bytes of each
         self._pending_bytes = 0
+        self._held_since: float | None = None
         self._freed = asyncio.Event()
         kbytes = int(self._settings.get("queue.buffering.max.kbytes", QUEUE_KBYTES))
         self._most_bytes = int(kbytes * 1024 * ROOM_SHARE)
@@ -74,6 +79,12 @@ class Outbox:
     def pending(self) -> int:
         """Records sent and not yet confirmed."""
         return len(self._pending)
+
+    def held_s(self, now: float) -> float | None:
+        """Seconds for which records have waited and none was confirmed or failed: the broker is away, or slow. None: nothing
+        waits. From any thread; now: monotonic."""
+        since = self._held_since
+        return None if since is None else max(0.0, now - since)
 
     async def room(self, size: int) -> None:
         """Wait until a record of `size` bytes fits beside what is on its way; returns at once when nothing is.
@@ -123,6 +134,8 @@ class Outbox:
             # Its traceback holds this frame, and so the future and the producer: a circle that outlives `close`.
             future.set_exception(error.with_traceback(None))
         else:
+            if not self._pending:
+                self._held_since = monotonic()
             self._pending[future] = size = len(value or b"") + len(key or b"")
             self._pending_bytes += size
         return future
@@ -133,11 +146,13 @@ class Outbox:
             await asyncio.wait(list(self._pending))
 
     async def close(self) -> None:
-        """Flush, then stop the thread. Futures that are still open fail with `OutboxClosed`."""
+        """Flush, for `CLOSE_S` at most, then stop the thread. Futures that are still open fail with `OutboxClosed`."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        await self.flush()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await self.flush()
         self._halt.set()
         await asyncio.get_running_loop().run_in_executor(None, thread.join)
         self._producer = None
@@ -146,6 +161,7 @@ class Outbox:
                 future.set_exception(OutboxClosed())
         self._pending.clear()
         self._pending_bytes = 0
+        self._held_since = None
         self._freed.set()
 
     def _poll(self, producer: Producer, loop: asyncio.AbstractEventLoop) -> None:
@@ -168,4 +184,5 @@ class Outbox:
             else:
                 topic, partition, offset = message.topic(), message.partition(), message.offset()
                 future.set_result(Confirmed(str(topic), int(partition or 0), int(offset or 0), message.timestamp()[1]))
+        self._held_since = monotonic() if self._pending else None
         self._freed.set()

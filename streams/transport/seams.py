@@ -73,7 +73,7 @@ class Host(Protocol):
 class PollingBounds:
     """Seconds, except read_max (records taken in one round).
 
-    loop_s is above drain + message timeout + session timeout, so that a loop which is merely busy is not called stuck.
+    loop_s is above drain + flush + one commit + session timeout, so that a loop which is merely busy is not called stuck.
     """
 
     poll_s: float = 0.1

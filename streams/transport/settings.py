@@ -93,7 +93,7 @@ PRODUCER: Mapping[str, Setting] = {
     "partitioner": "murmur2_random",  # the same partitions as Java's clients
     "compression.type": "lz4",
     "linger.ms": 5,
-    "message.timeout.ms": 30_000,  # default 300 s blocks every flush, so every commit and stop, that long
+    "message.timeout.ms": 120_000,  # twice the outage of a broker that no process may end of (60 s)
     "queue.buffering.max.kbytes": 64 << 10,  # default 1 GiB
     "queue.buffering.max.messages": 100_000,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,16 @@ from schemas.topics import DEAD_LETTERS, PREDICTIONS, PROFILES, SIGNALS
 from schemas.wire import KIND_HEADER
 from streams.audit import rows as rows_module
 from streams.audit import sink as sink_module
-from streams.audit.engine import ClickHouseError, EmbeddedClickHouse, RowRefused, Unavailable
+from streams.audit.engine import (
+    ClickHouseError,
+    EmbeddedClickHouse,
+    LimitExceeded,
+    NotAuthenticated,
+    NotPermitted,
+    RowRefused,
+    StorageFull,
+    Unavailable,
+)
 from streams.audit.rows import ARROW_SCHEMAS
 from streams.audit.sink import AuditSink
 from streams.metrics import Metrics
@@ -138,6 +148,111 @@ def test_an_error_that_no_retry_mends_ends_the_process_and_leaves_the_run_undone
         with pytest.raises(ClickHouseError, match="no such column"):
             await sink.flush()
         assert not run.finished
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Unavailable("away"),
+        StorageFull("full"),
+        LimitExceeded("slow"),
+        NotPermitted("readonly"),
+        NotAuthenticated("who?"),
+    ],
+)
+def test_what_time_or_people_mend_is_waited_for_and_told_meanwhile(
+    refusal: ClickHouseError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_module, "RETRY_S", (0.0,))
+
+    async def story() -> None:
+        engine = FakeEngine()
+        sink = sink_of(engine)
+        engine.plans = [refusal] * 3
+        told: list[tuple[str, bool, float]] = []
+
+        def look(wait: float) -> None:
+            failing = sink._metrics.store_failing._value.get()
+            told.append((sink.store.why.partition(":")[0], sink.store.failing_since is not None, failing))
+
+        monkeypatch.setattr(sink_module.log, "warning", lambda *_: look(0.0))
+        run = run_of([as_json()])
+        await sink.handle(run)
+        await sink.flush()
+        assert told == [(type(refusal).__name__, True, 1.0)] * 3
+        assert (run.finished, sink.store.failing_since, sink.store.why) == (True, None, "")
+        assert sink._metrics.store_failing._value.get() == 0
+
+    asyncio.run(story())
+
+
+def test_a_batch_that_another_process_reads_by_now_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_module, "RETRY_S", (0.0,))
+
+    async def story() -> None:
+        engine, ledger = FakeEngine(), Ledger()
+        sink = sink_of(engine)
+        engine.plans = [Unavailable("away")] * 1_000
+        await sink.handle(run_of([as_json()], ledger=ledger))
+        flushing = asyncio.ensure_future(sink.flush())
+        while len(engine.plans) > 990:
+            await asyncio.sleep(0)
+        ledger.close()
+        await asyncio.wait_for(flushing, 60)
+        assert engine.inserts == []
+
+    asyncio.run(story())
+
+
+def test_a_rebalance_does_not_wait_for_an_engine_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_module, "LEAVE_S", 0.1)
+
+    async def story() -> None:
+        engine = FakeEngine()
+        sink = sink_of(engine)
+        run = run_of([as_json()])
+        await sink.prepare()
+        engine.plans = [Unavailable("away")] * 1_000
+        await sink.handle(run)
+        await sink.leave({TP0})
+        assert (run.finished, engine.inserts) == (False, [])
+
+    asyncio.run(story())
+
+
+def test_nothing_is_inserted_before_the_tables_are_made() -> None:
+    async def story() -> None:
+        engine = FakeEngine()
+        sink = sink_of(engine)
+        run = run_of([as_json()])
+        await sink.handle(run)
+        await sink.leave({TP0})
+        assert (run.finished, engine.inserts, engine.commands) == (False, [], [])
+
+    asyncio.run(story())
+
+
+def test_the_inserts_are_silent_for_as_long_as_one_call_lasts() -> None:
+    async def story() -> None:
+        calling, answer = threading.Event(), threading.Event()
+
+        class Stuck(FakeEngine):
+            def command(self, sql: str) -> str:
+                calling.set()
+                answer.wait(60)
+                return ""
+
+        sink = sink_of(Stuck())
+        assert sink.silent_s(time.monotonic()) is None
+        preparing = asyncio.ensure_future(sink.prepare())
+        await asyncio.to_thread(calling.wait, 60)
+        begun = sink.silent_s(time.monotonic() + 500.0)
+        assert begun is not None
+        assert begun >= 500.0
+        answer.set()
+        await preparing
 
     asyncio.run(story())
 

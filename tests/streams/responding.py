@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -55,14 +55,26 @@ def trouble(endpoint: str, first: int) -> Run:
 
 @asynccontextmanager
 async def role_on(
-    connection: KafkaConnection, *, fenced: bool, webhooks: WebhookResponder | None = None
+    connection: KafkaConnection,
+    *,
+    fenced: bool,
+    webhooks: WebhookResponder | None = None,
+    read_again: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[RespondRole]:
     async with outbox_on(connection) as outbox:
         given = mandate(caps={"endpoints_share": 1.0, "endpoints_min": 5})
         operators = Keyring([OPERATOR.public_base64])
         metrics = Metrics("respond")
         yield RespondRole(
-            connection, given, SIGNING, operators, lambda: outbox, metrics, webhooks=webhooks, fenced=fenced
+            connection,
+            given,
+            SIGNING,
+            operators,
+            lambda: outbox,
+            metrics,
+            webhooks=webhooks,
+            fenced=fenced,
+            read_again=read_again,
         )
         await outbox.flush()
 

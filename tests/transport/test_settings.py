@@ -46,7 +46,7 @@ def test_every_producer_setting_is_as_decided() -> None:
         "partitioner": "murmur2_random",
         "compression.type": "lz4",
         "linger.ms": 5,
-        "message.timeout.ms": 30_000,
+        "message.timeout.ms": 120_000,
         "queue.buffering.max.kbytes": 65_536,
         "queue.buffering.max.messages": 100_000,
     }

@@ -1,0 +1,107 @@
+"""Role respond while the journal's broker is away: nothing is decided, nothing is forgotten, and no process ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from schemas.topics import ACTIONS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE
+from streams import journal_log
+from streams.embedded_broker import EmbeddedBroker
+from tests.streams.responding import OURS, directives_on, journal_on, role_on, trouble
+
+Start = Callable[[Mapping[str, int]], EmbeddedBroker]
+TOPICS = {ACTIONS: 1, RESPOND_STATE: 1, DIRECTIVES: 1, DEAD_LETTERS: 1}
+
+
+@pytest.fixture
+def broker(embedded_broker: Start, monkeypatch: pytest.MonkeyPatch) -> EmbeddedBroker:
+    monkeypatch.setattr(journal_log, "COMMIT_TIMEOUT_S", 0.5)
+    return embedded_broker(TOPICS)
+
+
+def decided(broker: EmbeddedBroker) -> list[tuple[str, str]]:
+    return [
+        (decision.kind, decision.endpoint) for entry in journal_on(broker.connection) for decision in entry.decisions
+    ]
+
+
+def test_what_was_not_journaled_is_decided_once_after_a_new_takeover(broker: EmbeddedBroker) -> None:
+    asked: list[str] = []
+
+    async def read_again() -> None:
+        asked.append("again")
+
+    async def story() -> None:
+        async with role_on(broker.connection, fenced=False, read_again=read_again) as role:
+            await role.join(OURS)
+            broker.down()
+            run = trouble("a", first=0)
+            await role.handle(run)
+            assert (run.finished, run.failed, role.active, asked) == (False, False, False, ["again"])
+
+            late = trouble("a", first=0)
+            await role.handle(late)  # handed over before everything is read again
+            assert (late.finished, late.failed, asked) == (False, False, ["again"])
+
+            broker.up()
+            await role.start_at({})
+            assert role.active
+            once_more = trouble("a", first=0)
+            await role.handle(once_more)
+            assert once_more.finished
+
+    asyncio.run(story())
+    assert [kind for kind, _ in decided(broker)].count("fallback") == 1
+    entries = [entry.entry for entry in journal_on(broker.connection)]
+    assert entries == list(range(1, len(entries) + 1))
+    assert directives_on(broker.connection)[-1].route == "fallback"
+
+
+def test_a_responder_that_lost_its_partition_meanwhile_leaves_everything_to_the_next_one(
+    broker: EmbeddedBroker,
+) -> None:
+    asked: list[str] = []
+
+    async def read_again() -> None:
+        asked.append("again")
+
+    async def story() -> None:
+        async with role_on(broker.connection, fenced=False, read_again=read_again) as role:
+            await role.join(OURS)
+            broker.down()
+            run = trouble("a", first=0)
+            working = asyncio.ensure_future(role.handle(run))
+            await asyncio.sleep(0)
+            await role.lose(OURS)
+            await working
+            assert (run.finished, run.failed, role.active, asked) == (False, False, False, [])
+            broker.up()
+
+    asyncio.run(story())
+    assert decided(broker) == []
+
+
+def test_a_journal_that_refuses_for_good_ends_the_process(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+
+    async def never() -> None:
+        raise AssertionError("a refusal is not mended by reading again")
+
+    async def story() -> None:
+        async with role_on(broker.connection, fenced=False, read_again=never) as role:
+            await role.join(OURS)
+            assert role._active is not None
+            monkeypatch.setattr(role._active.journal, "_commit", refuse)
+            run = trouble("a", first=0)
+            with pytest.raises(KafkaException):
+                await role.handle(run)
+            assert run.failed
+
+    asyncio.run(story())
