@@ -13,9 +13,11 @@ import mode
 from faust.tables import TableManager
 from faust.types import AgentT
 
+from streams.health import Health
 from streams.transport.consumer import Consumer, ConsumerOptions, Hooks
 from streams.transport.ledger import TopicLimits
 from streams.transport.outbox import Outbox
+from streams.transport.polling import Poller
 from streams.transport.run import Run
 from streams.transport.schema import RunSchema
 from streams.transport.settings import KafkaConnection, Setting, kafka_settings
@@ -183,25 +185,31 @@ def consumer_of(app: faust.App) -> Consumer:
     return app.consumer  # type: ignore[return-value]
 
 
-def run_worker(app: faust.App, *, watchdog: WatchdogLimits | None = None, probes: Sequence[Probe] = ()) -> int:
+def run_worker(
+    app: faust.App,
+    *,
+    watchdog: WatchdogLimits | None = None,
+    probes: Sequence[Probe] = (),
+    health: Health | None = None,
+) -> int:
     """Run the app in this process until SIGTERM or SIGINT: 0 after a clean stop, 1 after a crash.
 
     A clean stop finishes the runs that are being worked on (drain bound), commits, and leaves the group. A worker that
-    makes no progress is ended with 70 by the watchdog. probes: further ones, of the role.
+    makes no progress is ended with 70 by the watchdog. probes: further ones, of the role. health: is told what to look at.
     """
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    watch = Watchdog(
-        [
-            *transport_probes(
-                lambda: getattr(app._consumer, "poller", None),
-                loop,
-                watchdog,
-                lambda now: app._producer.outbox.held_s(now) if app._producer else None,  # type: ignore[attr-defined]
-            ),
-            *probes,
-        ]
-    )
+
+    def poller() -> Poller | None:
+        return getattr(app._consumer, "poller", None)
+
+    def held_s(now: float) -> float | None:
+        return app._producer.outbox.held_s(now) if app._producer is not None else None  # type: ignore[attr-defined]
+
+    looked_at = [*transport_probes(poller, loop, watchdog, held_s), *probes]
+    watch = Watchdog(looked_at)
+    if health is not None:
+        health.follow(looked_at, poller, held_s)
     worker = _Worker(app, loop=loop, override_logging=False, redirect_stdouts=False)
     watch.start()
     try:

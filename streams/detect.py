@@ -23,6 +23,7 @@ from schemas.ids import clean_id
 from schemas.topics import LABELLED, PREDICTIONS, REPORTS
 from schemas.wire import KIND_HEADER
 from streams.failpoints import reach
+from streams.health import Part
 from streams.metrics import Metrics
 from streams.outgoing import lost_record
 from streams.poison import Poison
@@ -129,6 +130,7 @@ class _Owned:
     began: int
     unconfirmed: set[asyncio.Future[Confirmed]] = field(default_factory=set)
     saved_from: dict[str, int] = field(default_factory=dict)
+    next: int = 0
     ticked: float = 0.0
     progress: _Progress = field(default_factory=_Progress)
     lost: bool = False
@@ -145,8 +147,14 @@ class _Owned:
         self.unconfirmed.discard(sent)
         self.lost = self.lost or sent.cancelled() or sent.exception() is not None
 
+    @property
+    def replaying(self) -> bool:
+        """What was committed before is read again, and the state is not yet what it was."""
+        return self.next < self.quiet_below
+
     def handled(self, records: Records) -> None:
         """Notes how far the log is handled; a replay of what was handled before does not count as progress."""
+        self.next = records.offsets[-1] + 1
         if records.offsets[-1] >= self.quiet_below:
             self.progress.handled, self.progress.handled_ms = records.offsets[-1], records.timestamps[-1]
 
@@ -188,6 +196,14 @@ class DetectRole:
         self._doubted: set[TP] = set()
         self._owned: dict[TP, _Owned] = {}
         self._handled = 0
+        self._saved_at: float | None = None
+
+    def health(self, now: float) -> Part:
+        """How state is taken back and saved; from any thread."""
+        replayed = [f"{tp.topic}[{tp.partition}]" for tp, owned in list(self._owned.items()) if owned.replaying]
+        saved_s = None if self._saved_at is None else round(now - self._saved_at, 2)
+        troubles = [f"state is replayed of {', '.join(sorted(replayed))}"] if replayed else []
+        return Part({"replayed": sorted(replayed), "last_snapshot_s": saved_s}, troubles)
 
     async def handle(self, run: Run) -> None:
         """One run: its outcomes are sent, and it is done when they are confirmed.
@@ -290,6 +306,7 @@ class DetectRole:
             start = await self._restore(tp, owned, committed.get(tp))
             if start is not None:
                 starts[tp] = start
+            owned.next = owned.began
             self._owned[tp] = owned
         return starts
 
@@ -366,13 +383,16 @@ class DetectRole:
         """Saves changed parts every five seconds until cancelled."""
         while True:
             await asyncio.sleep(SNAPSHOT_EVERY_S)
-            budget = SNAPSHOT_BYTES_A_ROUND
+            budget, failed = SNAPSHOT_BYTES_A_ROUND, False
             for tp, owned in list(self._owned.items()):
                 try:
                     budget -= await self._save(tp, owned, max(budget, 0))
                 except Exception as error:  # noqa: BLE001  a store that is away must not stop detection
+                    failed = True
                     self._metrics.snapshot_failures.inc()
                     log.warning("%s[%d] was not saved and will be in the next round: %r", tp.topic, tp.partition, error)
+            if self._owned and not failed:
+                self._saved_at = time.monotonic()
 
     async def ticks(self) -> None:
         """Writes the clock into each owned partition until cancelled: 4 a second while rows wait, else 1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from responders.delivery import Answer
 from schemas.wire import KIND_HEADER
@@ -94,8 +94,3 @@ class Metrics:
 
     def saved(self, size: int) -> None:
         self.snapshot_bytes.inc(size)
-
-    def serve(self, port: int) -> int:
-        """Serves /metrics on loopback; returns the port (0: any free one)."""
-        server, _ = start_http_server(port, addr="127.0.0.1", registry=self.registry)
-        return int(server.server_port)

@@ -33,6 +33,7 @@ from schemas.signals import EndpointState, Signal
 from schemas.topics import COMMANDS, DIRECTIVES, RESPOND_STATE, SIGNALS
 from schemas.wire import KIND_HEADER
 from streams.failpoints import reach
+from streams.health import Part
 from streams.journal_log import OFFSET_HEADER, STATE_KEY, Journal, JournalAway, take_over
 from streams.metrics import Metrics
 from streams.outgoing import dead_record
@@ -111,6 +112,11 @@ class RespondRole:
         self._lock = asyncio.Lock()
         self._lease_until = 0.0
         self._kept: Mapping[TP, int] = {}
+
+    def health(self, _: float) -> Part:
+        """Whether it is active; from any thread."""
+        taking = self._ours and not self.active
+        return Part({"active": self.active}, ["it takes over, or its journal is away"] if taking else ())
 
     @property
     def active(self) -> bool:

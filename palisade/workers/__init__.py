@@ -6,6 +6,7 @@ import gc
 from importlib import import_module
 
 from palisade.settings import Settings
+from palisade.workers.common import Ports
 from streams import failpoints
 
 ROLES = ("ingest", "detect", "respond", "audit")
@@ -14,10 +15,10 @@ COLLECT_AT = (50_000, 20, 50)
 for cycles among them is a quarter of a detect worker's time; at these, 1 %. 50,000 young objects are about 10 MB."""
 
 
-def run_role(role: str, settings: Settings, name: str, metrics_port: int | None = None) -> int:
+def run_role(role: str, settings: Settings, name: str, ports: Ports) -> int:
     """Runs a role until SIGTERM; returns the exit status. Raises ConfigError."""
     failpoints.name_role(role)
     module = import_module(f"palisade.workers.{role}")
     gc.freeze()  # what was imported stays for good: it is not looked through again
     gc.set_threshold(*COLLECT_AT)
-    return int(module.run(settings, name, metrics_port))
+    return int(module.run(settings, name, ports))

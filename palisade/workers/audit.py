@@ -8,10 +8,9 @@ import secrets
 from pathlib import Path
 
 from palisade.settings import Settings
-from palisade.workers.common import LARGEST_RECORD, import_pandas, metrics_of, reading, say_ready
+from palisade.workers.common import LARGEST_RECORD, Ports, import_pandas, observed, partitions_of, reading, say_ready
 from schemas.roles import group_of
 from schemas.topics import FEEDBACK, PREDICTIONS, VERDICTS
-from streams.admin import input_partitions
 from streams.app import Hooks, Probe, WatchdogLimits, WorkerSettings, make_app, outbox_of, run_topic, run_worker
 from streams.audit.engine import ClickHouse, EmbeddedClickHouse, ServerClickHouse
 from streams.audit.http_port import HttpPort
@@ -31,12 +30,12 @@ WAITS_FOR_CLICKHOUSE = WatchdogLimits(run_s=math.inf)
 """A run waits for its insert as long as ClickHouse is away, and Kafka keeps it: progress is that inserts are tried."""
 
 
-def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
+def run(settings: Settings, name: str, ports: Ports) -> int:
     """Role audit until SIGTERM; owns the embedded engine and its HTTP port where there is no server."""
-    metrics = metrics_of("audit", metrics_port)
+    metrics, health = observed("audit", name, ports)
     import_pandas()
     engine, port = _clickhouse(settings)
-    partitions = input_partitions(settings.connection, PREDICTIONS)
+    partitions = partitions_of(settings.connection, PREDICTIONS)
     endpoints = {endpoint.name: endpoint for endpoint in settings.config.endpoints}
     sink = AuditSink(engine, metrics, partitions, FeedbackReader(endpoints, partitions), lambda: outbox_of(app))
     labels = LabelJoin(engine, lambda: outbox_of(app), metrics, sink.stored_ms)
@@ -64,7 +63,9 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
     app.task(sink.inserts)
     app.task(labels.rounds)
     app.task(ready)
-    code = run_worker(app, watchdog=WAITS_FOR_CLICKHOUSE, probes=[Probe("inserts", INSERT_S, sink.silent_s)])
+    health.add(sink.health)
+    inserts = Probe("inserts", INSERT_S, sink.silent_s)
+    code = run_worker(app, watchdog=WAITS_FOR_CLICKHOUSE, probes=[inserts], health=health)
     if port is not None:
         port.close()
     engine.close()

@@ -6,13 +6,23 @@ import gc
 import json
 import logging
 import sys
+import time
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from palisade.settings import Settings
+from schemas.errors import ConfigError
+from streams.admin import BrokerAway, input_partitions
+from streams.health import Health
+from streams.health_port import HealthPort
 from streams.metrics import Metrics
-from streams.transport.settings import Setting
+from streams.transport.settings import KafkaConnection, Setting
 
+log = logging.getLogger(__name__)
+
+START_S = 120.0
+"""A role that is started while the brokers are away waits so long for them: ending at once would only be started again."""
 LARGEST_RECORD = 5_000_000
 """The responder's state is the largest record that we send."""
 
@@ -22,11 +32,44 @@ def reading(settings: Settings, **more: Setting) -> dict[str, Setting]:
     return {"fetch.wait.max.ms": 10, **more} if settings.config.kafka.embedded else dict(more)
 
 
-def metrics_of(role: str, port: int | None) -> Metrics:
-    metrics = Metrics(role)
-    if port is not None:
-        metrics.serve(port)
-    return metrics
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a worker answers who runs it; None: nowhere. Metrics stay on loopback, and so does health, unless
+    `health_host` says otherwise: a kubelet asks from outside."""
+
+    metrics: int | None = None
+    health: int | None = None
+    health_host: str = "127.0.0.1"
+
+
+def observed(role: str, name: str, ports: Ports) -> tuple[Metrics, Health]:
+    """What a role counts, and how it is: served from now on. Raises ConfigError where a port is taken."""
+    metrics, health = Metrics(role), Health(role, name)
+    metrics.registry.register(health)
+    for port, host, registry in (
+        (ports.metrics, "127.0.0.1", metrics.registry),
+        (ports.health, ports.health_host, None),
+    ):
+        if port is None:
+            continue
+        try:
+            bound = HealthPort(health, registry).start(port, host)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"{host}:{port} cannot be listened on ({error}): choose another port or host") from error
+        log.info("%s answers on http://%s:%d/ready", name, host, bound)
+    return metrics, health
+
+
+def partitions_of(connection: KafkaConnection, topic: str) -> int:
+    """How many partitions a topic has, as soon as a broker answers. Raises BrokerAway after `START_S`, or PalisadeError."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            return input_partitions(connection, topic)
+        except BrokerAway as away:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("%s; trying again", away)
 
 
 def import_pandas() -> None:

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 
 from palisade.detect_bank import PartitionLogs
 from palisade.settings import Settings
-from palisade.workers.common import import_pandas, metrics_of, reading, say_ready, settle_memory
+from palisade.workers.common import Ports, import_pandas, observed, partitions_of, reading, say_ready, settle_memory
 from schemas.roles import group_of
 from schemas.topics import LABELLED, PREDICTIONS, REPORTS
-from streams.admin import input_partitions
 from streams.app import Hooks, TopicLimits, WorkerSettings, consumer_of, make_app, outbox_of, run_topic, run_worker
 from streams.detect import DetectRole
 from streams.profiles import ProfileTopic
@@ -18,13 +17,14 @@ from streams.snapshots import DirectoryStore, TopicStore
 from streams.transport.run import TP
 
 
-def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
+def run(settings: Settings, name: str, ports: Ports) -> int:
     """Role detect until SIGTERM; returns the exit status."""
     import_pandas()
-    connection, metrics = settings.connection, metrics_of("detect", metrics_port)
+    connection = settings.connection
+    metrics, health = observed("detect", name, ports)
     profiles = ProfileTopic(connection)
     profiles.start()
-    logs = PartitionLogs(settings, profiles, input_partitions(connection, PREDICTIONS))
+    logs = PartitionLogs(settings, profiles, partitions_of(connection, PREDICTIONS))
     assigned: set[TP] = set()
 
     async def join(tps: frozenset[TP]) -> None:
@@ -52,11 +52,12 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         else TopicStore(connection, lambda: outbox_of(app))
     )
     role = DetectRole(name, logs.open, store, lambda: outbox_of(app), metrics, lambda: consumer_of(app).read_again())
+    health.add(role.health)
     run_topic(app, PREDICTIONS, role.handle)
     run_topic(app, REPORTS, role.handle)
     run_topic(app, LABELLED, role.handle)
     app.task(role.ticks)
     app.task(role.save_rounds)
-    code = run_worker(app)
+    code = run_worker(app, health=health)
     profiles.close()
     return code

@@ -6,13 +6,12 @@ import secrets
 from collections.abc import Mapping
 
 from palisade.settings import Settings
-from palisade.workers.common import import_pandas, metrics_of, reading, say_ready, settle_memory
+from palisade.workers.common import Ports, import_pandas, observed, partitions_of, reading, say_ready, settle_memory
 from responders.fallback_health import FallbackHealth, health_urls
 from responders.signing import Keyring, SigningKey
 from schemas.errors import ConfigError
 from schemas.roles import group_of
 from schemas.topics import PREDICTIONS, REQUESTS, RESPONSES
-from streams.admin import input_partitions
 from streams.app import Hooks, TopicLimits, WorkerSettings, consumer_of, make_app, outbox_of, run_topic, run_worker
 from streams.ingest.batches import Redaction, Rules
 from streams.ingest.counting import Counts
@@ -26,17 +25,18 @@ LIMITS = TopicLimits(max_bytes=16 << 20, run_bytes=1 << 20, linger_s=0.02)
 """What waits is bounded elsewhere; what is read and not yet paired is at most 16 MiB a topic."""
 
 
-def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
+def run(settings: Settings, name: str, ports: Ports) -> int:
     """Role ingest until SIGTERM; returns the exit status."""
-    connection, metrics = settings.connection, metrics_of("ingest", metrics_port)
+    connection = settings.connection
+    metrics, health = observed("ingest", name, ports)
     import_pandas()
     partitions = _partitions(settings)
     endpoints = {endpoint.name: endpoint for endpoint in settings.config.endpoints}
     signer = _signer(settings)
     redactions = _redactions(settings)
     rules = Rules(lambda endpoint: endpoint in endpoints and endpoints[endpoint].trust_requests, redactions)
-    health = FallbackHealth(health_urls(settings.config.endpoints, settings.home))
-    targets = input_partitions(connection, PREDICTIONS)
+    fallbacks = FallbackHealth(health_urls(settings.config.endpoints, settings.home))
+    targets = partitions_of(connection, PREDICTIONS)
     read_back = ReadBack(
         connection,
         targets,
@@ -50,7 +50,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
             partition,
             secrets.token_hex(8),
             lambda endpoint: endpoint in endpoints and not endpoints[endpoint].guard,
-            health,
+            fallbacks,
             signer,
         )
         return PairingLog(
@@ -92,13 +92,13 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
     run_topic(app, REQUESTS, role.handle)
     run_topic(app, RESPONSES, role.handle)
     app.task(role.turns)
-    app.task(health.run)
-    return run_worker(app)
+    app.task(fallbacks.run)
+    return run_worker(app, health=health)
 
 
 def _partitions(settings: Settings) -> int:
     """Of both topics, which pair partition by partition. Raises ConfigError if they differ."""
-    counts = {topic: input_partitions(settings.connection, topic) for topic in (REQUESTS, RESPONSES)}
+    counts = {topic: partitions_of(settings.connection, topic) for topic in (REQUESTS, RESPONSES)}
     if len(set(counts.values())) > 1:
         raise ConfigError(
             f"{' and '.join(f'{topic} has {count} partitions' for topic, count in counts.items())}: requests and "

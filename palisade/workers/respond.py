@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from palisade.settings import Settings
-from palisade.workers.common import LARGEST_RECORD, metrics_of, reading, say_ready
+from palisade.workers.common import LARGEST_RECORD, Ports, observed, reading, say_ready
 from responders.mandate import Mandate
 from responders.signing import Keyring, SigningKey
 from responders.webhook_responder import WebhookResponder, hooks_of
@@ -14,13 +14,14 @@ from streams.app import Hooks, WorkerSettings, consumer_of, make_app, outbox_of,
 from streams.respond import HEARTBEAT_S, SESSION_S, RespondRole
 
 
-def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
+def run(settings: Settings, name: str, ports: Ports) -> int:
     """Role respond until SIGTERM; returns the exit status."""
     if settings.config.signing_key_file is None:
         raise ConfigError(
             "signing_key_file is not set: respond signs directives; make a key with `palisade keys create`"
         )
-    connection, metrics = settings.connection, metrics_of("respond", metrics_port)
+    connection = settings.connection
+    metrics, health = observed("respond", name, ports)
     role = RespondRole(
         connection,
         Mandate.of(settings.policy, settings.config.endpoints),
@@ -43,6 +44,7 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
             producer={"message.max.bytes": LARGEST_RECORD, "linger.ms": 0},
         ),
     )
+    health.add(role.health)
     run_topic(app, SIGNALS, role.handle)
     run_topic(app, COMMANDS, role.handle)
     app.task(role.timer)
@@ -51,4 +53,4 @@ def run(settings: Settings, name: str, metrics_port: int | None = None) -> int:
         say_ready("respond", name)
 
     app.task(ready)
-    return run_worker(app)
+    return run_worker(app, health=health)

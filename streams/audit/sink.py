@@ -39,6 +39,7 @@ from streams.audit.rows import Tables, feedback_rows, kept_rows, merged
 from streams.audit.schema import prepare_tables
 from streams.failpoints import reach
 from streams.feedback import FeedbackReader
+from streams.health import HELD_S, Part
 from streams.metrics import Metrics
 from streams.outgoing import dead_record
 from streams.records import Outgoing, Records
@@ -123,6 +124,22 @@ class AuditSink:
     def silent_s(self, now: float) -> float | None:
         """Seconds since an insert was last begun, ended or found to be not due; None before the first, from any thread."""
         return None if self._tried is None else now - self._tried
+
+    def health(self, now: float) -> Part:
+        """Whether ClickHouse takes what it is given, and since when not; from any thread."""
+        store, since = self.store, self.store.failing_since
+        numbers = {
+            "answers": since is None,
+            "failing_s": None if since is None else round(now - since, 2),
+            "last_insert_s": None if store.inserted_at is None else round(now - store.inserted_at, 2),
+            "why": store.why,
+        }
+        troubles = []
+        if since is not None and now - since > HELD_S:
+            troubles.append(f"ClickHouse has taken nothing for {now - since:.0f} s ({store.why})")
+        elif not self.prepared.is_set():
+            troubles.append("ClickHouse has no tables of ours yet")
+        return Part({"clickhouse": numbers}, troubles)
 
     async def prepare(self) -> None:
         """Makes the tables and views, or sees that they are there. Raises ClickHouseError that says what to do."""

@@ -305,6 +305,11 @@ class Ledger:
             heads = [runs[0].read_at for runs in self._order.values() if runs]
         return now - min(heads) if heads else None
 
+    def oldest_ms(self) -> dict[TP, int]:
+        """The broker's time of the oldest record of each partition that was read and is not done."""
+        with self._lock:
+            return {tp: runs[0].broker_ms for tp, runs in self._order.items() if runs}
+
     def stalled_s(self, now: float) -> float | None:
         """Seconds for which the oldest unfinished run of a partition has been its oldest: the worst one; `None` when all
         is done.

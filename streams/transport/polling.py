@@ -60,6 +60,7 @@ class Poller:
         self._generation = 0
         self._rewinds_asked = self._rewinds_done = 0
         self._unread_since: float | None = None  # something is assigned, and nobody has asked to read it yet
+        self.joined = False  # the group has said which partitions are ours, maybe none
         self._wanted: list[str] = []
         self._subscribed: list[str] = []
         self._queue: deque[tuple[dict[TP, int], concurrent.futures.Future[None]]] = deque()
@@ -107,17 +108,26 @@ class Poller:
         """Seconds since the last sign of life; `None` while the broker holds a commit, or after the end."""
         return None if self._ended or self.committing_since is not None else now - self.beat
 
+    @property
+    def reading(self) -> bool:
+        """What is assigned is being read; not while it waits to be restored."""
+        return not self.ledger.closed
+
     def figures(self, now: float) -> Figures:
         """From any thread; a moment's view, not a consistent cut."""
         ledger, marks = self.ledger, dict(self.watermarks)
         states = ledger.state()
+        undone = {tp: state.undone for tp, state in states.items()}
+        for tp, (low, _) in marks.items():
+            undone.setdefault(tp, self._expected.get(tp, max(low, 0)))
         return Figures(
             read=dict(self.read),
             held={topic: ledger.bytes(topic) for topic in {tp.topic for tp in self.partitions}},
             busy=ledger.busy,
             paused=frozenset(self.paused),
             uncommitted={tp: offset - _baseline(states[tp]) for tp, offset in ledger.due().items() if tp in states},
-            lag={tp: max(0, marks[tp][1] - state.undone) for tp, state in states.items() if tp in marks},
+            lag={tp: max(0, end - undone[tp]) for tp, (_, end) in marks.items()},
+            oldest_ms=ledger.oldest_ms(),
             commit_age_s=now - self.committed_at,
         )
 
@@ -298,6 +308,7 @@ class Poller:
         self._consumer.assign(parts)
         self._consumer.pause(parts)
         self._on_loop(self._host.assigned(self.partitions))
+        self.joined = True
         self._unread_since = monotonic()
 
     def _on_revoke(self, _: Client, revoked: list[TopicPartition]) -> None:
@@ -305,10 +316,12 @@ class Poller:
 
     def _on_lost(self, _: Client, lost: list[TopicPartition]) -> None:
         """Somebody else may own them already, so nothing of this ledger is committed any more."""
+        self.joined = False
         self.ledger.close()
         self._give_up(self._host.lost, lost)
 
     def _give_up(self, tell: Callable[[frozenset[TP]], Coroutine[Any, Any, None]], parts: list[TopicPartition]) -> None:
+        self.joined = False
         if not self._halt.is_set():
             self._on_loop(tell(frozenset(TP(part.topic, part.partition) for part in parts)))
         self.ledger.close()
@@ -316,6 +329,7 @@ class Poller:
         self._consumer.unassign()
 
     def _forget(self, partitions: frozenset[TP]) -> None:
+        self.joined = False
         self.partitions = partitions
         self.watermarks.clear()
         self.paused = set()

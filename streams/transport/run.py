@@ -50,6 +50,7 @@ class Run:
     __slots__ = (
         "_ledger",
         "_records",
+        "broker_ms",
         "failed",
         "finished",
         "first",
@@ -78,6 +79,7 @@ class Run:
         self.lost = lost
         self.size = sum(map(len, records)) + RECORD_OVERHEAD * len(records)
         self.read_at = read_at  # monotonic seconds
+        self.broker_ms = records[0].timestamp()[1]  # of its first record
         self.handed_at = 0.0
         self.opened = False
         self.finished = False

@@ -92,7 +92,8 @@ class Figures:
 
     read: records read since the start, a topic. held: bytes read and not done, a topic. busy: runs being worked on.
     uncommitted: offsets done and not committed, a partition. lag: offsets up to the end of the log that are not done, of
-    partitions that had a record since the last rewind; a transaction marker at the end is a lag of 1 that stays.
+    partitions whose end is known; a transaction marker at the end is a lag of 1 that stays. oldest_ms: the broker's time of
+    the oldest record that was read and is not done.
     """
 
     read: Mapping[str, int]
@@ -101,4 +102,5 @@ class Figures:
     paused: frozenset[str]
     uncommitted: Mapping[TP, int]
     lag: Mapping[TP, int]
+    oldest_ms: Mapping[TP, int]
     commit_age_s: float
