@@ -50,6 +50,9 @@ WHY: Final[dict[Reason, str]] = {
     "webhook_failing": "its webhook receiver does not take what is wanted of it",
     "webhook_disabled": "its webhook receiver says that it is gone (410); nothing more is sent until respond starts again",
     "webhook_given_up": "its webhook receiver took nothing in days of attempts: what it holds is for a person to look at",
+    "reader_behind": "a role has not read more than half of what the broker keeps; it must catch up before retention removes it",
+    "reader_lost": "retention removed records that a role had not read",
+    "reader_caught_up": "a role has read what it was behind with",
     "mass_trip": "so many endpoints trip at once that the monitor itself is in doubt",
 }
 
@@ -63,9 +66,11 @@ _CRITICAL: Final = frozenset(
         "webhook_failing",
         "webhook_disabled",
         "webhook_given_up",
+        "reader_behind",
+        "reader_lost",
     }
 )
-_INFO: Final = frozenset({"signal_recovered", "webhook_delivered"})
+_INFO: Final = frozenset({"signal_recovered", "webhook_delivered", "reader_caught_up"})
 
 
 @dataclass(frozen=True, slots=True)

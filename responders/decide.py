@@ -23,7 +23,7 @@ from responders.rails import (
     person_holds,
     release_refusal,
 )
-from responders.state import MAX_WAITING, Action, Awaited, RespondState
+from responders.state import ALL_ENDPOINTS, MAX_WAITING, Action, Awaited, RespondState
 from schemas.actions import ActionKind, Command, Decision, KillSwitch, Reason
 from schemas.ids import stable_id
 from schemas.signals import EndpointState, Signal
@@ -56,7 +56,17 @@ class Delivered:
     detail: str
 
 
-Input = Signal | EndpointState | Command | KillSwitch | Clock | Delivered
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How a role keeps up with a topic that it reads: for people, and on record."""
+
+    role: str
+    topic: str
+    reason: Literal["reader_behind", "reader_lost", "reader_caught_up"]
+    detail: str
+
+
+Input = Signal | EndpointState | Command | KillSwitch | Clock | Delivered | Reader
 
 
 def decide(state: RespondState, given: Input, now_ms: int, mandate: Mandate) -> tuple[RespondState, list[Decision]]:
@@ -80,6 +90,9 @@ def decide(state: RespondState, given: Input, now_ms: int, mandate: Mandate) -> 
     elif isinstance(given, Delivered):
         cause = Cause(stable_id(given.message_id, now_ms))
         desk.issue("notify", given.reason, Target(given.endpoint), cause, detail=given.detail)
+    elif isinstance(given, Reader):
+        cause = Cause(stable_id(given.role, given.topic, now_ms))
+        desk.issue("notify", given.reason, Target(ALL_ENDPOINTS), cause, detail=given.detail)
     else:
         for endpoint in list(desk.state.endpoints):
             _settle(desk, endpoint)

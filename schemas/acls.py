@@ -50,6 +50,10 @@ def _rights(role: RoleSpec) -> Iterator[Right]:
             yield Right("topic", topic.name, "Read")
         if role.name in topic.writers:
             yield Right("topic", topic.name, "Write")
+        if role.watches_readers and not topic.compacted:
+            if role.name not in topic.readers:
+                yield Right("topic", topic.name, "Describe")
+            yield Right("topic", topic.name, "DescribeConfigs")
         if role.makes_topics:
             yield Right("topic", topic.name, "Create")
             yield Right("topic", topic.name, "Describe")

@@ -51,6 +51,10 @@ Reason = Literal[
     "webhook_failing",
     "webhook_disabled",
     "webhook_given_up",
+    # how the roles themselves keep up
+    "reader_behind",
+    "reader_lost",
+    "reader_caught_up",
 ]
 
 MAX_LIMITS = 1_000

@@ -28,7 +28,8 @@ GUARD_GROUPS = "palisade-guard-"
 @dataclass(frozen=True, slots=True)
 class RoleSpec:
     """One role. `group`: whose member it is; `asks_about`: groups (or the beginning of groups, where it ends in "-") that
-    it only names. `transactional_id`: under which it writes. `makes_topics`: makes them, and reads their settings."""
+    it only names. `transactional_id`: under which it writes. `makes_topics`: makes them, and reads their settings.
+    `watches_readers`: how far the other roles are behind what the topics keep."""
 
     name: Role
     who: str
@@ -36,6 +37,7 @@ class RoleSpec:
     asks_about: tuple[str, ...] = ()
     transactional_id: str | None = None
     makes_topics: bool = False
+    watches_readers: bool = False
 
 
 ROLES: tuple[RoleSpec, ...] = (
@@ -45,8 +47,9 @@ ROLES: tuple[RoleSpec, ...] = (
         "respond",
         "`palisade worker respond`",
         group="palisade.respond",
-        asks_about=(READER_GROUP,),
+        asks_about=(READER_GROUP, "palisade.ingest", "palisade.detect", "palisade.audit"),
         transactional_id="palisade.respond",
+        watches_readers=True,
     ),
     RoleSpec("audit", "`palisade worker audit`", group="palisade.audit"),
     RoleSpec("serving", "services with a Guard or an Emitter; `palisade publish`", asks_about=(GUARD_GROUPS,)),

@@ -56,6 +56,9 @@ class Metrics:
         self.held_bytes = self._gauge("ingest_held_bytes", "bytes of rows that wait, by topic", "topic")
         self.active = Gauge("palisade_respond_active", "1 while this process owns the journal", registry=self.registry)
 
+        self.reader_share = self._gauge(
+            "reader_retention_share", "share of what the broker keeps that a role has not read", "role", "topic"
+        )
         self.webhook_attempts = self._counter(
             "webhook_attempts_total", "attempts to deliver, by endpoint and outcome", "endpoint", "outcome"
         )

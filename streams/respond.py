@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -108,7 +108,7 @@ class RespondRole:
         self._active: _Active | None = None
         self._ours = False
         self._away = False  # the journal was, and everything is read again
-        self._told: list[Input] = []  # what became of webhooks, and no journal holds yet
+        self._told: list[Input] = []  # what people are to be told, and no journal holds yet
         self._lock = asyncio.Lock()
         self._lease_until = 0.0
         self._kept: Mapping[TP, int] = {}
@@ -218,6 +218,10 @@ class RespondRole:
                 detail = f"{type(error).__name__}: {error}"
                 dead.append(dead_record(run.tp.topic, run.tp.partition, records, index, "handler_failed", detail))
         return dead
+
+    def tell(self, news: Sequence[Input]) -> None:
+        """For people, and on record with the next turn of this process's."""
+        self._told += news
 
     async def timer(self) -> None:
         """Batches, expiries and re-sent directives, ten times a second until cancelled."""

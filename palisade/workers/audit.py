@@ -13,7 +13,7 @@ from schemas.roles import group_of
 from schemas.topics import FEEDBACK, PREDICTIONS, VERDICTS
 from streams.app import Hooks, Probe, WatchdogLimits, WorkerSettings, make_app, outbox_of, run_topic, run_worker
 from streams.audit.engine import ClickHouse, EmbeddedClickHouse, ServerClickHouse
-from streams.audit.http_port import HttpPort
+from streams.audit.http_port import MIN_TOKEN_BYTES, HttpPort
 from streams.audit.labels import LabelJoin
 from streams.audit.rows import AUDITED
 from streams.audit.sink import GATHER_BYTES, IN_FLIGHT, AuditSink
@@ -83,13 +83,24 @@ def _clickhouse(settings: Settings) -> tuple[ClickHouse, HttpPort | None]:
     port = HttpPort(engine, port=config.port, reader_token=token)
     url = port.start()
     address = {"url": url, "user": "reader", "token_file": "clickhouse-reader.token"}
-    (settings.data_dir / "clickhouse.json").write_text(json.dumps(address))
+    _write(settings.data_dir / "clickhouse.json", json.dumps(address))
     return engine, port
 
 
 def _reader_token(path: Path) -> str:
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(24))
-    return path.read_text().strip()
+    """What the file holds; made anew where it is missing, or was left short by a disk that was full."""
+    token = path.read_text().strip() if path.exists() else ""
+    if len(token) < MIN_TOKEN_BYTES:
+        token = secrets.token_urlsafe(24)
+        _write(path, token)
+    return token
+
+
+def _write(path: Path, text: str) -> None:
+    """In one step: whole, or as before. Readable by this user alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600)
+    fresh.write_text(text)
+    fresh.replace(path)

@@ -11,6 +11,7 @@ from schemas.errors import ConfigError
 from schemas.roles import group_of
 from schemas.topics import COMMANDS, SIGNALS
 from streams.app import Hooks, WorkerSettings, consumer_of, make_app, outbox_of, run_topic, run_worker
+from streams.readers import Readers, watch
 from streams.respond import HEARTBEAT_S, SESSION_S, RespondRole
 
 
@@ -48,6 +49,12 @@ def run(settings: Settings, name: str, ports: Ports) -> int:
     run_topic(app, SIGNALS, role.handle)
     run_topic(app, COMMANDS, role.handle)
     app.task(role.timer)
+    readers = Readers(connection, embedded=settings.config.kafka.embedded)
+
+    async def watch_readers() -> None:
+        await watch(readers.look, role.tell, lambda: role.active, metrics.reader_share)
+
+    app.task(watch_readers)
 
     async def ready() -> None:
         say_ready("respond", name)

@@ -6,6 +6,7 @@ call can succeed later without anybody changing it, and every message says what 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -90,12 +91,13 @@ class RowRefused(StatementRefused):
 # Numbers of src/Common/ErrorCodes.cpp; every other number means that the statement itself is at fault.
 _BY_CODE: Mapping[int, type[ClickHouseError]] = {
     **dict.fromkeys((3, 209, 210, 202, 242, 252, 319, 425, 999), Unavailable),
-    **dict.fromkeys((243, 76), StorageFull),
+    **dict.fromkeys((243, 75, 76), StorageFull),
     **dict.fromkeys((192, 193, 194, 516), NotAuthenticated),
     **dict.fromkeys((164, 291, 497), NotPermitted),
     **dict.fromkeys((158, 159, 160, 167, 168, 191, 241, 306, 307, 394, 396), LimitExceeded),
     **dict.fromkeys((6, 27, 33, 38, 41, 69, 70, 72, 117, 131, 321, 349, 407), RowRefused),
 }
+NO_SPACE = os.strerror(errno.ENOSPC)
 _CODE = re.compile(r"Code: (\d+)\. ")
 _TABLE = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]*\.)?[A-Za-z_][A-Za-z0-9_]*")
 
@@ -104,7 +106,11 @@ def error_for(message: str, code: int | None = None) -> ClickHouseError:
     """The typed error for an engine's message (`Code: 62. DB::Exception: ...`)."""
     if code is None and (found := _CODE.search(message)):
         code = int(found.group(1))
-    kind = StatementRefused if code is not None else Unavailable
+    kind: type[ClickHouseError] = StatementRefused if code is not None else Unavailable
+    if (
+        NO_SPACE in message
+    ):  # in the middle of a write the system says it, and ClickHouse passes it on under many numbers
+        return StorageFull(message.strip(), code)
     return _BY_CODE.get(code if code is not None else -1, kind)(message.strip(), code)
 
 

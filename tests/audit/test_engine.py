@@ -200,6 +200,13 @@ def test_an_engines_code_becomes_a_typed_error(code: int, kind: type[ClickHouseE
     assert (type(error), error.code, error.retryable) == (kind, code, retryable)
 
 
+@pytest.mark.parametrize("code", [75, 74, 1001])
+def test_a_disk_that_is_full_in_the_middle_of_a_write_is_full_whatever_the_number(code: int) -> None:
+    text = f"Code: {code}. DB::Exception: Cannot write: errno: 28, strerror: No space left on device. (NAME)"
+
+    assert isinstance(error_for(text), StorageFull)
+
+
 @pytest.mark.parametrize("table", ["", "a b", "a.b.c", "`a`", "1a", "a;", "a.", "ä"])
 def test_what_is_no_plain_name_is_no_table(table: str) -> None:
     with pytest.raises(ValueError, match="no table name"):
