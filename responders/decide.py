@@ -7,7 +7,7 @@ moments gives equal decisions with equal ids.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from responders.commands import obey, switch
 from responders.delivery import WebhookReason

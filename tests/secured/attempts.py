@@ -139,7 +139,9 @@ def _of_groups(admin: AdminClient) -> set[tuple[str, str]]:
 
 def _begins(connection: KafkaConnection, name: str) -> bool:
     """Whether a producer may begin transactions under the id."""
-    producer = Producer(kafka_settings(connection, "producer") | {"transactional.id": name})
+    producer = Producer(
+        kafka_settings(connection, "producer") | {"transactional.id": name, "transaction.timeout.ms": 120_000}
+    )
     try:
         producer.init_transactions(WAIT_S)
     except KafkaException as error:

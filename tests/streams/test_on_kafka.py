@@ -72,7 +72,8 @@ def test_reading_to_the_end_passes_transaction_markers_and_sees_committed_record
 ) -> None:
     topic = kafka.unique("journal")
     kafka.create_topics({topic: 1})
-    settings = kafka_settings(connection, "producer") | {"transactional.id": kafka.unique("tx")}
+    transactions = {"transactional.id": kafka.unique("tx"), "transaction.timeout.ms": 120_000}
+    settings = kafka_settings(connection, "producer") | transactions
     producer = Producer(settings)
     producer.init_transactions(30)
     for value, committed in ((b"1", True), (b"2", False), (b"3", True)):
