@@ -54,6 +54,9 @@ class Metrics:
         self.ingested = self._counter("ingest_rows_total", "rows of requests and responses, by outcome", "outcome")
         self.held_rows = self._gauge("ingest_held_rows", "rows that wait for their counterpart, by topic", "topic")
         self.held_bytes = self._gauge("ingest_held_bytes", "bytes of rows that wait, by topic", "topic")
+        self.stuck_endpoints = Gauge(
+            "palisade_respond_stuck_endpoints", "endpoints about which nothing can be decided", registry=self.registry
+        )
         self.active = Gauge("palisade_respond_active", "1 while this process owns the journal", registry=self.registry)
 
         self.reader_share = self._gauge(

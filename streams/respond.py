@@ -11,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+from confluent_kafka import KafkaException
 from pydantic import ValidationError
 
 from responders import journal
 from responders.alerts import alert_for
-from responders.decide import Clock, Delivered, Input, decide
+from responders.decide import Clock, Delivered, Input
 from responders.directives import directive_for, due, mark_failed, mark_sent
 from responders.mandate import Mandate
 from responders.signing import Keyring, SigningKey
@@ -32,13 +34,15 @@ from schemas.errors import MACHINE_ERRORS, SignatureRefused, StateRefused
 from schemas.signals import EndpointState, Signal
 from schemas.topics import COMMANDS, DIRECTIVES, RESPOND_STATE, SIGNALS
 from schemas.wire import KIND_HEADER
+from streams.deadletters import told
+from streams.deciding import Decided, Decider
 from streams.failpoints import reach
 from streams.health import Part
 from streams.journal_log import OFFSET_HEADER, STATE_KEY, Journal, JournalAway, take_over
 from streams.metrics import Metrics
 from streams.outgoing import dead_record
 from streams.records import Outgoing, Records, header_of
-from streams.transport.outbox import Confirmed, Outbox
+from streams.transport.outbox import Confirmed, Outbox, OutboxClosed, OutboxFull
 from streams.transport.run import TP, Run
 from streams.transport.settings import KafkaConnection
 
@@ -98,7 +102,7 @@ class RespondRole:
         it is needed."""
         self._connection = connection
         self._webhooks = webhooks or WebhookResponder({})
-        self._mandate = mandate
+        self._decider = Decider(mandate, metrics)
         self._key = signing_key
         self._operators = operators
         self._outbox = outbox
@@ -145,7 +149,7 @@ class RespondRole:
             self._lease_until = time.monotonic() + LEASE_S
             self._webhooks.start(self._has_lease)
             self._metrics.active.set(1)
-            await self._publish(self._active, _now_ms())
+            self._publish(self._active, _now_ms())
         took_s = time.monotonic() - began
         log.warning("respond is active after %.1f s: epoch %d, entry %d", took_s, state.epoch, state.entry)
 
@@ -182,11 +186,11 @@ class RespondRole:
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
         run.open()
         try:
-            dead = await self._decide(run, records)
-            if dead is None:
+            letters = await self._decide(run, records)
+            if letters is None:
                 run.abandon()
                 return
-            await asyncio.gather(*(self._send(record) for record in dead))
+            await asyncio.gather(*letters)
         except JournalAway as away:
             run.abandon()
             await self._begin_again(away)
@@ -196,8 +200,8 @@ class RespondRole:
         else:
             run.done()
 
-    async def _decide(self, run: Run, records: Records) -> list[Outgoing] | None:
-        """The dead letters of a run whose decisions are journaled and published; None if it will be read again."""
+    async def _decide(self, run: Run, records: Records) -> list[asyncio.Future[Confirmed]] | None:
+        """The dead letters, on their way, of a run whose decisions are journaled and published; None if it will be read again."""
         async with self._lock:
             active = self._active
             if active is None:
@@ -212,12 +216,15 @@ class RespondRole:
                     for index, given in inputs.items()
                     if isinstance(given, Signal)
                 }
-            failed = await self._step(active, list(inputs.values()), run)
-        for index, error in zip(inputs, failed, strict=True):
-            if error is not None:
-                detail = f"{type(error).__name__}: {error}"
-                dead.append(dead_record(run.tp.topic, run.tp.partition, records, index, "handler_failed", detail))
-        return dead
+            await self._prove(active)
+            decided = self._decider.decide(active.state, list(inputs.values()), _now_ms())
+            for index, error in zip(inputs, decided.failed, strict=True):
+                if error is not None:
+                    dead.append(dead_record(*run.tp, records, index, "handler_failed", told("deciding", error)))
+            # on their way before the journal says that their records are answered: it is not asked for them again
+            letters = [self._send(record) for record in dead]
+            await self._act(active, decided, run)
+        return letters
 
     def tell(self, news: Sequence[Input]) -> None:
         """For people, and on record with the next turn of this process's."""
@@ -237,10 +244,9 @@ class RespondRole:
 
     async def _turn(self, active: _Active) -> None:
         self._told += self._deliveries()
-        failed, *_ = await self._step(active, [Clock(), *self._told])
+        await self._prove(active)
+        await self._act(active, self._decider.decide(active.state, [Clock(), *self._told], _now_ms()))
         self._told = []
-        if failed is not None:  # no input to bury: time itself cannot be decided any more
-            raise failed
         self._save_when_due(active)
 
     def _has_lease(self) -> bool:
@@ -285,40 +291,19 @@ class RespondRole:
             await self._commit(active, [entry])
             active.state = state
 
-    async def _step(self, active: _Active, inputs: list[Input], run: Run | None = None) -> list[Exception | None]:
-        """Decides all of `inputs`, commits the journal, keeps the state, publishes. On failure nothing is kept.
-
-        An input on which deciding raises is passed over: one signal must not keep the responder from all others. Says
-        for each input what it raised.
-        """
-        await self._prove(active)
-        state, now_ms = active.state, _now_ms()
-        decisions: list[Decision] = []
-        failed: list[Exception | None] = []
-        for given in inputs:
-            try:
-                if not isinstance(given, Clock):
-                    reach("deciding")
-                state, decided = decide(state, given, now_ms, self._mandate)
-            except MACHINE_ERRORS:
-                raise
-            except Exception as error:
-                log.exception("deciding failed on %s", type(given).__name__)
-                failed.append(error)
-            else:
-                decisions += decided
-                failed.append(None)
-        waiting = self._waiting(active, state)
-        state, entries = journal.record(state, _answered(active.state, run, waiting), decisions, now_ms)
+    async def _act(self, active: _Active, decided: Decided, run: Run | None = None) -> None:
+        """Commits the journal, keeps the state, publishes. On failure nothing is kept."""
+        waiting = self._waiting(active, decided.state)
+        answered = _answered(active.state, run, waiting)
+        state, entries = journal.record(decided.state, answered, decided.decisions, _now_ms())
         if entries:
             await self._commit(active, entries)
             reach("journaled")
         active.state = state
         self._kept = {TP(SIGNALS, 0): min(active.offsets.values())} if active.offsets else {}
         if self._has_lease():  # else the next step proves it first
-            await self._publish(active, _now_ms())
-        self._tell(decisions)
-        return failed
+            self._publish(active, _now_ms())
+        self._tell(decided.decisions)
 
     def _waiting(self, active: _Active, state: RespondState) -> list[int]:
         """Offsets of the signals whose answer is still to come, oldest first."""
@@ -326,19 +311,36 @@ class RespondRole:
         active.offsets = {name: offset for name, offset in active.offsets.items() if name in undecided}
         return sorted(active.expected.union(active.offsets.values()))
 
-    async def _publish(self, active: _Active, now_ms: int) -> None:
+    def _publish(self, active: _Active, now_ms: int) -> None:
         active.state = mark_failed(active.state, active.unsent)
         active.unsent.clear()
         names = due(active.state, now_ms)
         for name in names:
-            directive = directive_for(active.state, name, now_ms)
-            value = directive.to_bytes()
-            headers = ((KIND_HEADER, Directive.KIND.encode()), *self._key.headers(Directive.KIND, value))
-            sent = self._send(Outgoing(DIRECTIVES, name.encode(), value, headers))
-            sent.add_done_callback(partial(_note_failure, active.unsent, name, directive.epoch))
+            with self._alone(f"publishing what is wanted of {name}"):
+                self._publish_one(active, name, now_ms)
+        active.state = mark_sent(active.state, names, now_ms)
+
+    def _publish_one(self, active: _Active, name: str, now_ms: int) -> None:
+        directive = directive_for(active.state, name, now_ms)
+        value = directive.to_bytes()
+        headers = ((KIND_HEADER, Directive.KIND.encode()), *self._key.headers(Directive.KIND, value))
+        sent = self._send(Outgoing(DIRECTIVES, name.encode(), value, headers))
+        sent.add_done_callback(partial(_note_failure, active.unsent, name, directive.epoch))
+        with self._alone(f"telling the webhook of {name}"):
             if self._webhooks.lacks(name, directive.epoch):
                 self._webhooks.want(message_for(active.state, name, now_ms))
-        active.state = mark_sent(active.state, names, now_ms)
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """What is on record is done for each endpoint by itself: where it raises for one, the others get theirs. A directive
+        is due again within a second while it holds."""
+        try:
+            yield
+        except (*MACHINE_ERRORS, KafkaException, OutboxFull, OutboxClosed):
+            raise
+        except Exception:
+            self._metrics.handler_failures.labels(DIRECTIVES).inc()
+            log.exception("%s failed", what)
 
     def _deliveries(self) -> list[Input]:
         """What became of webhooks since the last call."""
@@ -352,9 +354,10 @@ class RespondRole:
     def _tell(self, decisions: list[Decision]) -> None:
         for decision in decisions:
             self._metrics.decisions.labels(decision.kind, decision.outcome).inc()
-            alert = alert_for(decision)
-            if alert is not None:
-                log.warning("%s", alert.line())
+            with self._alone(f"telling people of {decision.kind} on {decision.endpoint}"):
+                alert = alert_for(decision)
+                if alert is not None:
+                    log.warning("%s", alert.line())
 
     def _inputs(self, state: RespondState, tp: TP, records: Records) -> tuple[dict[int, Input], list[Outgoing]]:
         """The inputs of a run that the journal does not answer yet, by number, and dead letters of those that are none."""
@@ -363,11 +366,18 @@ class RespondRole:
         for index, offset in enumerate(records.offsets):
             if state.has_applied(tp.topic, tp.partition, offset):
                 continue
-            reason, parsed = self._parse(tp, records, index)
+            detail = ""
+            try:
+                reason, parsed = self._parse(tp, records, index)
+            except MACHINE_ERRORS:
+                raise
+            except Exception as error:
+                log.exception("%s[%d] %d cannot be read", *tp, offset)
+                reason, parsed, detail = "handler_failed", None, told("reading", error)
             if parsed is not None:
                 inputs[index] = parsed
             elif reason is not None:
-                dead.append(dead_record(tp.topic, tp.partition, records, index, reason, ""))
+                dead.append(dead_record(*tp, records, index, reason, detail))
         return inputs, dead
 
     def _parse(self, tp: TP, records: Records, index: int) -> tuple[DeadReason | None, Input | None]:
@@ -401,7 +411,7 @@ class RespondRole:
         active.saved_entry, active.saved_at = active.state.entry, time.monotonic()
         try:
             saved = self._send(Outgoing(RESPOND_STATE, STATE_KEY, to_bytes(active.state), headers, 0))
-        except StateRefused as error:
+        except (StateRefused, ValueError) as error:
             saved = asyncio.get_running_loop().create_future()
             saved.set_exception(error)
         saved.add_done_callback(_say_unsaved)

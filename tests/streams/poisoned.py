@@ -23,6 +23,7 @@ from streams.decode import Columns
 from streams.detect import DetectRole
 from streams.metrics import Metrics
 from streams.prediction_log import PredictionLog
+from streams.profiles import Active
 from streams.snapshots import DirectoryStore
 from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection
@@ -64,9 +65,9 @@ def plant(planted: Planted) -> None:
     FeatureDrift.update = drifting  # type: ignore[method-assign]
 
 
-def planted_log(planted: Planted) -> PredictionLog:
-    """A cold log whose decoder raises where it is planted."""
-    opened = log_of_predictions.open_log()
+def planted_log(planted: Planted, active: list[Active]) -> PredictionLog:
+    """A cold log whose decoder raises where it is planted. `active`: what was switched on before it reads."""
+    opened = log_of_predictions.open_log(active)
     decode = opened._decoder.segments
 
     def decoding(values: Any, keys: Any, headers: Any, offsets: Any, times: Any) -> Any:
@@ -78,9 +79,12 @@ def planted_log(planted: Planted) -> PredictionLog:
     return opened
 
 
-def main(bootstrap: str, folder: str, planted: Planted, run_max: int, content: bytes, operator: str) -> int:
+def main(
+    bootstrap: str, folder: str, planted: Planted, run_max: int, content: bytes, operator: str, active: list[Active]
+) -> int:
     """The role detect with its predictions only, until SIGTERM. `content`: of the profile, which takes long to build;
-    `operator`: the public key of who signed the log."""
+    `operator`: the public key of who signed the log; `active`: its activations, which a log that is read from later on
+    finds on their topic."""
     log_of_predictions.OPERATOR = SimpleNamespace(public_base64=operator)  # type: ignore[assignment]
     log_of_predictions.profile = lambda: Profile.from_bytes(content)
     said = os.open(f"{folder}/said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -91,7 +95,7 @@ def main(bootstrap: str, folder: str, planted: Planted, run_max: int, content: b
     detect.SNAPSHOT_EVERY_S = 0.3
 
     async def open_(_: TP) -> PredictionLog:
-        return planted_log(planted)
+        return planted_log(planted, active)
 
     async def start_at(committed: Mapping[TP, int]) -> Mapping[TP, int]:
         return await role.start_at(committed, frozenset({TP(PREDICTIONS, 0)}))

@@ -11,10 +11,12 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from schemas.deadletter import DeadLetter
+from schemas.events import ProfileActivated
 from schemas.signals import Signal
 from schemas.topics import DEAD_LETTERS, PREDICTIONS, PROFILES, SIGNALS, VERDICTS
 from streams.embedded_broker import EmbeddedBroker
 from streams.poison import Poison
+from streams.profiles import Active
 from streams.reading import read_to_end
 from streams.records import Outgoing, Records, headers_of
 from streams.transport.run import TP
@@ -68,9 +70,15 @@ class Scene:
                 run_max,
                 profile().to_bytes(),
                 OPERATOR.public_base64,
+                [self.active(0), self.active(1)],
             ),
         )
         self.worker.start()
+
+    def active(self, offset: int) -> Active:
+        """The activation that lies there."""
+        value, headers = self.log.values[offset] or b"", self.log.headers[offset]
+        return Active(ProfileActivated.from_bytes(value), 0, offset, value, headers or ())  # type: ignore[arg-type]
 
     def said(self) -> str:
         return (self.folder / "said").read_text(errors="replace")[-4_000:]

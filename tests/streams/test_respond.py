@@ -12,7 +12,7 @@ from responders import journal
 from responders.state import RespondState, as_dict, to_bytes
 from schemas.deadletter import DeadLetter
 from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE, SIGNALS
-from streams import journal_log, respond
+from streams import deciding, journal_log, respond
 from streams.embedded_broker import EmbeddedBroker
 from streams.reading import read_to_end
 from streams.transport.run import TP
@@ -111,14 +111,14 @@ def test_a_command_without_a_good_signature_is_a_dead_letter_and_is_not_obeyed(e
 def test_an_input_that_cannot_be_decided_is_a_dead_letter_and_the_others_of_its_run_are_decided(
     embedded: KafkaConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decide = respond.decide
+    decide = deciding.decide
 
     def raising(state: RespondState, given: object, *more: object) -> object:
         if getattr(given, "endpoint", "") == "poison":
             raise ZeroDivisionError("planted")
         return decide(state, given, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(respond, "decide", raising)
+    monkeypatch.setattr(deciding, "decide", raising)
 
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
