@@ -303,6 +303,20 @@ def test_the_third_trip_of_a_caller_protects_until_a_person_or_its_expiry(respon
     assert brief(responder.later(9 * MINUTE)) == [("unlimit", "expired", "published")]
 
 
+def test_a_release_that_is_held_again_after_a_renewal_is_a_decision_of_its_own(responder: Responder) -> None:
+    for _ in range(3):
+        responder.later(10 * MINUTE)
+        responder.take(caller_signal())
+        first = responder.take(caller_signal(state="recovered", seq=1))
+    responder.later(MINUTE)
+    responder.take(caller_signal(incident_id="another", signal_id="another"))
+    again = responder.take(caller_signal(incident_id="another", signal_id="another-end", state="recovered", seq=1))
+
+    held = [decision for decision in (*first, *again) if decision.kind == "unlimit"]
+    assert [decision.reason for decision in held] == ["held_for_person", "held_for_person"]
+    assert len({decision.action_id for decision in held}) == 2
+
+
 def test_a_hold_for_a_person_ends_no_protection_that_is_active(responder: Responder) -> None:
     for _ in range(2):
         responder.take(drifted(at_ms=responder.now_ms))
