@@ -110,7 +110,9 @@ class Supervisor:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             child = self._children[name]
-            if child.is_ready.wait(0.1):
+            if child.ended:  # ready once, perhaps; the one in its place is not yet
+                time.sleep(0.05)
+            elif child.is_ready.wait(0.1):
                 return child.ready_line
             if child.process.poll() is not None and (not child.spec.restart or child.failures >= GIVE_UP_AFTER):
                 break

@@ -80,6 +80,7 @@ class Load:
         self._reported = time.time()
         self._reports = 0
         self._feedback = 0
+        self._last: list[tuple[str, str, bytes, str]] = []
         self.beats = 0
         self.attempted = 0
         self.failed: list[KafkaError] = []
@@ -112,6 +113,20 @@ class Load:
         headers: Headers = [(KIND_HEADER, kind.encode()), (CONTENT_TYPE_HEADER, content.encode())]
         self._send(topic, key, value, headers, rows)
 
+    def bulk(self, rows: int, a_record: int = 500) -> None:
+        """So many calm predictions at once, in records of `a_record`, besides the beats. Returns when all are on their way."""
+        for number in range(-(-rows // a_record)):
+            rng = np.random.default_rng([self._seed, 7, number])
+            columns = _features(rng, a_record)
+            callers = [f"c{n}" for n in rng.integers(0, CALLERS, a_record).tolist()]
+            table = self._table(columns, callers, [f"{self._boot}-bulk-{number}-{row}" for row in range(a_record)])
+            self.send(PREDICTIONS, GUARDED, encoded(table), "prediction", ARROW_TYPE, a_record)
+
+    def repeat(self) -> None:
+        """The last request and response again, as a producer's retry would: the same ids, once more."""
+        for topic, key, value, kind in self._last:
+            self.send(topic, key, value, kind)
+
     def _run(self) -> None:
         while not self._halt.wait(BEAT_S):
             if self.beats < self._bounded:
@@ -137,24 +152,28 @@ class Load:
             callers[::4] = "prober"
             for name in NUMBERS:
                 columns[name][::4] = rng.uniform(-400, 800, len(columns[name][::4]))
-        answers = _answers(columns)
         ids = [f"{self._boot}-{self.beats}-{row}" for row in range(ROWS)]
-        about = {
-            "endpoint": pa.array([GUARDED] * ROWS),
-            "model_version": pa.array([VERSION] * ROWS),
-            "caller": pa.array(callers.tolist()),
-            "caller_auth": pa.array(["verified"] * ROWS),
-            "request_id": pa.array(ids),
-            "ts": pa.array([int(time.time() * 1000)] * ROWS, pa.int64()),
-            "prediction": pa.array(answers),
-        }
-        table = pa.table(about | {f"features.{name}": column for name, column in columns.items()})
+        table = self._table(columns, callers.tolist(), ids)
         self.send(PREDICTIONS, GUARDED, encoded(table), "prediction", ARROW_TYPE, ROWS)
         if phase == "odd":
             self._odd_ones()
         for caller in callers.tolist():
             self._asked[caller] = self._asked.get(caller, 0) + 1
-        self._labels(ids[:4], answers[:4].tolist())
+        self._labels(ids[:4], _answers(columns)[:4].tolist())
+
+    @staticmethod
+    def _table(columns: dict[str, Any], callers: list[str], ids: list[str]) -> pa.Table:
+        rows = len(ids)
+        about = {
+            "endpoint": pa.array([GUARDED] * rows),
+            "model_version": pa.array([VERSION] * rows),
+            "caller": pa.array(callers),
+            "caller_auth": pa.array(["verified"] * rows),
+            "request_id": pa.array(ids),
+            "ts": pa.array([int(time.time() * 1000)] * rows, pa.int64()),
+            "prediction": pa.array(_answers(columns)),
+        }
+        return pa.table(about | {f"features.{name}": column for name, column in columns.items()})
 
     def _odd_ones(self) -> None:
         """Events that lack features and bring others, and records that cannot be decoded, all of one caller."""
@@ -185,6 +204,7 @@ class Load:
             seq=self._reports,
             from_ms=int(since * 1000),
             to_ms=int(now * 1000),
+            live_version=VERSION,
             asked=total,
             routes=[RouteCounts(route="primary", version=VERSION, served=total - errors, errors=errors)],
             fallback_ok=True,
@@ -209,8 +229,13 @@ class Load:
             features = {name: column[row].item() for name, column in columns.items()}
             asks = about | {"caller": f"c{row}", "caller_auth": "verified", "features": features}
             answers = about | {"prediction": answer, "model_version": VERSION, "latency_ms": 3.0, "status": "ok"}
-            self.send(REQUESTS, request_id, json.dumps(asks).encode(), "request")
-            self.send(RESPONSES, request_id, json.dumps(answers).encode(), "response")
+            pair = (
+                (REQUESTS, json.dumps(asks).encode(), "request"),
+                (RESPONSES, json.dumps(answers).encode(), "response"),
+            )
+            self._last = [(topic, request_id, value, kind) for topic, value, kind in pair]
+            for each in self._last:
+                self.send(*each)
 
     def _send(self, topic: str, key: str, value: bytes, headers: Headers, rows: int) -> None:
         self.attempted += rows

@@ -20,7 +20,7 @@ from palisade.demo.stage import demo_policy
 from palisade.dev import DevStack, prepare, role_specs, start_broker
 from palisade.operate import Operator, activate_profile
 from palisade.settings import Settings, load
-from palisade.supervisor import Supervisor
+from palisade.supervisor import ChildFailed, Supervisor
 from palisade.verify.collect import GROUPS, Wanted, collect
 from palisade.verify.finding import Verdict
 from palisade.verify.history import History, table_of
@@ -30,12 +30,12 @@ from responders.signing import SigningKey
 from schemas.config import EndpointConfig, KafkaConfig, PalisadeConfig
 from schemas.roles import group_of
 from schemas.signals import Signal
-from schemas.topics import COMMANDS, FEEDBACK, LABELLED, PREDICTIONS, REPORTS, REQUESTS, RESPONSES, SIGNALS
+from schemas.topics import COMMANDS, FEEDBACK, LABELLED, PREDICTIONS, REPORTS, REQUESTS, RESPONSES, SIGNALS, SNAPSHOTS
 from schemas.wire import KIND_HEADER
 from streams.admin import cluster_of, create_topics
 from streams.audit.rows import AUDITED
 from streams.failpoints import VARIABLE, Point
-from streams.reading import read_to_end
+from streams.reading import read_newest, read_to_end
 from streams.records import header_of, headers_of
 from streams.transport.settings import KafkaConnection, kafka_settings
 from tests.faults.load import GUARDED, PLAIN, VERSION, Load, training_table
@@ -117,8 +117,7 @@ class Stage:
         self.stack = prepare(
             self.folder / "dev", config, policy, bootstrap, embedded=not self.setup.kafka, cluster_id=cluster
         )
-        env = {VARIABLE: str(self.failpoints), **self.setup.env}
-        specs = [replace(spec, env=env) for spec in role_specs(self.stack, dict(self.setup.replicas))]
+        specs = [replace(spec, env=self.env) for spec in role_specs(self.stack, dict(self.setup.replicas))]
         wanted = [spec for spec in specs if spec.name.split("-")[0] in self.setup.roles]
         for name in [self.supervisor.spawn(spec) for spec in wanted]:
             self.supervisor.wait_ready(name, READY_S)
@@ -147,6 +146,11 @@ class Stage:
         if self.load.beats and not self.load.stopped:
             self.load.stop()
 
+    @property
+    def env(self) -> dict[str, str]:
+        """Of every role's process."""
+        return {VARIABLE: str(self.failpoints), **self.setup.env}
+
     @staticmethod
     def connection_to(bootstrap: str) -> KafkaConnection:
         return KafkaConnection(bootstrap=bootstrap, extra={"log_level": 0})
@@ -166,6 +170,26 @@ class Stage:
         self._expected[name] += 1
         return self.supervisor.kill(name)
 
+    def await_back(self, name: str, exits: int) -> None:
+        """Until processes of that name have ended so often in this run, and the one that runs now is ready."""
+
+        def back() -> bool:
+            try:
+                return self.exits_of(name) >= exits and bool(self.supervisor.wait_ready(name, 1.0))
+            except ChildFailed:
+                return False
+
+        until(back, f"{name} to be back", READY_S)
+
+    def await_saved(self, log: str) -> None:
+        """Until detect has saved state of this log (`predictions`, `reports`, `labelled`) in some partition."""
+
+        def saved() -> bool:
+            found = (read_newest(self.connection, SNAPSHOTS, k, f"{log}|") for k in range(self.setup.partitions))
+            return any(len(newest) > 1 for newest in found)  # the manifest, and a part
+
+        until(saved, f"a saved state of {log}", READY_S, 0.5)
+
     def arm(self, role: str, point: Point, what: str = "kill", nth: int = 1) -> Path:
         """The next worker of the role that gets there (the n-th time) is killed, raises or hangs."""
         fresh = self.failpoints / f".{role}.{point}"
@@ -179,7 +203,7 @@ class Stage:
         """What ends a worker next is the fault itself: a failpoint, the watchdog."""
         self._expected[name] += times
 
-    def restarts_of(self, name: str) -> int:
+    def exits_of(self, name: str) -> int:
         return sum(ended == name for ended, _ in self.ended)
 
     def _on_exit(self, name: str, status: int) -> None:

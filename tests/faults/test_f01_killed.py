@@ -1,0 +1,93 @@
+"""F1: kill -9 at random moments and at each named point; what is left is what an undisturbed run leaves."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from streams.failpoints import Point
+from tests.faults.ground import Ground
+from tests.faults.stage import Setup, Stage, alarms
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.kafka]
+
+KILLED = ("detect", "audit", "ingest", "respond")
+RANDOM_KILLS = {"short": 4, "full": 100}
+NAMED: tuple[tuple[str, Point], ...] = (
+    ("detect", "taken"),
+    ("detect", "published"),
+    ("detect", "before_commit"),
+    ("detect", "in_snapshot"),
+    ("detect", "in_restore"),
+    ("detect", "in_replay"),
+    ("respond", "journaled"),
+    ("audit", "inserted"),
+    ("ingest", "published"),
+    ("audit", "after_commit"),
+)
+AUDITED = {"short": (30_000, 2), "full": (1_000_000, 12)}
+"""Rows, and how often the audit is killed while it inserts them."""
+ALARMS = {"feature_drift", "prediction_drift", "outliers", "odd_input", "caller_rate", "errors", "concept_drift"}
+"""What the load's attacks make the detectors say: state that is compared is not trivial."""
+RESTART = ("in_restore", "in_replay")
+"""Points that only a worker which starts again gets to."""
+
+
+@pytest.mark.fault("F1")
+def test_workers_that_are_killed_at_any_moment_lose_nothing_and_do_nothing_twice(ground: Ground) -> None:
+    chance = random.Random(seed := random.SystemRandom().randrange(1_000_000))
+    with ground.stage(Setup(kafka=True, seed=seed)) as stage:
+        stage.load.start()
+        for number in range(RANDOM_KILLS[ground.scale]):
+            _await_beats(stage, chance.randrange(5, 60))
+            stage.kill(KILLED[number % len(KILLED)])
+            ground.made()
+        until(lambda: set(+alarms(stage)) >= ALARMS, f"all of {ALARMS} (seed {seed})", 300, 1.0)
+        stage.settle()
+        stage.prove(must=("I1", "I2", "I4", "I5", "I6", "I8", "I9"))
+
+
+@pytest.mark.fault("F1")
+def test_workers_that_are_killed_at_each_named_point_lose_nothing_and_do_nothing_twice(ground: Ground) -> None:
+    with ground.stage(Setup(kafka=True)) as stage:
+        stage.load.start()
+        for role, point in NAMED:
+            _await_beats(stage, 20)
+            stage.expect_exit(role)
+            exits = stage.exits_of(role) + 1 + (point in RESTART)
+            if point in RESTART:
+                stage.await_saved("predictions")
+                armed = stage.arm(role, point)
+                stage.kill(role)
+            else:
+                armed = stage.arm(role, point)
+            stage.await_tripped(armed, 120)
+            stage.await_back(role, exits)
+            ground.made()
+        _await_beats(stage, 40)
+        stage.settle()
+        stage.prove(must=("I1", "I2", "I4", "I5", "I6", "I9"))
+
+
+@pytest.mark.fault("F1")
+def test_an_audit_that_is_killed_again_and_again_holds_each_scored_row_once(ground: Ground) -> None:
+    rows, kills = AUDITED[ground.scale]
+    with ground.stage(Setup(kafka=True, roles=("detect", "audit"))) as stage:
+        for _ in range(kills):
+            stage.load.bulk(rows // kills)
+            armed = stage.arm("audit", "inserted", nth=2)
+            exits = stage.exits_of("audit") + 1
+            stage.expect_exit("audit")
+            stage.await_tripped(armed, 120)
+            stage.await_back("audit", exits)
+            ground.made()
+        stage.settle(1_200)
+        stage.prove(must=("I1", "I2", "I4", "I9"))
+
+
+def _await_beats(stage: Stage, beats: int) -> None:
+    """So many more beats of the load."""
+    goal = stage.load.beats + beats
+    until(lambda: stage.load.beats >= goal, f"beat {goal}", 120)
