@@ -242,6 +242,7 @@ def signal_as(reading: Reading, state: SignalState, incident_id: str, seq: int) 
         reading.detector_hash,
         reading.kind,
         reading.endpoint,
+        reading.version or "",  # one tick closes blocks of several versions at one row
         reading.caller_auth or "",
         reading.subject,
         state,

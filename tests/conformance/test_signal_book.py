@@ -42,6 +42,17 @@ def test_the_first_firing_reading_opens_an_incident_named_after_its_signal() -> 
     assert (opened.log_topic, opened.log_offset, opened.at_ms) == ("log", 0, 0)
 
 
+def test_two_versions_that_one_tick_speaks_of_are_two_incidents() -> None:
+    first, second = (
+        SignalBook(RECOVER_MS).fold([reading(0, subject_kind="endpoint", subject="credit", version=version)])
+        for version in ("v1", "v2")
+    )
+
+    assert first[0].log_offset == second[0].log_offset
+    assert first[0].signal_id != second[0].signal_id
+    assert first[0].incident_id != second[0].incident_id
+
+
 def test_calm_and_raised_readings_open_nothing() -> None:
     assert states(SignalBook(RECOVER_MS), reading(0, "calm"), reading(1, "raised")) == []
 
