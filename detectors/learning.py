@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -151,6 +151,10 @@ class Due(NamedTuple):
     ready: list[str]
     ended: list[str]
 
+    def of(self, wanted: Callable[[str], bool]) -> Due:
+        """What is to be done of the wanted parts."""
+        return Due(*(list(filter(wanted, parts)) for parts in self))
+
 
 _NO_ROW = RowId(-1, -1)
 
@@ -201,7 +205,7 @@ class Learning:
         """Places taken by endpoint; None: to be counted anew. Thousands of made-up versions may ask in one run."""
 
     def admit(self, endpoint: str, version: str, ms: int) -> bool:
-        """Whether the part learns; a part met for the first time takes a place if there is one."""
+        """Whether the part learns; a part met for the first time takes a place if there is one. `ms`: of its last row."""
         name = part_of(endpoint, version)
         part = self._parts.get(name)
         if part is None:
@@ -211,7 +215,7 @@ class Learning:
             if full or len(self._parts) >= MAX_PARTS:
                 return False
             part = self._put(name, _Part(endpoint, ms))
-        part.heard_ms = ms
+        part.heard_ms = max(part.heard_ms, ms)
         return part.open
 
     def voters(self, name: str, rows: Sequence[RowId]) -> range:
@@ -335,7 +339,7 @@ class Learning:
         return part
 
     def _learn(self, block: Block, part: _Part) -> Reading | None:
-        part.heard_ms = block.closed_ms
+        part.heard_ms = max(part.heard_ms, block.closed_ms)  # rows of the same run may have been heard already
         spoilt = self._take(block, part)
         if spoilt is not None:
             return spoilt

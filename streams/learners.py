@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from pydantic_core import from_json
 
 from detectors.base import part_of
@@ -16,30 +17,31 @@ from schemas.blocks import RowId
 from schemas.flags import RowFlag
 from schemas.outcomes import Words, label_of
 from streams.blocks import OTHER
-from streams.decode import Columns
+from streams.decode import Columns, Group
 from streams.decode.arrow import Batch, read_streams
 from streams.decode.headers import ARROW_MAGIC
 from streams.decode.ipc import inspect
 from streams.records import Records
 
+Rows = npt.NDArray[np.int64]
 _rows = msgspec.json.Decoder(list[msgspec.Raw])
 Features = Mapping[str, object] | Sequence[object]
 
 
-def let_vote(learning: Learning, columns: Columns, records: Records) -> None:
+def let_vote(learning: Learning, columns: Columns, records: Records, through: Mapping[str, int]) -> None:
     """Rows of `columns` that were decoded without a schema vote on one, as far as their part learns.
 
-    `records` hold the rows. Parts are admitted in the order of their first rows, so that any cut admits the same. Malformed
+    `records` hold the rows; `through` says of parts below which offset their state holds the votes already. Parts are admitted in the order of their first rows, so that any cut admits the same. Malformed
     rows have no features and no vote.
     """
     decoded = (columns.flags & np.uint32(RowFlag.MALFORMED)) == 0
     unknown = [
-        group._replace(rows=rows)
+        group._replace(rows=new)
         for group in columns.groups
-        if group.layout is None and group.version != OTHER and len(rows := group.rows[decoded[group.rows]])
+        if group.layout is None and group.version != OTHER and len(new := _new(group, columns, decoded, through))
     ]
     for group in sorted(unknown, key=lambda group: int(group.rows[0])):
-        if not learning.admit(group.endpoint, group.version, int(columns.broker_ts[group.rows[0]])):
+        if not learning.admit(group.endpoint, group.version, int(columns.broker_ts[group.rows].max())):
             continue
         part = part_of(group.endpoint, group.version)
         offsets, numbers = columns.offset[group.rows].tolist(), columns.row[group.rows].tolist()
@@ -55,6 +57,12 @@ def let_vote(learning: Learning, columns: Columns, records: Records) -> None:
                 learning.vote(part, row, features[row.row], labels[row.row])
             else:
                 learning.vote(part, row, None)
+
+
+def _new(group: Group, columns: Columns, decoded: npt.NDArray[np.bool_], through: Mapping[str, int]) -> Rows:
+    """The decoded rows of a group that its part has not seen."""
+    rows = group.rows[decoded[group.rows]]
+    return rows[columns.offset[rows] >= through.get(part_of(group.endpoint, group.version), 0)]
 
 
 def rows_of(value: bytes) -> tuple[Sequence[Features | None], Sequence[str | None]]:

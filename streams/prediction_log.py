@@ -112,6 +112,9 @@ class PredictionLog:
         self._learning = next((each for each in bank.detectors if isinstance(each, Learning)), None)
         self._fitted: dict[tuple[str, str], _Fitted] = {}
         self._applied: dict[str, RowId] = {}
+        self._through: dict[str, int] = {}
+        """Of restored parts the offset below which each record has had its effect on them: a replay learns, decides and
+        switches nothing on again there."""
         self._dirty: dict[str, None] = {}
         self._registered = registered
         self._unknown = UnknownNames()
@@ -169,7 +172,10 @@ class PredictionLog:
         return list(self._dirty)
 
     def snapshot(self, part: str) -> bytes:
-        """The part's state, the last row that it has applied, and its profile."""
+        """The part's state, the last row that it has applied, and its profile.
+
+        `through`: records below this offset have had their effect on the part, rows of its open block apart.
+        """
         self._dirty.pop(part, None)
         endpoint, version = split_part(part)
         fitted = self._fitted.get((endpoint, version))
@@ -177,6 +183,7 @@ class PredictionLog:
             "applied": self._applied[part],
             "profile": fitted.profile_hash if fitted else "",
             "learned": fitted is not None and fitted.learned,
+            "through": max(self._next, self._through.get(part, 0)),
         }
         return with_head(head, self._bank.snapshot(part))
 
@@ -191,6 +198,7 @@ class PredictionLog:
             offset, row = head["applied"]
             applied, profile_hash = RowId(int(offset), int(row)), str(head["profile"])
             learned = head.get("learned") is True
+            through = int(head.get("through", applied.offset + 1))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
         endpoint, version = split_part(part)
@@ -202,13 +210,16 @@ class PredictionLog:
         cold = self._bank.restore(part, body)
         if cold:
             self._fit_again(endpoint, version)
-        self._applied[part] = applied
+        self._applied[part], self._through[part] = applied, through
+        if learned or not profile_hash:
+            self._unfitted.add(part)
         return cold
 
     def forget(self, part: str) -> None:
         """Drops what of a part is state; its profile stays."""
         self._bank.forget(part)
         self._applied.pop(part, None)
+        self._through.pop(part, None)
         self._fit_again(*split_part(part))
 
     def _begin(self, first: int) -> BlockBuilder:
@@ -257,7 +268,7 @@ class PredictionLog:
         batch.dead_rows.append(segment.dead_rows)
         rows = self._registered_rows(segment.evidence, batch)
         if self._learning is not None:
-            let_vote(self._learning, rows, records)
+            let_vote(self._learning, rows, records, self._through)
         batch.blocks += self._builder.add(rows)
         control = segment.control
         if control is None:
@@ -294,7 +305,7 @@ class PredictionLog:
         assert self._builder is not None
         if any(learning.learns(part_of(block.endpoint, block.version)) for block in batch.blocks):
             await self._conclude(batch, pause)
-        due = learning.due(control.broker_ms)
+        due = learning.due(control.broker_ms).of(lambda part: self._through.get(part, 0) <= control.offset)
         changed = sorted({*due.voted, *due.ready, *due.ended})
         if not changed:
             return
@@ -327,6 +338,9 @@ class PredictionLog:
             return
         try:
             activation: ProfileActivated = ProfileActivated.from_bytes(value)
+            part = part_of(activation.endpoint, activation.version)
+            if control.offset < self._through.get(part, 0):
+                return  # the saved part knows it, and perhaps a later one
             content = await self._profiles.get(activation.profile_hash)
             profile = _profile_of(content)
         except (ValidationError, ProfileMissing, ConfigError, ValueError) as error:
@@ -336,7 +350,6 @@ class PredictionLog:
             activation.endpoint, activation.version, control.offset, control.broker_ms
         )
         await self._conclude(batch, pause)
-        part = part_of(activation.endpoint, activation.version)
         if self._learning is not None:
             self._learning.forget(part)
         if part in self._applied:
