@@ -38,6 +38,16 @@ def read_to_end(
         consumer.close()
 
 
+def first_offset(connection: KafkaConnection, topic: str, partition: int) -> int:
+    """The first offset that retention left. Raises KafkaException."""
+    consumer = Consumer(kafka_settings(connection, "consumer", group=READER_GROUP))
+    try:
+        low, _ = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_S)
+        return int(low)
+    finally:
+        consumer.close()
+
+
 def read_newest(connection: KafkaConnection, topic: str, partition: int, prefix: str = "") -> dict[str, Message]:
     """The newest record of each key that starts with `prefix`; a tombstone removes its key. Raises as `read_to_end`."""
     newest: dict[str, Message] = {}

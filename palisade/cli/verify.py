@@ -45,6 +45,13 @@ def run(
     ] = "",
     watch: Annotated[float, typer.Option(help="seconds to sample committed offsets first")] = 0.0,
     finished: FinishedOption = False,
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            "--recompute",
+            help="run all that Kafka keeps through the detectors again, without interruption, for I3 and I6",
+        ),
+    ] = False,
     reference: ReferenceOption = None,
 ) -> None:
     """Collects the history of a live or finished run from Kafka and the audit, and judges it. Changes nothing."""
@@ -53,7 +60,7 @@ def run(
 
     settings = settings_of(config)
     reached(settings.connection)
-    wanted = Wanted(_since_ms(since), watch, finished)
+    wanted = Wanted(_since_ms(since), watch, finished, recompute)
     with console.status("collecting") as shown:
         collect(settings, out, wanted, lambda what: shown.update(f"collecting {what}"))
     console.print(f"the history is in {out}", soft_wrap=True)

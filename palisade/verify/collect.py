@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,10 +22,11 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from palisade.queries import Query, ask, reader
 from palisade.settings import Settings
-from palisade.verify.columns import Longs
+from palisade.verify.columns import Longs, Place
 from palisade.verify.history import SCHEMAS, HistoryWriter, Run
 from palisade.verify.logs import AUDIT, DETECT, JUDGED
 from palisade.verify.processes import process_rows
+from palisade.verify.recompute import recompute
 from palisade.verify.records import TAKEN, Read, Reader, log_record, outcomes
 from palisade.verify.states import state_rows
 from palisade.verify.webhook_events import webhook_rows
@@ -35,7 +36,8 @@ from schemas.roles import READER_GROUP
 from schemas.topics import ACTIONS, BY_NAME, DEAD_LETTERS, LABELLED, PREDICTIONS, REPORTS, VERDICTS
 from streams.admin import cluster_of
 from streams.audit.engine import ClickHouse, ClickHouseError
-from streams.reading import TIMEOUT_S, read_to_end
+from streams.detect import LOG_NAMES
+from streams.reading import TIMEOUT_S, first_offset, read_to_end
 from streams.records import headers_of
 from streams.snapshots import DirectoryStore, SnapshotStore, TopicStore
 from streams.transport.settings import KafkaConnection, kafka_settings
@@ -62,6 +64,7 @@ class Wanted:
     since_ms: int = 0
     watch_s: float = 0.0
     finished: bool = False
+    recompute: bool = False
 
 
 @dataclass(slots=True)
@@ -95,7 +98,11 @@ def collect(settings: Settings, out: Path, wanted: Wanted, say: Say) -> None:
         writer.add_rows("webhooks", webhook_rows(taken["orders"], taken["decisions"], endpoints))
         say("the audit")
         notes = _audit(settings, windows, _span(taken["decisions"]), writer)
-        writer.add_rows("states", asyncio.run(_states(settings, partitions)))
+        saved = asyncio.run(_saved(settings, partitions))
+        for (topic, partition), parts in saved.items():
+            writer.add_rows("states", state_rows(topic, partition, parts))
+        if wanted.recompute:
+            recompute(settings, partitions, saved, writer, say)
         if (found := process_rows(settings.home)) is not None:
             writer.add_rows("processes", found)
         writer.finish(_run(settings, wanted, collected_ms, notes))
@@ -232,13 +239,7 @@ class _Gathering:
                 kept[name].append(table)
 
     def _low(self, topic: str, partition: int) -> int:
-        """The first offset that retention left."""
-        consumer = Consumer(kafka_settings(self.connection, "consumer", group=READER_GROUP))
-        try:
-            low, _ = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_S)
-            return int(low)
-        finally:
-            consumer.close()
+        return first_offset(self.connection, topic, partition)
 
     def _read(self, topic: str, partition: int) -> Iterator[Read]:
         """Records from the first of the time window on: timestamps need not rise, offsets do."""
@@ -326,14 +327,11 @@ def _view(engine: ClickHouse, view: str, topic: str, partition: int, offsets: tu
     return pa.Table.from_arrays(columns, names=SCHEMAS["audit"].names)
 
 
-async def _states(settings: Settings, partitions: dict[str, int]) -> list[dict[str, Any]]:
-    """Digests of the saved parts of detector state."""
+async def _saved(settings: Settings, partitions: dict[str, int]) -> dict[Place, Mapping[str, bytes]]:
+    """The saved parts of detector state of each partition of a log."""
     store = _store(settings)
-    rows: list[dict[str, Any]] = []
-    for topic in GROUPS[DETECT]:
-        for partition in range(partitions.get(topic, 0)):
-            rows += state_rows(topic, partition, (await store.load(topic, partition)).parts)
-    return rows
+    places = [(topic, partition) for topic in GROUPS[DETECT] for partition in range(partitions.get(topic, 0))]
+    return {(topic, partition): (await store.load(LOG_NAMES[topic], partition)).parts for topic, partition in places}
 
 
 def _store(settings: Settings) -> SnapshotStore:

@@ -64,6 +64,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("part", _WORD),
         ("position", _LONG),
         ("row", _INT),
+        ("learns", pa.bool_()),
         ("digest", _TEXT),
     ),
     "signals": _schema(
@@ -71,6 +72,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("at_ms", _LONG),
         ("signal_id", _TEXT),
         ("endpoint", _WORD),
+        ("kind", _WORD),
         ("log_topic", _WORD),
         ("log_partition", _INT),
         ("log_offset", _LONG),
@@ -97,6 +99,18 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("signal_ids", pa.list_(_TEXT)),
     ),
     "replayed": _schema(("replay", _TEXT), ("entry", _LONG), ("action_id", _TEXT)),
+    # what an uninterrupted run on the same log says
+    "recomputed": _schema(("topic", _WORD), ("partition", _INT), ("end", _LONG), ("reason", _TEXT)),
+    "reference_outcomes": _schema(*_PLACE, ("row", _INT), ("outcome", pa.uint8()), ("flags", pa.uint32())),
+    "reference_signals": _schema(
+        ("signal_id", _TEXT),
+        ("endpoint", _WORD),
+        ("kind", _WORD),
+        ("log_topic", _WORD),
+        ("log_partition", _INT),
+        ("log_offset", _LONG),
+        ("digest", _TEXT),
+    ),
     # what was carried out
     "orders": _schema(
         ("partition", _INT),
@@ -162,10 +176,12 @@ SCHEMAS: dict[str, pa.Schema] = {
 | lost | offsets [first, last] that retention removed unread; `told`: people were |
 | commits | a committed offset as seen at a moment; `unfinished`: the smallest unfinished offset then, if it was known |
 | audit | a row of the views `predictions`, `verdicts` (with outcome) and `decisions` |
-| states | digest of a part's saved state after the log up to `position` and `row`; `run`: observed or reference |
+| states | digest of a part's saved state after the log up to `position` and `row`; `run`: observed or reference; `learns`: without an approved profile |
 | signals, views, commands | statements of detectors, what respond knew of an endpoint, people's words |
 | journal, decisions | entries of the journal, and each decision in them |
 | replayed | what a replay of the inputs of a journal's entry decided |
+| recomputed | a partition of a log that was computed again, below offset `end`; `reason`: why it was not, or not all of it |
+| reference_outcomes, reference_signals | what it then said |
 | orders | what a directive orders: a limit (caller) or the fallback (caller null); action_id null: nothing |
 | reports | what a Guard did in an interval; `fallbacks` served, `troubles`: errors, timeouts, an open breaker, by which it falls back by itself |
 | refused_calls | calls of one caller that a Guard refused in an interval, of signed reports |
@@ -181,6 +197,9 @@ OPTIONAL: dict[str, frozenset[str]] = {
     "windows": frozenset({"from_ms"}),
     "commits": frozenset({"unfinished"}),
     "audit": frozenset({"outcome"}),
+    "states": frozenset({"learns"}),
+    "signals": frozenset({"kind"}),
+    "recomputed": frozenset({"reason"}),
     "decisions": frozenset({"caller", "expires_ms", "signal_ids"}),
     "orders": frozenset({"caller", "action_id"}),
     "webhooks": frozenset({"reason"}),

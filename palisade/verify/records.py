@@ -111,6 +111,14 @@ def outcomes(read: Read) -> pa.Table | None:
         return None
 
 
+def signal_row(value: bytes) -> dict[str, Any]:
+    """What a signal says, as a row of `signals` without its place. Raises ValidationError."""
+    signal: Signal = Signal.from_bytes(value)
+    names = ("signal_id", "endpoint", "kind", "log_topic", "log_partition", "log_offset")
+    said = {name: getattr(signal, name) for name in names}
+    return said | {"digest": stable_id(signal.model_dump_json(exclude=_NUMBERS))}
+
+
 @dataclass(slots=True)
 class Reader:
     """Rows of all other topics. `keys`: who is believed, by endpoint; `signers`: who signs directives (None: anybody)."""
@@ -146,11 +154,7 @@ class Reader:
             self.add("dead_letters", [row | {"at_ms": read.at_ms}])
 
     def signal(self, read: Read, value: bytes) -> None:
-        signal: Signal = Signal.from_bytes(value)
-        names = ("signal_id", "endpoint", "log_topic", "log_partition", "log_offset")
-        said = {name: getattr(signal, name) for name in names}
-        digest = stable_id(signal.model_dump_json(exclude=_NUMBERS))
-        self.add("signals", [said | {"offset": read.offset, "at_ms": read.at_ms, "digest": digest}])
+        self.add("signals", [signal_row(value) | {"offset": read.offset, "at_ms": read.at_ms}])
 
     def endpoint_state(self, read: Read, value: bytes) -> None:
         view: EndpointState = EndpointState.from_bytes(value)

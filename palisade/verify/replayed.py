@@ -11,6 +11,7 @@ import pyarrow as pa
 from palisade.verify.columns import only
 from palisade.verify.finding import Break, Finding, earliest, moment
 from palisade.verify.history import History
+from palisade.verify.told_again import told_otherwise
 from schemas.topics import ACTIONS, SIGNALS
 
 OBSERVED, REFERENCE = "observed", "reference"
@@ -43,8 +44,12 @@ def state_equals_uninterrupted(history: History) -> Finding:
     if history.run.finished:
         broken += _ends(places)
     parts = {place[:3] for place in both}
-    nothing = "no digest of an uninterrupted run on the same log at the same place: give one with --reference"
-    return Finding(f"{len(both):,} digests of {len(parts):,} parts", earliest(broken), unjudged="" if both else nothing)
+    not_again = _not_again(history)
+    nothing = (
+        "no digest of an uninterrupted run on the same log: make one with --recompute, or give one with --reference"
+    )
+    unjudged = "" if both else "; ".join(not_again) or nothing
+    return Finding(f"{len(both):,} digests of {len(parts):,} parts", earliest(broken), not_again, unjudged)
 
 
 def _ends(places: dict[tuple[Any, ...], dict[str, str]]) -> Iterator[Break]:
@@ -64,9 +69,19 @@ def _ends(places: dict[tuple[Any, ...], dict[str, str]]) -> Iterator[Break]:
             )
 
 
+def _not_again(history: History) -> tuple[str, ...]:
+    """What was not computed again, and why."""
+    rows = history["recomputed"].to_pylist()
+    return tuple(f"{row['topic']}[{row['partition']}]: {row['reason']}" for row in rows if row["reason"] is not None)
+
+
 def reference_states(states: pa.Table) -> list[dict[str, Any]]:
-    """The states that another run observed, as those of the reference run."""
-    return [row | {"run": REFERENCE} for row in states.to_pylist() if row["run"] == OBSERVED]
+    """The states that another run observed, as those of the reference run.
+
+    Parts without an approved profile are left out: one place of the log knows several states of theirs, and which of them
+    was saved depends on when.
+    """
+    return [row | {"run": REFERENCE} for row in states.to_pylist() if row["run"] == OBSERVED and not row["learns"]]
 
 
 def _differing(place: tuple[Any, ...], one: str, its: str, other: str, others: str) -> Break:
@@ -86,10 +101,21 @@ def replay_has_no_new_effect(history: History) -> Finding:
     - Entries of the journal are numbered one after the other, each number once, with epochs that never fall.
     - An action id is decided once, its renewals apart; and a signal leads to one action on a target at most.
     - A replay of the inputs of an entry (`replayed`) decides the same action ids.
+    - An uninterrupted run on the same log (`recomputed`) tells the same outcomes, flags and signals; see `told_again.py`.
     """
-    broken = [*_signals(history), *_entries(history), *_decisions(history), *_replays(history)]
+    broken = [
+        *_signals(history),
+        *_entries(history),
+        *_decisions(history),
+        *_replays(history),
+        *told_otherwise(history),
+    ]
     counts = ", ".join(f"{history[name].num_rows:,} {what}" for name, what in _COUNTED)
-    unseen = () if "replayed" in history else ("what a replay by hand decides (judged on what happened)",)
+    evidence = {
+        "replayed": "what a replay by hand decides (judged on what happened)",
+        "recomputed": "what detect concludes again",
+    }
+    unseen = tuple(what for name, what in evidence.items() if name not in history)
     said = sum(history[name].num_rows for name, _ in _COUNTED)
     return Finding(counts, earliest(broken), unseen, "" if said else "nothing was said or decided")
 

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from palisade.verify.replayed import OBSERVED
 from schemas.ids import stable_id
 from streams.headed import split_head
 
 
-def state_rows(log: str, partition: int, parts: Mapping[str, bytes]) -> list[dict[str, Any]]:
-    """Rows of `states`, as observed, of the saved parts of a partition of a log.
+class Saved(NamedTuple):
+    """What a saved part says of itself: offset and row that it has applied, and the digest of its bytes.
 
-    A version that still learns its profile is left out: what it has learned moves between the rows that its part says
-    it has applied, so that two digests of one place may differ.
+    learns: it has no profile that somebody approved. What such a part learns moves with each record, also between the rows
+    that it says it has applied, so that it has several states at one place of the log.
     """
-    rows = []
-    for part, state in parts.items():
-        place = _applied(state)
-        if place is not None:
-            at = {"position": place[0], "row": place[1], "digest": stable_id(state.hex()), "run": OBSERVED}
-            rows.append(at | {"log": log, "partition": partition, "part": part})
-    return rows
+
+    position: int
+    row: int
+    learns: bool
+    digest: str
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.position, self.row
 
 
-def _applied(state: bytes) -> tuple[int, int] | None:
-    """Offset and row that a saved part has applied; None if its state is not told by them."""
+def saved_of(state: bytes) -> Saved | None:
+    """What the bytes of a part say; None if they are no part's."""
     try:
-        head, _ = split_head(state)
+        head, body = split_head(state)
         applied = head["applied"]
+        head.pop("through", None)  # when it was saved, not what
+        digest = stable_id(json.dumps(head, sort_keys=True), body.hex())
         if isinstance(applied, list):
-            return (int(applied[0]), int(applied[1])) if head["profile"] and not head.get("learned") else None
-        return int(applied), 0
+            return Saved(int(applied[0]), int(applied[1]), not head["profile"] or bool(head.get("learned")), digest)
+        return Saved(int(applied), 0, False, digest)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
+
+
+def state_row(log: str, partition: int, part: str, saved: Saved, run: str = OBSERVED) -> dict[str, Any]:
+    """A row of `states`. `log`: the topic."""
+    return {"run": run, "log": log, "partition": partition, "part": part} | saved._asdict()
+
+
+def state_rows(log: str, partition: int, parts: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Rows of `states`, as observed, of the saved parts of a partition of a log."""
+    found = {part: saved_of(state) for part, state in parts.items()}
+    return [state_row(log, partition, part, saved) for part, saved in found.items() if saved is not None]

@@ -28,7 +28,21 @@ RUN = Run(collected_ms=T0 + 600_000, endpoints=10)
 
 def history(seed: int = 1) -> History:
     """The clean history. Offsets begin at `FIRST`; each record has 1 to 5 events and comes 100 ms after the one before."""
-    return History(log_tables(seed) | acting_tables() | running_tables(), RUN)
+    run = log_tables(seed) | acting_tables() | running_tables()
+    return History(run | recomputed_tables(run["outcomes"], run["signals"]), RUN)
+
+
+def recomputed_tables(outcomes: pa.Table, signals: pa.Table) -> dict[str, pa.Table]:
+    """The same outcomes and signals, each once, as an uninterrupted run tells them of the whole log."""
+    end = FIRST + RECORDS
+    found = {"recomputed": [{"topic": PREDICTIONS, "partition": k, "end": end} for k in range(PARTITIONS)]}
+    for name, rows, key in (
+        ("outcomes", outcomes, ("topic", "partition", "offset", "row")),
+        ("signals", signals, ("signal_id",)),
+    ):
+        once = {tuple(row[each] for each in key): row for row in rows.to_pylist()}
+        found[f"reference_{name}"] = list(once.values())
+    return {name: table_of(name, rows) for name, rows in found.items()}
 
 
 def log_tables(seed: int = 1) -> dict[str, pa.Table]:
@@ -152,7 +166,8 @@ def acting_tables() -> dict[str, pa.Table]:
 def _signal(offset: int, signal_id: str, endpoint: str) -> Row:
     log = {"log_topic": PREDICTIONS, "log_partition": 0, "log_offset": FIRST + 5}
     return log | {
-        "offset": offset, "at_ms": ORDER_MS - 2_000, "signal_id": signal_id, "endpoint": endpoint, "digest": signal_id
+        "offset": offset, "at_ms": ORDER_MS - 2_000, "signal_id": signal_id, "endpoint": endpoint, "digest": signal_id,
+        "kind": "feature_drift",
     }  # fmt: skip
 
 
@@ -194,6 +209,7 @@ def running_tables() -> dict[str, pa.Table]:
             "part": part,
             "position": 90,
             "row": 2,
+            "learns": False,
             "digest": part,
         }
         for run in ("observed", "reference")
