@@ -19,7 +19,7 @@ MAX_HEADERS = 32
 MAX_HEADER_CHARS = 256
 """Headers that a dead letter keeps, and characters of each name and value."""
 MAX_DETAIL_CHARS = 500
-MAX_ERROR_CHARS, MAX_FRAMES = 200, 5
+MAX_ERROR_CHARS, MAX_FRAMES = 250, 5
 """Of what raised: characters of its words, and frames of its traceback, innermost first."""
 _PEEKED_BYTES = 65_536
 _FIELD = re.compile(rb'"(endpoint|caller)"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.){0,512}")')

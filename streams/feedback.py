@@ -23,7 +23,7 @@ from schemas.events import MAX_EVENT_BYTES, MAX_RECORD_BYTES, MAX_ROWS_PER_RECOR
 from schemas.feedback import Feedback
 from schemas.topics import FEEDBACK
 from schemas.wire import KIND_HEADER, SIGNATURE_HEADER
-from streams.deadletters import Place, dead_letter
+from streams.deadletters import Place, dead_letter, told
 from streams.decode.arrow import read_streams
 from streams.decode.headers import ARROW_MAGIC, SPACE, marks_of, shown
 from streams.decode.ipc import ArrowRefused, inspect
@@ -91,7 +91,7 @@ class FeedbackReader:
             except MACHINE_ERRORS:
                 raise
             except Exception as error:  # noqa: BLE001  no record may stop the audit of all others
-                failed = _Unusable("handler_failed", f"{type(error).__name__}: {error}")
+                failed = _Unusable("handler_failed", told("reading", error))
                 _bury(refusals, partition, records, index, seen, failed)
         return found, [dead(letter) for letter in refusals.dead_letters()]
 

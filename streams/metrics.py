@@ -90,7 +90,7 @@ class Metrics:
         self.run_seconds.labels(topic).observe(seconds)
 
     def joined(self, outcome: str, count: int) -> None:
-        """Feedback was looked up: `joined`, `ambiguous` or `no_prediction`."""
+        """Feedback was looked up: `joined`, `ambiguous`, `no_prediction` or `failed`."""
         self.labels.labels(outcome).inc(count)
 
     def sent(self, record: Outgoing) -> None:

@@ -18,13 +18,17 @@ from typing import Any
 import pyarrow as pa
 from pydantic_core import from_json
 
+from schemas.errors import MACHINE_ERRORS
 from schemas.feedback import Labelled
 from schemas.tables import RAW
 from schemas.topics import FEEDBACK, LABELLED
 from schemas.wire import KIND_HEADER
 from streams.audit.engine import ClickHouse, Parameter
 from streams.audit.rows import ARROW_SCHEMAS
+from streams.deadletters import Place, dead_letter, told
 from streams.metrics import Metrics
+from streams.outgoing import dead
+from streams.records import Outgoing
 from streams.transport.outbox import Confirmed, Outbox
 
 log = logging.getLogger(__name__)
@@ -96,10 +100,12 @@ class Round:
     labelled: list[Labelled]
     ambiguous: int
     no_prediction: int
+    dead: list[Outgoing]
+    """Letters of what cannot be joined, though its prediction is there."""
 
     @property
     def decided(self) -> int:
-        return len(self.labelled) + self.ambiguous + self.no_prediction
+        return len(self.labelled) + self.ambiguous + self.no_prediction + len(self.dead)
 
 
 class LabelJoin:
@@ -159,12 +165,13 @@ class LabelJoin:
         decided = self._decided(part, partition, found)
         part.stuck = bool(found) and not decided.decided
         if decided.decided:
-            await self._say(partition, decided.labelled)
+            await self._say(partition, decided)
             await asyncio.to_thread(self._note, partition, decided)
             part.done = decided.up_to
             self._metrics.joined("joined", len(decided.labelled))
             self._metrics.joined("ambiguous", decided.ambiguous)
             self._metrics.joined("no_prediction", decided.no_prediction)
+            self._metrics.joined("failed", len(decided.dead))
         return decided.decided == most and self._parts.get(partition) is part
 
     def _look(self, part: _Partition, partition: int) -> None:
@@ -176,6 +183,7 @@ class LabelJoin:
     def _decided(self, part: _Partition, partition: int, found: list[dict[str, Any]]) -> Round:
         """What is known of `found`, in order, up to the first row whose prediction may still come."""
         labelled: list[Labelled] = []
+        dead_ones: list[Outgoing] = []
         ambiguous = missing = 0
         up_to = part.done
         for row in found:
@@ -183,13 +191,15 @@ class LabelJoin:
             if row["found"] and not row["one"]:
                 ambiguous += 1
             elif row["found"]:
-                labelled.append(_labelled(partition, row))
+                one = _labelled_or_dead(partition, row)
+                labelled += [one] if isinstance(one, Labelled) else []
+                dead_ones += [one] if isinstance(one, Outgoing) else []
             elif self._may_come(part, at, row["broker_ms"]):
                 break
             else:
                 missing += 1
             up_to = at
-        return Round(up_to, labelled, ambiguous, missing)
+        return Round(up_to, labelled, ambiguous, missing, dead_ones)
 
     def _may_come(self, part: _Partition, at: Position, broker_ms: int) -> bool:
         """Whether the prediction of a feedback at `at` may not be inserted yet."""
@@ -202,16 +212,20 @@ class LabelJoin:
             return False
         return self._clock() - part.moved < RESTING_S
 
-    async def _say(self, partition: int, labelled: list[Labelled]) -> None:
+    async def _say(self, partition: int, decided: Round) -> None:
         """Sends the records in order and waits until the broker has all of them."""
         outbox = self._outbox()
         sent: list[asyncio.Future[Confirmed]] = []
         headers = ((KIND_HEADER, Labelled.KIND.encode()),)
-        for one in labelled:
+        for one in decided.labelled:
             value = one.to_bytes()
             await outbox.room(len(value))
             sent.append(outbox.send(LABELLED, one.endpoint.encode(), value, headers, partition))
         self._metrics.outputs.labels(Labelled.KIND).inc(len(sent))
+        for letter in decided.dead:
+            await outbox.room(len(letter.value))
+            self._metrics.sent(letter)
+            sent.append(outbox.send(letter.topic, letter.key, letter.value, letter.headers, letter.partition))
         await asyncio.gather(*sent)
 
     def _joined_up_to(self, partition: int) -> Position:
@@ -240,6 +254,21 @@ class LabelJoin:
         schema = ARROW_SCHEMAS["label_joins"]
         columns = [pa.array([noted[field.name]], field.type) for field in schema]
         self._engine.insert_arrow(f"{RAW}.label_joins", pa.Table.from_arrays(columns, schema=schema))
+
+
+def _labelled_or_dead(partition: int, row: Mapping[str, Any]) -> Labelled | Outgoing:
+    """A row that raises must not keep those behind it from being joined for ever."""
+    try:
+        one = _labelled(partition, row)
+        one.to_bytes()
+        return one
+    except MACHINE_ERRORS:
+        raise
+    except Exception as error:
+        log.exception("%s[%d] %d row %d cannot be joined", FEEDBACK, partition, row["offset"], row["row"])
+        at = Place(FEEDBACK, partition, row["offset"], row["broker_ms"], row["row"])
+        detail = told("joining it with its prediction", error)
+        return dead(dead_letter(at, "handler_failed", detail, None, endpoint=row["endpoint"]))
 
 
 def _labelled(partition: int, row: Mapping[str, Any]) -> Labelled:

@@ -5,7 +5,7 @@ What cannot be decoded gives no row here: the detect role dead-letters it, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -194,6 +194,22 @@ def feedback_rows(partition: int, records: Records, found: Iterable[FeedbackAt])
         rows.add((FEEDBACK, partition, records.offsets[one.record], one.row, ms), values)
     table = rows.table()
     return {"feedback": [table]} if table.num_rows else {}
+
+
+def kept_feedback(
+    partition: int, records: Records, found: Sequence[FeedbackAt]
+) -> tuple[Tables, list[tuple[int, Exception]]]:
+    """`feedback_rows` without those on which it raises, which bisection finds: offsets, and what each raised."""
+    try:
+        return feedback_rows(partition, records, found), []
+    except MACHINE_ERRORS:
+        raise
+    except Exception as error:  # noqa: BLE001  no feedback may stop the audit of all others
+        if len(found) == 1:
+            return {}, [(records.offsets[found[0].record], error)]
+    half = len(found) // 2
+    first, second = (kept_feedback(partition, records, part) for part in (found[:half], found[half:]))
+    return _together((first[0], second[0])), first[1] + second[1]
 
 
 def _answers(predictions: pa.Table) -> pa.Table:

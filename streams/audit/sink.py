@@ -35,8 +35,9 @@ from streams.audit.engine import (
     StorageFull,
     Unavailable,
 )
-from streams.audit.rows import Tables, feedback_rows, kept_rows, merged
+from streams.audit.rows import Tables, kept_feedback, kept_rows, merged
 from streams.audit.schema import prepare_tables
+from streams.deadletters import told
 from streams.failpoints import reach
 from streams.feedback import FeedbackReader
 from streams.health import HELD_S, Part
@@ -60,6 +61,11 @@ LEAVE_S = 10.0
 """What a rebalance or a stop waits for the last insert; what is not in by then is read again by the next owner."""
 IN_FLIGHT = 100_000
 """Runs of a topic that may wait for their insert; the transport's bytes are the bound that bites first."""
+
+
+OF_A_ROW = (RowRefused, pa.ArrowInvalid, UnicodeError, OverflowError)
+"""What a value of some row makes an insert raise, here or in ClickHouse. All else says something of the machine, the server
+or the configuration: no record is blamed for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +240,7 @@ class AuditSink:
         """Rows of the records of a partition's runs, made in a thread: ten thousand records take half a second."""
         started = time.perf_counter()
         if tp.topic == FEEDBACK:
-            tables = await self._feedback_of(tp, records, same[-1])
+            tables = await self._feedback_of(tp, records, same)
         else:
             make = partial(kept_rows, tp.topic, tp.partition, records, self._partitions)
             tables, lost = await asyncio.to_thread(make)
@@ -243,19 +249,22 @@ class AuditSink:
         self._metrics.run(tp.topic, len(records), time.perf_counter() - started)
         return tables
 
-    async def _feedback_of(self, tp: TP, records: Records, last: _Waiting) -> Tables:
-        """Rows of feedback; its dead letters are on their way, and `last` of its runs is not done before them."""
+    async def _feedback_of(self, tp: TP, records: Records, same: Sequence[_Waiting]) -> Tables:
+        """Rows of feedback; its dead letters are on their way, and the last of its runs is not done before them."""
         if self._feedback is None or self._outbox is None:
             raise RuntimeError("this sink was made without a reader of feedback")
         found, dead = self._feedback.read(tp.partition, records)
-        last.letters.extend([await self._send(letter, self._outbox()) for letter in dead])
-        return feedback_rows(tp.partition, records, found)
+        same[-1].letters.extend([await self._send(letter, self._outbox()) for letter in dead])
+        tables, lost = kept_feedback(tp.partition, records, found)
+        for offset, error in lost:
+            await self._skip(*tp, offset, error, same)
+        return tables
 
     async def _insert(self, name: str, table: pa.Table, token: str, live: Sequence[_Waiting]) -> None:
         """All rows but those that ClickHouse can never take, which bisection finds."""
         try:
             await self._until_done(partial(self._engine.insert_arrow, f"{RAW}.{name}", table, token), live)
-        except RowRefused as error:
+        except OF_A_ROW as error:
             if table.num_rows == 1:
                 (place,) = table.select(["topic", "partition", "offset"]).to_pylist()
                 await self._skip(place["topic"], place["partition"], place["offset"], error, live)
@@ -270,7 +279,7 @@ class AuditSink:
         """Goes on without a row. Its record, if it is one of `among`, is a dead letter: but a letter that cannot be kept
         leads to no further letter."""
         self._metrics.records_skipped.inc()
-        detail = f"{type(error).__name__}: {error}"
+        detail = told("making its row", error)
         log.error("%s[%d] %d is not in the audit: %.300s", topic, partition, offset, detail)
         if self._outbox is None or topic == DEAD_LETTERS:
             return

@@ -6,8 +6,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +16,12 @@ from schemas.deadletter import DeadLetter
 from schemas.feedback import Labelled
 from schemas.tables import RAW, TABLES, VIEWS, all_ddl
 from schemas.topics import DEAD_LETTERS, FEEDBACK, LABELLED, PREDICTIONS
-from streams.audit import labels
+from streams.audit import labels, rows
 from streams.audit.engine import EmbeddedClickHouse, ServerClickHouse, Unavailable
 from streams.audit.http_port import HttpPort
 from streams.audit.labels import LATEST_S, RESTING_S
+from streams.feedback import FeedbackAt
+from streams.records import Records
 from tests.audit.http_asking import WRITER_TOKEN
 from tests.audit.labelling import LATELY, Labelling, feedback, once, position, prediction
 
@@ -296,6 +299,49 @@ def test_hostile_feedback_is_dead_lettered_and_stops_no_label(stage: Labelling) 
     assert [one.request_id for one in stage.said()] == ["a"]
     letters = [DeadLetter.from_bytes(sent.value or b"") for sent in stage.outbox.of(DEAD_LETTERS)]
     assert [letter.log_offset for letter in letters] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_label_on_which_joining_raises_is_a_dead_letter_and_those_behind_it_are_joined(
+    stage: Labelling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled = labels._labelled
+
+    def broken(partition: int, row: Any) -> Labelled:
+        if row["request_id"] == "b":
+            raise ZeroDivisionError("planted")
+        return labelled(partition, row)
+
+    monkeypatch.setattr(labels, "_labelled", broken)
+    stage.insert(PREDICTIONS, [prediction("a"), prediction("b"), prediction("c")])
+    stage.insert(FEEDBACK, [feedback("a"), feedback("b"), feedback("c")])
+    stage.round()
+    stage.restart()
+    stage.round()
+
+    assert [one.request_id for one in stage.said()] == ["a", "c"]
+    (letter,) = [DeadLetter.from_bytes(sent.value or b"") for sent in stage.outbox.of(DEAD_LETTERS)]
+    assert (letter.reason, letter.log_topic, letter.log_offset) == ("handler_failed", FEEDBACK, 1)
+    assert letter.detail.startswith("joining it with its prediction: ZeroDivisionError: planted; at test_labels.py:")
+
+
+def test_feedback_of_which_no_row_can_be_made_is_a_dead_letter_and_the_others_are_rows(
+    stage: Labelling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = rows.feedback_rows
+
+    def broken(partition: int, records: Records, found: Sequence[FeedbackAt]) -> rows.Tables:
+        if any(one.feedback.request_id == "b" for one in found):
+            raise OverflowError("planted")
+        return make(partition, records, found)
+
+    monkeypatch.setattr(rows, "feedback_rows", broken)
+    stage.insert(PREDICTIONS, [prediction("a"), prediction("b"), prediction("c")])
+    stage.insert(FEEDBACK, [feedback("a"), feedback("b"), feedback("c")])
+    stage.round()
+
+    assert [one.request_id for one in stage.said()] == ["a", "c"]
+    (letter,) = [DeadLetter.from_bytes(sent.value or b"") for sent in stage.outbox.of(DEAD_LETTERS)]
+    assert (letter.reason, letter.log_topic, letter.log_offset) == ("not_audited", FEEDBACK, 1)
 
 
 @pytest.mark.slow

@@ -312,7 +312,8 @@ def test_a_record_that_no_rows_can_be_made_of_is_skipped_counted_and_named(
         assert sink._metrics.records_skipped._value.get() == 1
 
     asyncio.run(story())
-    assert f"{SIGNALS}[0] 5 is not in the audit: ZeroDivisionError: planted" in caplog.messages
+    told = f"{SIGNALS}[0] 5 is not in the audit: making its row: ZeroDivisionError: planted; at test_sink.py:"
+    assert any(message.startswith(told) for message in caplog.messages)
 
 
 def test_what_is_not_audited_is_a_dead_letter_and_its_run_is_done_when_that_is_confirmed() -> None:
@@ -331,6 +332,36 @@ def test_what_is_not_audited_is_a_dead_letter_and_its_run_is_done_when_that_is_c
         outbox.confirm()
         await settled()
         assert run.finished
+
+    asyncio.run(story())
+
+
+def test_a_row_that_cannot_be_encoded_is_a_dead_letter_and_an_exhausted_machine_blames_no_row() -> None:
+    class Engine(FakeEngine):
+        error: type[Exception] = pa.ArrowInvalid
+
+        def insert_arrow(self, table: str, rows: pa.Table, token: str | None = None) -> None:
+            if "odd" in rows["caller"].to_pylist():
+                raise self.error("planted")
+            super().insert_arrow(table, rows, token)
+
+    async def story() -> None:
+        outbox, engine = FakeOutbox(), Engine()
+        sink = AuditSink(engine, Metrics("audit"), outbox=lambda: outbox)  # type: ignore[arg-type,return-value]
+        await sink.handle(run_of([as_json(), as_json(caller="odd"), as_json()]))
+        await sink.flush()
+        (sent,) = outbox.sent
+        letter = DeadLetter.from_bytes(sent.value or b"")
+        assert (letter.reason, letter.log_offset) == ("not_audited", 1)
+        assert letter.detail.startswith("making its row: ArrowInvalid: planted; at ")
+        assert sum(rows for table, rows, _ in engine.inserts if table == f"{RAW}.predictions") == 2
+
+        engine.error = MemoryError
+        run = run_of([as_json(caller="odd")], first=3)
+        await sink.handle(run)
+        with pytest.raises(MemoryError):
+            await sink.flush()
+        assert (len(outbox.sent), run.finished) == (1, False)
 
     asyncio.run(story())
 
