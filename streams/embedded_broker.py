@@ -16,10 +16,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import confluent_kafka
 
@@ -33,13 +33,15 @@ PARTITION_BYTES = 5 << 20  # retention of the mock cluster, fixed in librdkafka
 FETCH_WAIT_MS = 10  # an empty fetch waits its full time here, whatever arrives meanwhile: this is the latency
 COMMAND_GAP_S = 0.001  # a command that comes as another is answered may not wake librdkafka's thread for a second
 _PRODUCER = 0  # rd_kafka_type_t
+Api = Literal["Produce", "OffsetCommit"]
+API_KEYS: Mapping[Api, int] = {"Produce": 0, "OffsetCommit": 8}
 
 
 class EmbeddedBroker:
     """One broker on a free loopback port, with the given topics. A context manager; one per process is enough.
 
     Where the wheel's library does not offer the C functions, a plain mock cluster is started instead: its topics come
-    into being on first use with four partitions, and `down` and `up` raise RuntimeError.
+    into being on first use with four partitions, and `down`, `up` and `refuse` raise RuntimeError.
     """
 
     def __init__(self, topics: Mapping[str, int]) -> None:
@@ -77,6 +79,14 @@ class EmbeddedBroker:
     def up(self) -> None:
         self._call("rd_kafka_mock_broker_set_up", 1)
 
+    def refuse(self, api: Api, errors: Sequence[int]) -> None:
+        """The next requests of this kind, whoever sends them, are answered with these errors, one each, and not carried out.
+
+        errors: codes of `confluent_kafka.KafkaError`, as the protocol numbers them.
+        """
+        listed = (ctypes.c_int * len(errors))(*errors)
+        self._call("rd_kafka_mock_push_request_errors_array", API_KEYS[api], len(errors), listed)
+
     def create_topic(self, name: str, partitions: int) -> None:
         """Raises RuntimeError when it exists already."""
         self._call("rd_kafka_mock_topic_create", name.encode(), partitions, 1)
@@ -92,7 +102,7 @@ class EmbeddedBroker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.stop()
 
-    def _call(self, function: str, *arguments: int | bytes) -> None:
+    def _call(self, function: str, *arguments: int | bytes | ctypes.Array[ctypes.c_int]) -> None:
         if self._library is None:
             raise RuntimeError("the embedded broker runs without the C functions, or not at all")
         time.sleep(COMMAND_GAP_S)
@@ -143,6 +153,11 @@ def _load() -> ctypes.CDLL:
         ("rd_kafka_mock_group_initial_rebalance_delay_ms", None, [pointer, ctypes.c_int32]),
         ("rd_kafka_mock_broker_set_down", number, [pointer, ctypes.c_int32]),
         ("rd_kafka_mock_broker_set_up", number, [pointer, ctypes.c_int32]),
+        (
+            "rd_kafka_mock_push_request_errors_array",
+            None,
+            [pointer, ctypes.c_int16, ctypes.c_size_t, ctypes.POINTER(number)],
+        ),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

@@ -85,7 +85,7 @@ class Readers:
         self._admin = AdminClient(kafka_settings(connection, "admin"))
 
     def look(self, now_ms: int) -> list[Behind]:
-        """Every role that is in use, topic by topic. Raises KafkaException where nobody answers."""
+        """Every role that is in use, topic by topic. Raises KafkaException or TimeoutError where nobody answers."""
         topics = sorted({topic for read in READ.values() for topic in read})
         known = self._admin.list_topics(timeout=ANSWER_S).topics
         partitions = [TP(topic, number) for topic in topics if topic in known for number in known[topic].partitions]
@@ -170,8 +170,8 @@ class Readers:
         for place, future in self._admin.list_offsets(wanted, request_timeout=ANSWER_S).items():
             try:
                 found[TP(place.topic, place.partition)] = int(future.result(ANSWER_S).offset)
-            except KafkaException as error:
-                log.info("%s[%d] tells no offsets: %s", place.topic, place.partition, error)
+            except KafkaException as error:  # its leader is away, or nobody has written to it
+                log.debug("%s[%d] tells no offsets: %s", place.topic, place.partition, error)
         return found
 
     def _committed(self, role: Role, partitions: Sequence[TP]) -> dict[TP, int | None]:
@@ -227,8 +227,8 @@ async def watch(
         if active():
             try:
                 found = await asyncio.to_thread(look, int(time.time() * 1000))
-            except KafkaException as error:
-                log.warning("how far the roles are behind is not known: %s", error)
+            except Exception as error:  # noqa: BLE001 - a broker that is away must not end who only watches
+                log.warning("how far the roles are behind is not known: %r", error)
             else:
                 for one in found:
                     share.labels(one.role, one.topic).set(one.share)

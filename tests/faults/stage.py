@@ -30,10 +30,22 @@ from responders.signing import SigningKey
 from schemas.config import EndpointConfig, KafkaConfig, PalisadeConfig
 from schemas.roles import group_of
 from schemas.signals import Signal
-from schemas.topics import COMMANDS, FEEDBACK, LABELLED, PREDICTIONS, REPORTS, REQUESTS, RESPONSES, SIGNALS, SNAPSHOTS
+from schemas.topics import (
+    COMMANDS,
+    FEEDBACK,
+    LABELLED,
+    PREDICTIONS,
+    REPORTS,
+    REQUESTS,
+    RESPONSES,
+    SIGNALS,
+    SNAPSHOTS,
+    TOPICS,
+)
 from schemas.wire import KIND_HEADER
 from streams.admin import cluster_of, create_topics
 from streams.audit.rows import AUDITED
+from streams.embedded_broker import EmbeddedBroker
 from streams.failpoints import VARIABLE, Point
 from streams.reading import read_newest, read_to_end
 from streams.records import header_of, headers_of
@@ -58,10 +70,12 @@ READS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What to start. `kafka`: a broker of its own on Apache Kafka, else the embedded one. `replicas`: of each role;
+    """What to start. `kafka`: a broker of its own on Apache Kafka, else the embedded one; `inside`: in the test's own process,
+    where it can be told to refuse. `replicas`: of each role;
     `roles`: which run at all. `env`: of all roles. `endpoints`: further ones, for caps that count endpoints."""
 
     kafka: bool = False
+    inside: bool = False
     partitions: int = PARTITIONS
     replicas: Mapping[str, int] = field(default_factory=dict)
     roles: Sequence[str] = ALL_ROLES
@@ -83,6 +97,7 @@ class Stage:
         self.ended: list[tuple[str, int]] = []
         self.outages: list[dict[str, Any]] = []
         self.broker: ApacheKafka | None = None
+        self.embedded: EmbeddedBroker | None = None
         self._expected: Counter[str] = Counter()
         self._exits = ExitStack()
         self._notes = ProcessNotes(folder / "dev")
@@ -133,6 +148,11 @@ class Stage:
             create_topics(self.connection_to(self.broker.bootstrap), self.setup.partitions, 1)
             self._exits.enter_context(self.supervisor)
             return self.broker.bootstrap
+        if self.setup.inside:
+            topics = {spec.name: spec.partitions(self.setup.partitions) for spec in TOPICS}
+            self.embedded = self._exits.enter_context(EmbeddedBroker(topics))
+            self._exits.enter_context(self.supervisor)
+            return self.embedded.bootstrap
         self._exits.enter_context(self.supervisor)
         return start_broker(self.supervisor, self.setup.partitions)
 

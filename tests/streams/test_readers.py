@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from responders.alerts import alert_for
 from responders.decide import Reader, decide
@@ -133,6 +133,28 @@ def test_what_is_told_of_a_reader_is_a_critical_alert_with_what_to_do() -> None:
     _, (ended,) = decide(RespondState(), over, NOW, mandate())
     assert (told := alert_for(ended)) is not None
     assert told.severity == "info"
+
+
+@pytest.mark.parametrize("away", [KafkaException("away"), TimeoutError(), ValueError("an odd answer")])
+def test_a_broker_that_does_not_answer_is_asked_again(away: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers_module, "LOOK_EVERY_S", 0.0)
+    answers: list[Exception | None] = [away, away, None]
+
+    def look(_: int) -> list[Behind]:
+        if (error := answers.pop(0)) is not None:
+            raise error
+        return [Behind("audit", PREDICTIONS, 0, 0.5)]
+
+    async def story() -> None:
+        heard = asyncio.Event()
+        watching = asyncio.ensure_future(
+            watch(look, lambda _: heard.set(), lambda: bool(answers), Metrics("respond").reader_share)
+        )
+        await asyncio.wait_for(heard.wait(), 60)
+        watching.cancel()
+
+    asyncio.run(story())
+    assert answers == []
 
 
 def test_only_the_active_responder_looks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,54 @@
+"""What the tests of outages share: how long one lasts, and how far a role has come meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+from confluent_kafka import Consumer, TopicPartition
+
+from schemas.actions import JournalEntry
+from schemas.roles import Role, group_of
+from schemas.topics import ACTIONS
+from streams.reading import read_to_end
+from streams.transport.settings import kafka_settings
+from tests.faults.stage import Stage
+from tests.support.waiting import until
+
+
+def await_beats(stage: Stage, beats: int) -> None:
+    """So many more beats of the load, however long they take."""
+    goal = stage.load.beats + beats
+    until(lambda: stage.load.beats >= goal, f"beat {goal}", 120)
+
+
+def lasts(seconds: float) -> None:
+    """The time that an outage takes: it is the fault itself, and nothing is awaited."""
+    threading.Event().wait(seconds)
+
+
+def committed(stage: Stage, role: Role, topics: Iterable[str]) -> int:
+    """What a role has committed of these topics, over all partitions."""
+    consumer = Consumer(kafka_settings(stage.connection, "consumer", group=group_of(role)))  # type: ignore[arg-type]
+    try:
+        known = consumer.list_topics(timeout=30).topics
+        places = [TopicPartition(topic, number) for topic in topics for number in known[topic].partitions]
+        return sum(max(0, place.offset) for place in consumer.committed(places, timeout=30))
+    finally:
+        consumer.close()
+
+
+def written(stage: Stage, topic: str) -> int:
+    """How much was ever written to a topic."""
+    consumer = Consumer(kafka_settings(stage.connection, "consumer", group="palisade.tests"))  # type: ignore[arg-type]
+    try:
+        known = consumer.list_topics(timeout=30).topics[topic].partitions
+        return sum(consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=30)[1] for number in known)
+    finally:
+        consumer.close()
+
+
+def alerted(stage: Stage, reason: str) -> list[str]:
+    """What people were told for this reason, by the journal."""
+    entries = [JournalEntry.from_bytes(m.value() or b"") for m in read_to_end(stage.connection, ACTIONS, 0)]
+    return [one.detail for entry in entries for one in entry.decisions if (one.kind, one.reason) == ("notify", reason)]
