@@ -30,6 +30,7 @@ WHY: Final[dict[Reason, str]] = {
     "configuration_changed": "the configuration no longer allows it",
     "person_commanded": "a person commanded it",
     "told_people": "the policy says to tell people",
+    "journal_lost": "the journal was gone, and with it who ordered this and why",
     "endpoint_cap": "as many endpoints as the cap allows are on fallback already",
     "endpoint_pace": "as many endpoints as the pace allows were put on fallback in the last minute",
     "caller_cap": "as many callers as the cap allows are limited already: this looks distributed",
@@ -59,6 +60,7 @@ WHY: Final[dict[Reason, str]] = {
 _CRITICAL: Final = frozenset(
     {
         "mass_trip",
+        "journal_lost",
         "caller_cap",
         "endpoint_cap",
         "fallback_not_healthy",

@@ -28,6 +28,7 @@ Reason = Literal[
     "configuration_changed",
     "person_commanded",
     "told_people",
+    "journal_lost",
     "webhook_delivered",
     # why something is not done: the rail that refused it
     "endpoint_cap",

@@ -142,7 +142,7 @@ TOPICS: tuple[TopicSpec, ...] = (
         "endpoint",
         "each endpoint's wanted state, signed; the kill switch",
         ("respond", "operators"),
-        ("serving", "audit", *WHO_LOOK, "verifiers"),
+        ("serving", "respond", "audit", *WHO_LOOK, "verifiers"),
         True,
         compacted=True,
     ),

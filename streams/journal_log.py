@@ -10,19 +10,21 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 from pydantic import ValidationError
 
 from responders import journal
+from responders.signing import Keyring
 from responders.state import RespondState, from_bytes
-from schemas.actions import JournalEntry
-from schemas.errors import StateRefused
+from schemas.actions import Directive, JournalEntry
+from schemas.errors import SignatureRefused, StateRefused
 from schemas.roles import transactional_id_of
-from schemas.topics import ACTIONS, RESPOND_STATE
+from schemas.topics import ACTIONS, DIRECTIVES, RESPOND_STATE
 from schemas.wire import KIND_HEADER
-from streams.reading import ends_of, read_to_end
-from streams.records import headers_of
+from streams.reading import ends_of, read_to_end, tail
+from streams.records import header_of, headers_of, listed
 from streams.transport.settings import KafkaConnection, kafka_settings
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ OFFSET_HEADER = "journal-offset"
 STATES_READ = 4
 """Saved states that a takeover looks at, newest first in what they know: a process that was replaced may have written last."""
 
+DIRECTIVES_READ = 10_000
+"""Directives of each partition that are looked at where the journal is gone: what holds is sent again each second."""
 _NOT_THERE = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 
 
@@ -105,7 +109,15 @@ class Journal:
             self._failures.append(error)
 
 
-def take_over(connection: KafkaConnection, *, fenced: bool) -> tuple[RespondState, Journal]:
+class TakenOver(NamedTuple):
+    """What a takeover found. `lost`: the journal is empty, or ends before what the saved state knows of it."""
+
+    state: RespondState
+    journal: Journal
+    lost: bool
+
+
+def take_over(connection: KafkaConnection, *, fenced: bool) -> TakenOver:
     """Fences the old process, reads state and journal to their ends, and commits the entry that begins the next epoch.
 
     Blocking. KafkaException or TimeoutError on failure: this process must end, and nothing is lost.
@@ -113,7 +125,8 @@ def take_over(connection: KafkaConnection, *, fenced: bool) -> tuple[RespondStat
     opened = Journal(connection, fenced=fenced)
     state, offset = _saved_state(connection)
     end = ends_of(connection, [TopicPartition(ACTIONS, 0)]).get((ACTIONS, 0), offset)
-    if end < offset:
+    cut = end < offset
+    if cut:
         log.error("%s ends at %d, before the %d of the saved state: all of it is read", ACTIONS, end, offset)
         offset = 0
     opened.next_offset = offset
@@ -124,7 +137,21 @@ def take_over(connection: KafkaConnection, *, fenced: bool) -> tuple[RespondStat
         replayed.waiting.pop(key, None)
     taken, entry = journal.takeover(replayed, int(time.time() * 1000))
     opened.commit([entry])
-    return taken, opened
+    return TakenOver(taken, opened, cut or not replayed.entry)
+
+
+def standing_directives(connection: KafkaConnection, signed_by: Keyring) -> list[Directive]:
+    """The last directives on Kafka that bear a signature of ours, oldest first in each partition. Blocking."""
+    found = []
+    for message in tail(connection, DIRECTIVES, DIRECTIVES_READ):
+        value, headers = message.value() or b"", listed(message.headers())
+        if header_of(headers, KIND_HEADER) == Directive.KIND.encode():
+            try:
+                signed_by.verify(Directive.KIND, value, headers)
+                found.append(Directive.from_bytes(value))
+            except (SignatureRefused, ValidationError):
+                log.warning("%s holds a directive that is not ours: it is passed over", DIRECTIVES)
+    return found
 
 
 def _entries(connection: KafkaConnection, opened: Journal, offset: int) -> Iterator[JournalEntry]:

@@ -24,6 +24,7 @@ from responders.alerts import alert_for
 from responders.decide import Clock, Delivered, Input
 from responders.directives import directive_for, due, mark_failed, mark_sent
 from responders.mandate import Mandate
+from responders.recovery import adopt
 from responders.signing import Keyring, SigningKey
 from responders.state import RespondState, input_key, to_bytes
 from responders.webhook_responder import WebhookResponder, sentence
@@ -38,7 +39,15 @@ from streams.deadletters import told
 from streams.deciding import Decided, Decider
 from streams.failpoints import reach
 from streams.health import Part
-from streams.journal_log import OFFSET_HEADER, STATE_KEY, Journal, JournalAway, take_over
+from streams.journal_log import (
+    OFFSET_HEADER,
+    STATE_KEY,
+    Journal,
+    JournalAway,
+    TakenOver,
+    standing_directives,
+    take_over,
+)
 from streams.metrics import Metrics
 from streams.outgoing import dead_record
 from streams.records import Outgoing, Records, header_of
@@ -102,6 +111,7 @@ class RespondRole:
         it is needed."""
         self._connection = connection
         self._webhooks = webhooks or WebhookResponder({})
+        self._mandate = mandate
         self._decider = Decider(mandate, metrics)
         self._key = signing_key
         self._operators = operators
@@ -142,9 +152,10 @@ class RespondRole:
             return
         async with self._lock:
             began = time.monotonic()
-            state, opened = await asyncio.to_thread(take_over, self._connection, fenced=self._fenced)
+            taken = await asyncio.to_thread(take_over, self._connection, fenced=self._fenced)
+            state = await self._recovered(taken) if taken.lost else taken.state
             expected = set(state.waiting.get(_SIGNALS_KEY, ()))
-            self._active = _Active(state, opened, state.entry, time.monotonic(), expected=expected)
+            self._active = _Active(state, taken.journal, state.entry, time.monotonic(), expected=expected)
             self._away = False
             self._lease_until = time.monotonic() + LEASE_S
             self._webhooks.start(self._has_lease)
@@ -152,6 +163,17 @@ class RespondRole:
             self._publish(self._active, _now_ms())
         took_s = time.monotonic() - began
         log.warning("respond is active after %.1f s: epoch %d, entry %d", took_s, state.epoch, state.entry)
+
+    async def _recovered(self, taken: TakenOver) -> RespondState:
+        """Without its journal a responder would forget what holds, and guards would refuse its epochs."""
+        ours = Keyring([self._key.public_base64])
+        directives = await asyncio.to_thread(standing_directives, self._connection, ours)
+        state, decisions = adopt(taken.state, directives, _now_ms(), self._mandate)
+        state, entries = journal.record(state, [], decisions, _now_ms())
+        if entries:
+            await asyncio.to_thread(taken.journal.commit, entries)
+        self._tell(decisions)
+        return state
 
     async def leave(self, revoked: frozenset[TP]) -> None:
         """Another process takes over: nothing more is decided here."""

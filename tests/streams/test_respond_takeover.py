@@ -247,3 +247,51 @@ def test_signals_that_begin_anew_are_decided_although_their_offsets_were_answere
             assert second._active.state.record("b").route is not None
 
     asyncio.run(story())
+
+
+def check_a_lost_journal(connection: KafkaConnection, journal_gone: Callable[[], None]) -> None:
+    """What the directives order is kept to its end, under a higher epoch, and a caller who is limited stays so."""
+
+    async def story() -> None:
+        async with role_on(connection, fenced=True) as first:
+            await first.join(OURS)
+            await first.handle(two_floods())
+            await first.handle(trouble("b", first=3))
+            await tick(first, lambda: first.kept() == {})
+            await first.lose(OURS)
+        before = {each.endpoint: each for each in await asyncio.to_thread(directives_on, connection)}
+        journal_gone()
+        async with role_on(connection, fenced=True) as second:
+            await second.join(OURS)
+            assert second._active is not None
+            state = second._active.state
+            assert {caller: action.action_id for caller, action in state.record("a").limits.items()} == {
+                limit.caller: limit.action_id for limit in before["a"].limits
+            }
+            assert state.action("b", None) is not None
+            await tick(second, lambda: second._active is not None and len(second._active.state.seen.sent) == 2)
+            assert len(state.record("a").limits) == 2, "nothing is released as recovered"
+            await second.lose(OURS)
+        entries = await asyncio.to_thread(journal_on, connection)
+        told = [(d.kind, d.reason) for entry in entries for d in entry.decisions if d.kind == "notify"]
+        assert told == [("notify", "journal_lost")]
+        after = {each.endpoint: each for each in await asyncio.to_thread(directives_on, connection)}
+        for name, directive in after.items():
+            assert directive.epoch > before[name].epoch
+            assert directive.issued_ms + directive.ttl_ms <= before[name].issued_ms + before[name].ttl_ms
+
+    asyncio.run(story())
+
+
+@pytest.mark.kafka
+def test_where_journal_and_state_are_gone_what_the_directives_order_is_kept(
+    real: KafkaConnection, kafka: RealKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> None:
+        for name in ("ACTIONS", "RESPOND_STATE"):
+            topic = kafka.unique(name.lower())
+            kafka.create_topics({topic: 1})
+            for module in (respond, journal_log):
+                monkeypatch.setattr(module, name, topic, raising=False)
+
+    check_a_lost_journal(real, gone)
