@@ -19,8 +19,8 @@ def every_event_ends_once(history: History) -> Finding:
       then its one outcome is a dead row 0, and its dead letter is of all its bytes.
     - In flight is what lies at or above the committed offset of detect, unless the run is finished.
     - There is no outcome of what is not there; a record with dead events has a dead letter, and the reverse.
-    - Each record that a producer was told is stored (`sent`) is there or lost; what is lost was told to people, and has
-      no outcome. Of each producer: attempted = acked + rejected (`producers`).
+    - Each record that a producer was told is stored (`sent`) is there or lost; what is lost was told to people, and gets no
+      outcome after that (a loss is told from the committed offset on: what was told before it stands). Of each producer: attempted = acked + rejected (`producers`).
 
     The first counter-example is that of the oldest record.
     """
@@ -44,10 +44,12 @@ def every_event_ends_once(history: History) -> Finding:
         unseen.append("whether dead-lettered events have dead letters")
     if "lost" not in history:
         unseen.append("what retention removed unread")
+    gone = sum(int((of["last"] - of["first"] + 1).sum()) for place, of in lost.items() if place[0] in JUDGED)
     idle = f"none of the {events:,} events is below the committed offset of {DETECT}" if events else "no event is there"
     settled = any(log.settled > log.first for log in logs)
     return Finding(
-        f"{events:,} events: {scored:,} scored, {ended - scored:,} dead-lettered, {max(0, events - ended):,} in flight",
+        f"{events:,} events: {scored:,} scored, {ended - scored:,} dead-lettered, {max(0, events - ended):,} in flight"
+        + (f"; {gone:,} offsets lost" if gone else ""),
         earliest(broken),
         tuple(unseen),
         "" if settled and events else idle,
@@ -106,7 +108,8 @@ def _lost(log: Log, lost: Columns | None) -> Iterator[Break]:
     for first, last, at_ms, told in zip(lost["first"], lost["last"], lost["at_ms"], lost["told"], strict=True):
         if told != 1:
             yield Break(int(at_ms), f"{log.name} lost offsets {first} to {last} to retention, and nobody was told")
-        both = log.outcomes["offset"][(log.outcomes["offset"] >= first) & (log.outcomes["offset"] <= last)]
+        inside = (log.outcomes["offset"] >= first) & (log.outcomes["offset"] <= last)
+        both = log.outcomes["offset"][inside & (log.outcomes["at_ms"] > at_ms)]
         if len(both):
             yield Break(int(at_ms), f"{log.name} offset {both[0]} counts as lost, and has an outcome")
 

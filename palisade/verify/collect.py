@@ -7,6 +7,7 @@ there. Topics are written to the history part by part; what stays in memory is 2
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,11 +24,12 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from palisade.queries import Query, ask, reader
 from palisade.settings import Settings
 from palisade.verify.columns import Longs, Place
-from palisade.verify.history import SCHEMAS, HistoryWriter, Run
+from palisade.verify.history import SCHEMAS, History, HistoryWriter, Run
 from palisade.verify.logs import AUDIT, DETECT, JUDGED
+from palisade.verify.outages import audit_outages
 from palisade.verify.processes import process_rows
 from palisade.verify.recompute import recompute
-from palisade.verify.records import TAKEN, Read, Reader, log_record, outcomes
+from palisade.verify.records import TAKEN, Read, Reader, log_record, lost_row, outcomes
 from palisade.verify.states import state_rows
 from palisade.verify.webhook_events import webhook_rows
 from responders.signing import Keyring, SigningKey
@@ -106,6 +108,10 @@ def collect(settings: Settings, out: Path, wanted: Wanted, say: Say) -> None:
         if (found := process_rows(settings.home)) is not None:
             writer.add_rows("processes", found)
         writer.finish(_run(settings, wanted, collected_ms, notes))
+    if wanted.watch_s > 0:
+        seen = History.load(out)
+        rows = audit_outages(seen["commits"], seen["records"])
+        (out / "outages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _run(settings: Settings, wanted: Wanted, collected_ms: int, notes: list[str]) -> Run:
@@ -164,7 +170,7 @@ class _Gathering:
 
     def logs(self) -> dict[tuple[str, int], _Window]:
         """Records of the logs, and their outcomes. What no verdict that is kept can speak of is left out of the window."""
-        for name in ("windows", "records", "outcomes"):
+        for name in ("windows", "records", "outcomes", "lost"):
             self.writer.add_rows(name, [])
         windows = {}
         for topic in JUDGED:
@@ -210,6 +216,8 @@ class _Gathering:
         trimmed = self.since_ms > 0 or self._low(VERDICTS, partition) > 0
         told_from = None if trimmed else 0
         for read in self._read(VERDICTS, partition):
+            if (lost := lost_row(read)) is not None and lost["topic"] == topic:
+                self.writer.add_rows("lost", [lost])
             found = outcomes(read)
             found = found if found is None else found.filter(pc.equal(found["topic"], topic))
             if found is None or not found.num_rows:

@@ -24,7 +24,7 @@ from schemas.events import Prediction, ProfileActivated, Report, Tick
 from schemas.ids import stable_id
 from schemas.signals import EndpointState, Signal
 from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, REPORTS, SIGNALS, VERDICTS
-from schemas.verdicts import VERDICT_ROWS_KIND
+from schemas.verdicts import VERDICT_ROWS_KIND, Lost
 from schemas.wire import CONTENT_TYPE_HEADER, KIND_HEADER
 from streams.decode.headers import ARROW_MAGIC
 
@@ -109,6 +109,18 @@ def outcomes(read: Read) -> pa.Table | None:
         return named.cast(schema)
     except (pa.ArrowException, OSError, ValueError, KeyError):
         return None
+
+
+def lost_row(read: Read) -> dict[str, Any] | None:
+    """A row of `lost`; None if the record tells no loss. Who writes it counts the loss as well, and that pages people."""
+    if read.topic != VERDICTS or read.kind != Lost.KIND:
+        return None
+    try:
+        lost: Lost = Lost.from_bytes(read.value or b"")
+    except (ValidationError, RecursionError):
+        return None
+    place = {"topic": lost.log_topic, "partition": lost.log_partition, "first": lost.first, "last": lost.last}
+    return place | {"at_ms": read.at_ms, "told": True}
 
 
 def signal_row(value: bytes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from tests.faults.ground import NAMES, RESULTS
+from tests.verify.planted import counted
 
 FOLDERS = RESULTS.parent / "faults"
 """Logs and histories of the last run, until the next."""
@@ -33,8 +34,10 @@ def main() -> int:
         return 2
     line = json.loads(RESULTS.read_text())["line"]
     made = {each["fault"] for each in line["faults"] if each["runs"]}
+    line |= counted()
     sys.stdout.write(json.dumps(line) + "\n")
-    return 0 if status == 0 and not line["violations"] and made >= set(only or NAMES) else 1
+    found = line["planted_violations"] == line["planted_violations_found"]
+    return 0 if status == 0 and not line["violations"] and found and made >= set(only or NAMES) else 1
 
 
 if __name__ == "__main__":

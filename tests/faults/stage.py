@@ -270,10 +270,13 @@ class Stage:
         finally:
             consumer.close()
 
-    def history(self, *, finished: bool = True, name: str = "history") -> History:
-        """What this run left behind, with what only its driver knows: what was sent, commits all along, outages."""
+    def history(self, *, finished: bool = True, recompute: bool = False, name: str = "history") -> History:
+        """What this run left behind, with what only its driver knows: what was sent, commits all along, outages.
+
+        `recompute`: with what an uninterrupted run on the same logs says, for I3 and I6.
+        """
         out = self.folder / name
-        collect(self.settings, out, Wanted(finished=finished), lambda _: None)
+        collect(self.settings, out, Wanted(finished=finished, recompute=recompute), lambda _: None)
         found = History.load(out)
         commits = pa.concat_tables([table_of("commits", self.commits.rows), found["commits"]])
         more = {"commits": commits, "sent": table_of("sent", [*self.load.sent])}

@@ -86,7 +86,7 @@ _PLANTED: list[tuple[str, str, str, Change, str]] = [
      f"offset {FIRST + RECORDS + 4}: its producer was told that it is stored, but no record lies there"),
     ("I1", "a loss of which nobody was told", "lost", where({"told": False}, partition=1),
      r"\[1\] lost offsets 20 to 30 to retention, and nobody was told"),
-    ("I1", "a loss of what was scored", "lost", also(first=AT, last=AT),
+    ("I1", "a lost record that is scored all the same", "lost", also(first=AT, last=AT, at_ms=T0),
      f"offset {AT} counts as lost, and has an outcome"),
     ("I1", "a dead row without a letter", "dead_letters", without(partition=1, offset=FIRST + MIXED),
      f"offset {FIRST + MIXED} has dead-lettered events, but no dead letter"),

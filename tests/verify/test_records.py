@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from palisade.verify.records import Read, Reader, events_in, log_record, outcomes
+from palisade.verify.records import Read, Reader, events_in, log_record, lost_row, outcomes
 from responders.signing import Keyring, SigningKey
 from schemas.actions import CallerLimit, Command, Decision, Directive, JournalEntry
 from schemas.deadletter import DeadLetter
@@ -29,6 +29,7 @@ from schemas.topics import (
 from schemas.wire import KIND_HEADER, Wire
 from streams.deadletters import Place, dead_letter
 from streams.decode import Decoder
+from streams.outgoing import lost_record
 from streams.verdicts import row_verdicts
 from tests.decode.cases import arrow_stream, as_json, event, schema_of
 from tests.decode.test_bad_input import BAD
@@ -126,6 +127,16 @@ def signal(**fields: Any) -> Signal:
         "score": 3.0, "threshold": 1.0, "first_ms": 1, "at_ms": 2, "log_topic": REPORTS, "log_partition": 0, "log_offset": 5,
     }  # fmt: skip
     return Signal.model_validate(base | fields)
+
+
+def test_what_retention_removed_is_a_loss_that_people_were_told_and_nothing_else_is():
+    told = lost_record(REPORTS, 0, 3, 9, 5)
+    found = Read(VERDICTS, 0, 7, 1_000, None, dict(told.headers), told.value)
+
+    assert lost_row(found) == {"topic": REPORTS, "partition": 0, "first": 3, "last": 9, "at_ms": 1_000, "told": True}
+    assert lost_row(found._replace(value=b"{")) is None
+    assert lost_row(found._replace(topic=SIGNALS)) is None
+    assert lost_row(found._replace(headers={KIND_HEADER: b"verdict_rows"})) is None
 
 
 def test_two_signals_of_one_id_differ_by_what_they_say_and_not_by_the_last_bits_of_their_numbers():
