@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -216,8 +217,9 @@ class Supervisor:
                     child.ready_line = text
                     child.is_ready.set()
                 else:
-                    log.write(line)
-                    log.flush()
+                    with suppress(OSError):  # a full disk: who stops reading would hold up the child
+                        log.write(line)
+                        log.flush()
 
     def _watch(self) -> None:
         while not self._stopping.wait(0.05):

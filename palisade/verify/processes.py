@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class ProcessNotes:
         self._note(name, {"pid": self._pids.get(name), "event": "exited", "status": status, "asked": asked})
 
     def _note(self, name: str, what: dict[str, Any]) -> None:
-        with self._path.open("a") as notes:
+        with suppress(OSError), self._path.open("a") as notes:  # a full disk must not end who starts children again
             notes.write(json.dumps({"at_ms": int(time.time() * 1000), "name": name, **what}) + "\n")
 
 

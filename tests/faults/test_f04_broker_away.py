@@ -1,0 +1,53 @@
+"""F4: the broker goes away for seconds, a minute, ten minutes: no process ends, and nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.topics import VERDICTS
+from tests.faults.ground import Ground
+from tests.faults.outages import await_beats, lasts, written
+from tests.faults.stage import Setup
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.kafka]
+
+AWAY_S = {"short": (5.0, 15.0), "full": (5.0, 60.0, 600.0)}
+BACK_S = 180.0
+
+
+@pytest.mark.fault("F4")
+def test_a_broker_that_goes_away_ends_no_process_and_costs_no_event(ground: Ground) -> None:
+    with ground.stage(Setup(kafka=True)) as stage:
+        assert stage.broker is not None
+        stage.load.start()
+        for seconds in AWAY_S[ground.scale]:
+            await_beats(stage, 60)
+            stage.broker.kill()
+            lasts(seconds)
+            assert stage.ended == [], f"in {seconds:.0f} s without a broker"
+            stage.broker.start()
+            ground.made()
+            before = written(stage, VERDICTS)
+            until(lambda before=before: written(stage, VERDICTS) > before, "verdicts after the outage", BACK_S)
+        await_beats(stage, 60)
+        stage.settle()
+        stage.prove(must=("I1", "I2", "I4", "I6", "I9"))
+        assert stage.ended == []
+
+
+@pytest.mark.fault("F4")
+def test_a_network_that_cuts_every_connection_again_and_again_costs_no_event(ground: Ground) -> None:
+    with ground.stage(Setup(inside=True)) as stage:
+        assert stage.embedded is not None
+        stage.load.start()
+        for seconds in (0.2, 1.0, 4.0, 12.0):
+            await_beats(stage, 40)
+            stage.embedded.down()
+            lasts(seconds)
+            stage.embedded.up()
+            ground.made()
+        await_beats(stage, 40)
+        stage.settle()
+        stage.prove(must=("I1", "I2", "I4", "I6", "I9"))
+        assert stage.ended == []
