@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-faults check lock schemas bench-latency bench-throughput bench-ingest bench-churn bench-false-alarms bench-quality fuzz clean
+.PHONY: help setup demo test test-fast test-faults check lock schemas bench-latency bench-throughput bench-ingest bench-churn bench-blind bench-false-alarms bench-quality fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ bench-ingest: $(READY)  ## Requests and responses paired a second on one core
 
 bench-churn: $(READY)  ## A million callers and 100,000 endpoint names a minute, eleven minutes: memory of every process, and who stays limited (ARGS="--minutes n")
 	@$(BIN)/python -m benchmarks.churn $(ARGS)
+
+bench-blind: $(READY)  ## Seconds without an outcome after a kill -9 of each role, and a restart with the state of 1,000 endpoints (ARGS="--trials n --roles respond")
+	@$(BIN)/python -m benchmarks.blind_windows $(ARGS)
 
 bench-false-alarms: $(READY)  ## False alarms of each detector on stationary data, beside the rate it states
 	@$(BIN)/python -m benchmarks.false_alarms $(ARGS)
