@@ -192,7 +192,7 @@ def test_an_error_that_does_not_come_again_costs_no_record(scene: Scene) -> None
     scene.start(Planted(once=POISON))
     scene.until(scene.all_done)
 
-    assert "will be handled one by one" in scene.said()
+    assert "will be handled apart" in scene.said()
     assert scene.letters() == {}
     assert len(scene.outcomes()) == ROWS
     assert scene.signals() == said_by_part(feed(open_log(), scene.log, []))
@@ -252,6 +252,21 @@ def test_what_failed_together_is_handled_one_by_one_and_what_fails_alone_twice_i
     assert pieces(poison, 3, 7) == [(3, 3, False), (4, 4, False), (5, 5, False), (6, 6, False), (7, 7, False)]
     poison.failed(TP0, of(5, 5), ValueError("x"), "step")
     assert pieces(poison, 3, 7) == [(3, 3, False), (4, 4, False), (5, 5, True), (6, 6, False), (7, 7, False)]
+
+
+def test_a_long_stretch_is_narrowed_in_parts_until_it_can_be_handled_one_by_one() -> None:
+    poison, poisonous, readings, handled = Poison(), 13_579, 0, 0
+    while (TP0, poisonous) not in poison._condemned:
+        readings += 1
+        for piece in poison.pieces(TP0, of(0, 19_999)):
+            handled += 1
+            if poisonous in piece.records.offsets:
+                poison.failed(TP0, piece.records, ValueError("x"), "step")
+                break
+
+    assert readings == 4
+    assert handled < 2 * 20_000 / 16 + 2 * 16
+    assert (poisonous, poisonous, True) in pieces(poison, 0, 19_999)
 
 
 def test_a_single_record_is_tried_as_often() -> None:
