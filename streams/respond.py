@@ -319,8 +319,14 @@ class RespondRole:
         answered = _answered(active.state, run, waiting)
         state, entries = journal.record(decided.state, answered, decided.decisions, _now_ms())
         if entries:
-            await self._commit(active, entries)
-            reach("journaled")
+            try:
+                await self._commit(active, entries)
+                reach("journaled")
+            except BaseException:
+                # The journal may hold what this state does not: deciding on, or saving it, would write an entry twice or
+                # lose one. This process ends, or reads the journal anew.
+                self._active = None
+                raise
         active.state = state
         self._kept = {TP(SIGNALS, 0): min(active.offsets.values())} if active.offsets else {}
         if self._has_lease():  # else the next step proves it first

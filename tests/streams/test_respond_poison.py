@@ -179,3 +179,32 @@ def test_a_step_that_raises_for_one_endpoint_leaves_the_others_their_directives(
     assert acted == {"a", "b"}
     assert routes_on(embedded) == {"b": "fallback"} | ({} if step == "directive_for" else {"a": "fallback"})
     assert letters_on(embedded) == []
+
+
+def test_after_a_failure_behind_the_journals_commit_nothing_is_decided_on_the_state_before_it(
+    embedded: KafkaConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(point: str) -> None:
+        if point == "journaled":
+            raise ZeroDivisionError("planted")
+
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as role:
+            await role.join(OURS)
+            monkeypatch.setattr(respond, "reach", raises)
+            with pytest.raises(ZeroDivisionError):
+                await role.handle(trouble("a", first=0))
+            monkeypatch.setattr(respond, "reach", lambda point: None)
+            turning = asyncio.ensure_future(role.timer())
+            with pytest.raises(RuntimeError, match="before this process took over"):
+                await role.handle(trouble("b", first=2))
+            await role.leave(OURS)
+            turning.cancel()
+        async with role_on(embedded, fenced=False) as successor:
+            await successor.join(OURS)
+
+    asyncio.run(story())
+    entries = [entry.entry for entry in journal_on(embedded)]
+    assert entries == list(range(1, len(entries) + 1))
+    assert list(read_to_end(embedded, RESPOND_STATE, 0)) == []
+    assert routes_on(embedded) == {"a": "fallback"}
