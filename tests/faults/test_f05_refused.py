@@ -24,15 +24,18 @@ from tests.faults.stage import Setup, Stage
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 
 OFFSETS = "__consumer_offsets"
-ROUNDS: Sequence[tuple[Sequence[str], float]] = (
-    ((VERDICTS, SIGNALS, DEAD_LETTERS), 3.0),
-    ((OFFSETS,), 3.0),
-    ((ACTIONS, DIRECTIVES), 13.0),
-    ((PREDICTIONS, REPORTS, LABELLED), 3.0),
-    ((VERDICTS, SIGNALS, ACTIONS, OFFSETS), 5.0),
+Rounds = Sequence[tuple[Sequence[str], float]]
+TOGETHER: Rounds = (((VERDICTS, SIGNALS, DEAD_LETTERS, OFFSETS), 3.0), ((ACTIONS, DIRECTIVES), 12.0))
+APART: Rounds = (
+    ((VERDICTS, SIGNALS, DEAD_LETTERS), 5.0),
+    ((OFFSETS,), 5.0),
+    ((ACTIONS, DIRECTIVES), 30.0),
+    ((PREDICTIONS, REPORTS, LABELLED), 5.0),
+    ((VERDICTS, SIGNALS, ACTIONS, OFFSETS), 15.0),
 )
+ROUNDS: dict[str, Rounds] = {"short": TOGETHER, "full": (*TOGETHER, *APART * 4)}
 """What is refused together, and for how long. The journal's own patience is 10 s."""
-REPEATED = {"short": 1, "full": 10}
+COMMITS = {"short": 4, "full": 60}
 OF_COMMITS = (
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.NOT_COORDINATOR,
@@ -46,7 +49,7 @@ OF_COMMITS = (
 def test_what_a_broker_without_enough_replicas_refuses_is_written_again(ground: Ground) -> None:
     with ground.stage(Setup(kafka=True)) as stage:
         stage.load.start()
-        for topics, seconds in ROUNDS * REPEATED[ground.scale]:
+        for topics, seconds in ROUNDS[ground.scale]:
             await_beats(stage, 30)
             _need_replicas(stage, topics, 2)
             lasts(seconds)
@@ -64,7 +67,7 @@ def test_a_commit_that_is_refused_is_made_again_and_passes_nothing(ground: Groun
     with ground.stage(Setup(inside=True, seed=seed)) as stage:
         assert stage.embedded is not None
         stage.load.start()
-        for _ in range(6 * REPEATED[ground.scale]):
+        for _ in range(COMMITS[ground.scale]):
             await_beats(stage, chance.randrange(10, 30))
             stage.embedded.refuse("OffsetCommit", chance.choices(OF_COMMITS, k=chance.randrange(1, 10)))
             ground.made()
