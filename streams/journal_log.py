@@ -78,9 +78,14 @@ class Journal:
             # What waits for its report holds this journal: a fenced one would knock at the broker until the process ends.
             self._producer.purge()
             self._producer.poll(0)
-            if error.args[0].retriable() or error.args[0].code() in _AWAY:
+            if self._may_pass(error.args[0]):
                 raise JournalAway(error.args[0].str()) from error
             raise
+
+    def _may_pass(self, error: KafkaError) -> bool:
+        """A transaction that must be aborted says nothing of why: what became of its entries does."""
+        causes = [error] if not error.txn_requires_abort() else self._failures[:1]
+        return all(cause.retriable() or cause.code() in _AWAY for cause in causes)
 
     def _commit(self, entries: list[JournalEntry]) -> None:
         if self._fenced:

@@ -85,6 +85,29 @@ def test_a_responder_that_lost_its_partition_meanwhile_leaves_everything_to_the_
     assert decided(broker) == []
 
 
+@pytest.mark.parametrize(
+    ("became", "passes"),
+    [
+        ([], True),
+        ([KafkaError(KafkaError._MSG_TIMED_OUT), KafkaError(KafkaError._PURGE_QUEUE)], True),
+        ([KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)], False),
+        ([KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)], False),
+    ],
+)
+def test_a_transaction_that_must_be_aborted_is_judged_by_what_became_of_its_entries(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, became: list[KafkaError], passes: bool
+) -> None:
+    journal = journal_log.Journal(broker.connection, fenced=False)
+
+    def aborted(*_: object) -> None:
+        journal._failures += became
+        raise KafkaException(KafkaError(KafkaError._INCONSISTENT, "1 message(s) failed", False, False, True))
+
+    monkeypatch.setattr(journal, "_commit", aborted)
+    with pytest.raises(journal_log.JournalAway if passes else KafkaException):
+        journal.commit([])
+
+
 def test_a_journal_that_refuses_for_good_ends_the_process(
     broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
