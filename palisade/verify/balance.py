@@ -9,6 +9,7 @@ import numpy as np
 from palisade.verify.columns import ROW_BITS, Columns, Longs, Place, absent, by_place, only
 from palisade.verify.finding import Break, Finding, earliest, listed, moment
 from palisade.verify.history import History
+from palisade.verify.ingested import asked_ends
 from palisade.verify.logs import DEAD, DETECT, JUDGED, NEVER, SCORED, Log, logs_of
 
 
@@ -22,6 +23,8 @@ def every_event_ends_once(history: History) -> Finding:
     - Each record that a producer was told is stored (`sent`) is there or lost; what is lost was told to people, and gets no
       outcome after that (a loss is told from the committed offset on: what was told before it stands). Of each producer: attempted = acked + rejected (`producers`).
 
+    - What ingest has read of requests and responses became predictions or dead letters; see `ingested.py`.
+
     The first counter-example is that of the oldest record.
     """
     logs = logs_of(history)
@@ -34,6 +37,8 @@ def every_event_ends_once(history: History) -> Finding:
         broken += _missing(log)
         broken += _lost(log, lost.get(log.place))
         broken += _sent(log, sent.get(log.place), lost.get(log.place))
+    ends = asked_ends(history)
+    broken += ends.broken
     events = sum(int(log.expected.sum()) for log in logs)
     ended = sum(len(log.keys) for log in logs)
     scored = sum(int((log.outcomes["outcome"] == SCORED).sum()) for log in logs)
@@ -44,12 +49,15 @@ def every_event_ends_once(history: History) -> Finding:
         unseen.append("whether dead-lettered events have dead letters")
     if "lost" not in history:
         unseen.append("what retention removed unread")
+    unseen += [ends.unjudged] if ends.unjudged else []
     gone = sum(int((of["last"] - of["first"] + 1).sum()) for place, of in lost.items() if place[0] in JUDGED)
     idle = f"none of the {events:,} events is below the committed offset of {DETECT}" if events else "no event is there"
     settled = any(log.settled > log.first for log in logs)
     return Finding(
         f"{events:,} events: {scored:,} scored, {ended - scored:,} dead-lettered, {max(0, events - ended):,} in flight"
-        + (f"; {gone:,} offsets lost" if gone else ""),
+        + (f"; {gone:,} offsets lost" if gone else "")
+        + (f"; {ends.asked:,} requests and responses" if ends.asked else "")
+        + (f", {ends.twice:,} with more than one prediction" if ends.twice else ""),
         earliest(broken),
         tuple(unseen),
         "" if settled and events else idle,

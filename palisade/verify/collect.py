@@ -25,7 +25,8 @@ from palisade.queries import Query, ask, reader
 from palisade.settings import Settings
 from palisade.verify.columns import Longs, Place
 from palisade.verify.history import SCHEMAS, History, HistoryWriter, Run
-from palisade.verify.logs import AUDIT, DETECT, JUDGED
+from palisade.verify.ingested import INGEST, paired_rows
+from palisade.verify.logs import AUDIT, DETECT, INGESTED, JUDGED
 from palisade.verify.outages import audit_outages
 from palisade.verify.processes import process_rows
 from palisade.verify.recompute import recompute
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 GROUPS = {
     DETECT: (PREDICTIONS, REPORTS, LABELLED),
     AUDIT: (PREDICTIONS, VERDICTS, ACTIONS),
+    INGEST: INGESTED,
 }
 """Whose commits are sampled, of which topics."""
 SAMPLE_S = 0.1
@@ -95,6 +97,7 @@ def collect(settings: Settings, out: Path, wanted: Wanted, say: Say) -> None:
         collected_ms = _now_ms()
         gathering = _Gathering(connection, partitions, wanted.since_ms, writer, say)
         windows = gathering.logs()
+        gathering.asked()
         taken = gathering.others(_reader(settings))
         endpoints = [endpoint.name for endpoint in settings.config.endpoints if endpoint.webhook is not None]
         writer.add_rows("webhooks", webhook_rows(taken["orders"], taken["decisions"], endpoints))
@@ -170,7 +173,7 @@ class _Gathering:
 
     def logs(self) -> dict[tuple[str, int], _Window]:
         """Records of the logs, and their outcomes. What no verdict that is kept can speak of is left out of the window."""
-        for name in ("windows", "records", "outcomes", "lost"):
+        for name in ("windows", "records", "outcomes", "lost", "paired"):
             self.writer.add_rows(name, [])
         windows = {}
         for topic in JUDGED:
@@ -183,6 +186,16 @@ class _Gathering:
                 bounds = {"first": window.first, "end": max(window.first, window.end), "from_ms": self.since_ms}
                 self.writer.add_rows("windows", [{"topic": topic, "partition": partition} | bounds])
         return windows
+
+    def asked(self) -> None:
+        """Requests and responses; without a log of predictions that is whole nobody knows what became of them."""
+        if any(self._low(PREDICTIONS, partition) > 0 for partition in range(self.partitions[PREDICTIONS])):
+            self.writer.drop("paired")
+            return
+        for topic in INGESTED:
+            for partition in range(self.partitions.get(topic, 0)):
+                self.say(f"{topic}[{partition}]")
+                self._records(topic, partition)
 
     def others(self, reader: Reader) -> dict[str, pa.Table]:
         """All other topics. Gives orders and decisions, which more is told from."""
@@ -201,7 +214,7 @@ class _Gathering:
     def _records(self, topic: str, partition: int) -> _Window:
         offsets: list[int] = []
         counts: list[int] = []
-        reads = map(log_record, self._read(topic, partition))
+        reads = map(self._log_record, self._read(topic, partition))
         while rows := list(islice(reads, PART_RECORDS)):
             offsets += [row["offset"] for row in rows]
             counts += [row["rows"] for row in rows]
@@ -209,6 +222,11 @@ class _Gathering:
         first = offsets[0] if offsets else 0
         end = offsets[-1] + 1 if offsets else 0
         return _Window(first, end, np.array(offsets, np.int64), np.cumsum(np.array(counts, np.int64)))
+
+    def _log_record(self, read: Read) -> dict[str, Any]:
+        if read.topic == PREDICTIONS:
+            self.writer.add_rows("paired", paired_rows(read))
+        return log_record(read)
 
     def _outcomes(self, topic: str, partition: int) -> int | None:
         """The offset from which on all outcomes are here (None: nowhere): verdicts lie on the partition of their log, each

@@ -41,6 +41,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "outcomes": _schema(
         *_PLACE, ("row", _INT), ("outcome", pa.uint8()), ("flags", pa.uint32()), ("at_ms", _LONG), ("told_at", _LONG)
     ),
+    "paired": _schema(*_PLACE, ("row", _INT), ("written", _LONG)),
     "dead_letters": _schema(
         *_PLACE, ("row", _INT), ("size", _LONG), ("reason", _WORD), ("at_ms", _LONG), ("for_run", pa.bool_())
     ),
@@ -172,6 +173,7 @@ SCHEMAS: dict[str, pa.Schema] = {
 | producers | what one producer tried to send, was told is stored, refused itself (events) |
 | records | a record of a log: how many events it holds, its size in bytes |
 | outcomes | the outcome of one event: 0 scored, 1 dead-lettered. `told_at`: offset of the verdict that says so |
+| paired | a request or response, and the offset of a prediction that ingest made of it |
 | dead_letters | a dead letter. `size`: of what it is about; `for_run`: it stands for others of its run, too |
 | lost | offsets [first, last] that retention removed unread; `told`: people were |
 | commits | a committed offset as seen at a moment; `unfinished`: the smallest unfinished offset then, if it was known |

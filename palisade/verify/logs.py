@@ -22,10 +22,12 @@ from palisade.verify.columns import (
 )
 from palisade.verify.history import History
 from schemas.roles import group_of
-from schemas.topics import PREDICTIONS
+from schemas.topics import PREDICTIONS, REQUESTS, RESPONSES
 
 JUDGED = (PREDICTIONS,)
 """Logs whose every event has an outcome on the topic of verdicts."""
+INGESTED = (REQUESTS, RESPONSES)
+"""What ingest makes predictions of."""
 DETECT, AUDIT = group_of("detect"), group_of("audit")
 SCORED, DEAD = 0, 1
 NEVER = np.iinfo(np.int64).max

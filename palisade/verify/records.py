@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from palisade.verify.history import SCHEMAS, table_of
-from palisade.verify.logs import JUDGED
+from palisade.verify.logs import INGESTED, JUDGED
 from responders.signing import Keyring
 from schemas.actions import Command, Directive, JournalEntry
 from schemas.deadletter import DeadLetter
@@ -28,6 +28,7 @@ from schemas.verdicts import VERDICT_ROWS_KIND, Lost
 from schemas.wire import CONTENT_TYPE_HEADER, KIND_HEADER
 from streams.decode.headers import ARROW_MAGIC
 
+CLOUD_EVENTS = b"cloudevents"
 CONTROLS = (Tick.KIND, ProfileActivated.KIND)
 _FOR_RUN = re.compile(r"\d+ more refused rows of this run ")
 _NUMBERS = {"score", "threshold", "usual_rate", "rate", "shares", "evidence"}
@@ -54,10 +55,13 @@ class Read(NamedTuple):
 def events_in(read: Read) -> int:
     """How many events a record of a log holds: rows of an Arrow stream, elements of a JSON array, else one.
 
-    What cannot be read is one event, to be dead-lettered; ticks and activations hold none.
+    What cannot be read is one event, to be dead-lettered; ticks and activations hold none. Of an envelope of others
+    (CloudEvents) on requests or responses, which may hold several, one is counted.
     """
+    if read.topic in INGESTED and (CLOUD_EVENTS in read.headers.get(CONTENT_TYPE_HEADER, b"") or _enveloped(read)):
+        return 1
     kind = read.kind or Prediction.KIND
-    if kind != Prediction.KIND:
+    if kind != Prediction.KIND and read.topic not in INGESTED:
         return 0 if kind in CONTROLS else 1
     value = read.value or b""
     try:
@@ -70,6 +74,11 @@ def events_in(read: Read) -> int:
         return len(found) if isinstance(found, list) and found else 1
     except (ValueError, RecursionError, pa.ArrowException, OSError):
         return 1
+
+
+def _enveloped(read: Read) -> bool:
+    """Whether a record is a CloudEvent: attributes as headers, or as fields of each event."""
+    return any(name.startswith(("ce_", "ce-")) for name in read.headers) or b'"specversion"' in (read.value or b"")
 
 
 def log_record(read: Read) -> dict[str, Any]:
@@ -159,7 +168,9 @@ class Reader:
 
     def dead_letter(self, read: Read, value: bytes) -> None:
         letter: DeadLetter = DeadLetter.from_bytes(value)
-        if letter.log_topic in JUDGED and letter.reason != "not_audited":  # that one is a hole in the audit, no outcome
+        if (
+            letter.log_topic in (*JUDGED, *INGESTED) and letter.reason != "not_audited"
+        ):  # that one is a hole in the audit, no outcome
             row = {"topic": letter.log_topic, "partition": letter.log_partition, "offset": letter.log_offset}
             of_run = _FOR_RUN.match(letter.detail) is not None
             row |= {"row": letter.log_row, "size": letter.size, "reason": letter.reason, "for_run": of_run}

@@ -21,7 +21,8 @@ _TOLD = ("row", "outcome", "flags")
 def told_otherwise(history: History) -> Iterator[Break]:
     """Where the run told another outcome, other flags or another signal than `recomputed` logs lead to, or did not tell it.
 
-    Signals are due below detect's committed offset (of a finished run: all), if the topic of signals is there whole.
+    Signals are due below detect's committed offset, if the topic of signals is there whole: of a finished run, too, the last
+    ticks of who ended are read by nobody.
     Outcomes that are missing, or are of nothing, are I1's.
     """
     ends = {(row["topic"], row["partition"]): row["end"] for row in history["recomputed"].to_pylist()}
@@ -77,20 +78,17 @@ def _signals(history: History, ends: dict[Place, int]) -> Iterator[Break]:
             yield Break(
                 each["at_ms"], f"{what} offset {each['log_offset']}: an uninterrupted run says something else by it"
             )
-    yield from _untold(history, ends, told.keys(), again)
+    yield from _untold(history, told.keys(), again)
 
 
-def _untold(
-    history: History, ends: dict[Place, int], told: Collection[str], again: dict[str, dict[str, Any]]
-) -> Iterator[Break]:
+def _untold(history: History, told: Collection[str], again: dict[str, dict[str, Any]]) -> Iterator[Break]:
     begins = (row["from_ms"] for row in history["windows"].to_pylist() if row["topic"] == SIGNALS)
     if any(begins):
         return
     committed = last_commits(history["commits"], DETECT)
     for id_, each in again.items():
         place = each["log_topic"], each["log_partition"]
-        due = ends.get(place, 0) if history.run.finished else committed.get(place, 0)
-        if id_ not in told and each["log_offset"] < due and each["kind"] not in ONCE_A_PROCESS:
+        if id_ not in told and each["log_offset"] < committed.get(place, 0) and each["kind"] not in ONCE_A_PROCESS:
             yield Break(
                 0,
                 f"signal {id_} of {each['endpoint']} ({each['kind']}), due at {place[0]}[{place[1]}] offset {each['log_offset']} "

@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from palisade.verify.history import History, Run, table_of
 from palisade.verify.running import GENESIS
-from schemas.topics import ACTIONS, DIRECTIVES, PREDICTIONS, VERDICTS
+from schemas.topics import ACTIONS, DIRECTIVES, PREDICTIONS, REQUESTS, RESPONSES, VERDICTS
 
 T0 = 1_800_000_000_000
 PARTITIONS = 2
-RECORDS = 120
+RECORDS, ASKED = 120, 30
 FIRST = 50
 FLIGHT = 10
 """Records at the end of each partition whose outcomes are not told yet."""
@@ -49,10 +49,12 @@ def log_tables(seed: int = 1) -> dict[str, pa.Table]:
     """Records, their outcomes, dead letters, commits, losses, what was sent, the audit."""
     rng = np.random.default_rng(seed)
     rows: dict[str, list[Row]] = {
-        name: [] for name in ("windows", "sent", "records", "outcomes", "dead_letters", "commits", "audit", "lost")
+        name: []
+        for name in ("windows", "sent", "records", "outcomes", "dead_letters", "commits", "audit", "lost", "paired")
     }
     for partition in range(PARTITIONS):
         _partition(partition, rng, rows)
+    _asked(rows)
     attempted = len(rows["sent"])
     rows["producers"] = [{"producer": "p", "attempted": attempted + 3, "acked": attempted, "rejected": 3}]
     return {name: table_of(name, found) for name, found in rows.items()}
@@ -89,6 +91,22 @@ def _partition(partition: int, rng: np.random.Generator, rows: dict[str, list[Ro
     rows["commits"].append(
         last | {"topic": VERDICTS, "partition": partition, "group": "palisade.audit", "committed": RECORDS}
     )
+
+
+def _asked(rows: dict[str, list[Row]]) -> None:
+    """Records of two requests each, all answered, one written twice and one refused as a whole; the last not yet read."""
+    for topic in (REQUESTS, RESPONSES):
+        for number in range(ASKED):
+            place = {"topic": topic, "partition": 1, "offset": number}
+            rows["records"].append(place | {"at_ms": T0 + 200 * number, "kind": "request", "rows": 2, "size": 90})
+            if number == WHOLE:
+                letter = {"row": 0, "size": 90, "reason": "not_json", "at_ms": T0, "for_run": False}
+                rows["dead_letters"].append(place | letter)
+            elif number < ASKED - 1:
+                twice = (FIRST, FIRST + 1) if number == MIXED else (FIRST,)
+                rows["paired"] += [place | {"row": row, "written": at} for row in range(2) for at in twice]
+        read = {"topic": topic, "partition": 1, "committed": ASKED - 1, "at_ms": T0 + 300_000}
+        rows["commits"].append(read | {"group": "palisade.ingest", "unfinished": ASKED - 1})
 
 
 def _told(place: Row, number: int, count: int, at_ms: int, rows: dict[str, list[Row]]) -> None:

@@ -10,6 +10,7 @@ from palisade.verify.finding import Verdict, verdict_on
 from palisade.verify.history import History
 from palisade.verify.invariants import INVARIANTS
 from palisade.verify.uninterrupted import NOWHERE
+from schemas.topics import REQUESTS, RESPONSES
 from tests.verify.given import (
     EXPIRES_MS,
     FALLBACK,
@@ -88,6 +89,12 @@ _PLANTED: list[tuple[str, str, str, Change, str]] = [
      r"\[1\] lost offsets 20 to 30 to retention, and nobody was told"),
     ("I1", "a lost record that is scored all the same", "lost", also(first=AT, last=AT, at_ms=T0),
      f"offset {AT} counts as lost, and has an outcome"),
+    ("I1", "a request of which nothing became", "paired", without(topic=REQUESTS, offset=9, row=1),
+     r"palisade.requests\[1\] offset 9 of .* of its 2 events 1 ended as a prediction or a dead letter .1 such"),
+    ("I1", "a response of which nothing became", "paired", without(topic=RESPONSES, offset=9),
+     r"palisade.responses\[1\] offset 9 of .* of its 2 events 0 ended"),
+    ("I1", "a prediction of a request that nobody sent", "records", without(topic=REQUESTS, offset=9),
+     rf"prediction at offset {FIRST} comes from palisade.requests\[1\] offset 9, and no record lies there"),
     ("I1", "a dead row without a letter", "dead_letters", without(partition=1, offset=FIRST + MIXED),
      f"offset {FIRST + MIXED} has dead-lettered events, but no dead letter"),
     ("I1", "a letter of a scored row", "dead_letters", also(partition=1, offset=AT),

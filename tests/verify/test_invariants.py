@@ -73,7 +73,7 @@ def test_what_the_history_cannot_show_is_said_beside_the_verdict():
 
 
 def test_in_a_finished_run_nothing_is_in_flight():
-    found = verdict(finished(history()), "I1")
+    found = verdict(finished(history().without("paired")), "I1")
 
     assert found.status == "violated"
     assert f"offset {FIRST + RECORDS - 10} row 0" in found.words

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from palisade.verify.audited import audit_equals_outcomes
 from palisade.verify.balance import every_event_ends_once, nothing_is_committed_unfinished
+from palisade.verify.columns import only
 from palisade.verify.finding import Finding
 from palisade.verify.history import History, table_of
+from schemas.topics import PREDICTIONS
 from tests.verify.given import FIRST, FLIGHT, RECORDS, RUN, Row, changed, log_tables
 
 FEW = settings(max_examples=30, deadline=None, derandomize=True)
@@ -21,7 +23,9 @@ SEEDS = st.integers(0, 5)
 
 @cache
 def log(seed: int) -> History:
-    return History(log_tables(seed), RUN)
+    """The log of predictions alone."""
+    found = History(log_tables(seed), RUN).without("paired")
+    return found.with_tables(**{name: only(found[name], topic=PREDICTIONS) for name in ("records", "dead_letters")})
 
 
 def says(found: Finding) -> str:
