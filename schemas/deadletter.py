@@ -46,8 +46,9 @@ EXPLAINED: dict[str, str] = {
     "bad_signature": "The record's signature does not verify with any key listed for it. Check the key and the config.",
     "no_request": "No request of this id came within 60 s, or it had its answer. Give request and response the same "
     "request_id, producer and record key, so that they lie on the same partition number of both topics.",
-    "handler_failed": "Handling the record raised an error, also when it was handled alone. This is a fault of Palisade: "
-    "report the detail. Once it is mended, `palisade deadletter redrive` sends the record again.",
+    "handler_failed": "Handling the record raised an error, also when it was handled alone. The detail says in which step and "
+    "where; the log of that worker has the whole traceback. This is a fault of Palisade: report both. Once it is mended, "
+    "`palisade deadletter redrive --filter reason=handler_failed` sends such records again; with --dry-run it says which.",
     "not_audited": "No row of the audit can be made of the record, or ClickHouse refuses it for good. What detect or respond "
     "made of it is not touched. This is a fault of Palisade: report the detail.",
 }
