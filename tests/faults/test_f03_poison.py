@@ -47,7 +47,7 @@ KINDS: Mapping[str, str] = {
 }
 """The topics that a role reads as input, and the kind of record that each holds."""
 CLOUDEVENT = "application/cloudevents+json"
-TWICE_A_SECOND = 10
+BETWEEN = 4
 """Beats of the load between two poisons."""
 Headers = list[tuple[str, str | bytes | None]]
 Place = tuple[str, int, int]
@@ -130,7 +130,7 @@ def test_poison_on_every_topic_is_one_dead_letter_each_and_stops_nobody(ground: 
                 sender.send(topic, GUARDED, poison.value, poison.name, headers)
                 ground.made()
             _odd_numbers(sender, number)
-            until(lambda: stage.load.beats > beats + TWICE_A_SECOND, "traffic between them", 60)  # noqa: B023
+            until(lambda: stage.load.beats > beats + BETWEEN, "traffic between them", 60)  # noqa: B023
         refused = {place: name for place, name in sender.places.items() if not name.startswith("taken")}
         until(lambda: refused.keys() <= _letters(stage).keys(), "a dead letter of each", 120, 0.5)
         stage.settle()
