@@ -11,7 +11,7 @@ from itertools import accumulate
 from time import monotonic
 from typing import NamedTuple
 
-from streams.transport.run import TP, Record, Run, RunLost
+from streams.transport.run import TP, Record, Run, RunLost, sizes_of
 
 MIB = 1 << 20
 ARROW_STREAM = b"\xff\xff\xff\xff"  # how an encapsulated message begins (Arrow columnar format, IPC)
@@ -58,6 +58,7 @@ class _Gathering:
     since: float
     records: list[Record] = field(default_factory=list)
     weight: int = 0
+    size: int = 0
     lost: tuple[int, int] | None = None
 
 
@@ -127,7 +128,8 @@ class Ledger:
                 if gathering.records:
                     self._append(tp, gathering)
                 gathering = _Gathering(now, lost=lost)
-            totals = list(accumulate(_weights(records), initial=0))
+            sizes = sizes_of(records)
+            totals = list(accumulate(_weights(records, sizes), initial=0))
             start = 0
             while start < len(records):
                 fit = bisect_right(totals, totals[start] + limits.run_bytes - gathering.weight, start) - 1
@@ -137,6 +139,7 @@ class Ledger:
                 if stop > start:
                     gathering.records += records[start:stop]
                     gathering.weight += totals[stop] - totals[start]
+                    gathering.size += sum(sizes[start:stop])
                 if stop < len(records):
                     self._append(tp, gathering)
                     gathering = _Gathering(now)
@@ -167,7 +170,7 @@ class Ledger:
         return max(0.0, min(waits)) if waits else None
 
     def _append(self, tp: TP, gathering: _Gathering) -> None:
-        run = Run(self, tp, gathering.records, gathering.since, gathering.lost)
+        run = Run(self, tp, gathering.records, gathering.since, gathering.lost, gathering.size)
         self._order.setdefault(tp, deque()).append(run)
         self._inbox.setdefault(tp, deque()).append(run)
         self._bytes[tp.topic] = self._bytes.get(tp.topic, 0) + run.size
@@ -345,9 +348,8 @@ class Ledger:
         )
 
 
-def _weights(records: Sequence[Record]) -> list[int]:
-    """Bytes of each record as `run_bytes` counts them."""
-    sizes = list(map(len, records))
+def _weights(records: Sequence[Record], sizes: list[int]) -> list[int]:
+    """Bytes of each record as `run_bytes` counts them, of its `sizes_of`."""
     if ARROW_STREAM not in {(record.value() or b"")[: len(ARROW_STREAM)] for record in records}:
         return sizes
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 from asyncio import CancelledError, Future
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -12,7 +13,9 @@ from streams.records import RawHeaders, headers_of_all
 if TYPE_CHECKING:
     from streams.transport.ledger import Ledger
 
-RECORD_OVERHEAD = 256  # bytes a record takes in memory beside its value (message object, key, headers): an estimate
+RECORD_OVERHEAD = (
+    256  # bytes a record takes in memory beside its value (message object, usual key and headers): an estimate
+)
 
 
 class RunLost(RuntimeError):
@@ -36,6 +39,18 @@ class Record(Protocol):
     def headers(self) -> list[tuple[str, bytes | None]] | None: ...
     def set_headers(self, headers: list[tuple[str, bytes | None]], /) -> object: ...
     def timestamp(self) -> tuple[int, int]: ...
+
+
+def sizes_of(records: Sequence[Record]) -> list[int]:
+    """Bytes of each of one or more records of one class: value, and key and headers where they are unusually large.
+
+    Whoever may write a topic can send a value of two bytes under a megabyte of headers, and no bound may take it for two.
+    """
+    sizes = list(map(len, records))
+    beside: list[Any] = list(zip(map(type(records[0]).key, records), headers_of_all(records), strict=True))
+    if len(marshal.dumps(beside)) <= RECORD_OVERHEAD * len(records):  # one call in C: 0.3 us a record
+        return sizes
+    return [size + len(marshal.dumps(pair)) for size, pair in zip(sizes, beside, strict=True)]
 
 
 class Run:
@@ -66,9 +81,16 @@ class Run:
     )
 
     def __init__(
-        self, ledger: Ledger, tp: TP, records: Sequence[Record], read_at: float, lost: tuple[int, int] | None = None
+        self,
+        ledger: Ledger,
+        tp: TP,
+        records: Sequence[Record],
+        read_at: float,
+        lost: tuple[int, int] | None = None,
+        size: int | None = None,
     ) -> None:
-        """`lost`: offsets [first, next) before it that retention removed before they were read."""
+        """`lost`: offsets [first, next) before it that retention removed before they were read. `size`: the sum of the
+        records' `sizes_of`, where it is known."""
         first, last = records[0].offset(), records[-1].offset()
         if first is None or last is None:
             raise ValueError(f"a record of {tp} has no offset")
@@ -77,7 +99,7 @@ class Run:
         self.next = last + 1
         self.length = len(records)
         self.lost = lost
-        self.size = sum(map(len, records)) + RECORD_OVERHEAD * len(records)
+        self.size = (sum(sizes_of(records)) if size is None else size) + RECORD_OVERHEAD * len(records)
         self.read_at = read_at  # monotonic seconds
         self.broker_ms = records[0].timestamp()[1]  # of its first record
         self.handed_at = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from streams.transport.run import RECORD_OVERHEAD, TP, Run, RunLost
 from tests.transport.fakes import FakeRecord, ledger_with, records
 
 A, B = TP("t", 0), TP("u", 0)
+MIB = 1 << 20
 
 
 def taken(ledger: Ledger, *tps: TP) -> list[Run]:
@@ -73,6 +75,33 @@ def test_a_byte_of_arrow_weighs_four_of_json() -> None:
     ledger.add(B, [FakeRecord(n, text, "u") for n in range(8)], 0.0)
     assert [len(run) for run in taken(ledger, A)] == [2, 2]
     assert [len(run) for run in taken(ledger, B)] == [8]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        {"key": b"k" * MIB},
+        {"headers": [("h", b"v" * MIB)]},
+        {"headers": [("h" * MIB, b"")]},
+        {"headers": [(f"h{n}", None) for n in range(MIB // 8)]},
+    ],
+    ids=["key", "value of a header", "name of a header", "many headers"],
+)
+def test_a_large_key_and_large_headers_count_as_bytes_however_short_the_value(rest: dict[str, Any]) -> None:
+    ledger = Ledger(limits={"t": TopicLimits(max_bytes=4 * MIB, run_bytes=3 * MIB // 2)})
+    ledger.add(A, [FakeRecord(n, b"{}", **rest) for n in range(4)], 0.0)
+
+    assert ledger.topics_above({"t"}) == {"t"}
+    assert [len(run) for run in taken(ledger, A)] == [1, 1, 1, 1]
+
+
+def test_usual_keys_and_headers_are_in_the_overhead_of_a_record() -> None:
+    headers = [("palisade-kind", b"prediction"), ("palisade-signature", b"s" * 88)]
+    plain, usual = Ledger(), Ledger()
+    plain.add(A, [FakeRecord(k) for k in range(3)], 0.0)
+    usual.add(A, [FakeRecord(k, key=b"credit", headers=headers) for k in range(3)], 0.0)
+
+    assert plain.bytes("t") == usual.bytes("t")
 
 
 def test_a_run_full_of_bytes_does_not_linger() -> None:
