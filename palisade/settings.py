@@ -287,8 +287,12 @@ def connection_of(kafka: KafkaConfig, home: Path, where: str = "") -> KafkaConne
         if (file := getattr(kafka, name)) is not None:
             try:
                 fields[secret] = SecretStr((home / file).read_text().strip())
-            except OSError as error:
-                raise ConfigError(f"kafka.{name}: {error.strerror}", where) from error
+            except (OSError, UnicodeDecodeError) as error:
+                why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+                # without what was raised: that carries what was read
+                raise ConfigError(
+                    f"kafka.{name}: {file} cannot be read: {why}; put the secret alone in it", where
+                ) from None
     for name in TLS_FILES:
         if fields[name] not in (None, PROBE):
             fields[name] = str(home / fields[name])

@@ -15,6 +15,10 @@ from schemas.topics import TOPICS, TopicSpec
 from streams.transport.settings import KafkaConnection, kafka_settings
 
 TIMEOUT_S = 15.0
+NO_TOPIC = (
+    "there is no topic {} that this principal may see: make the topics with `palisade topics create`, or have its role's "
+    "rights granted (`palisade topics acls`)"
+)
 
 
 class BrokerAway(PalisadeError):
@@ -80,7 +84,7 @@ def input_partitions(connection: KafkaConnection, topic: str) -> int:
     """How many partitions a topic has. Raises BrokerAway, or PalisadeError if there is no such topic."""
     found = cluster_of(connection).partitions.get(topic)
     if not found:
-        raise PalisadeError(f"there is no topic {topic}; make the topics with `palisade topics create`")
+        raise PalisadeError(NO_TOPIC.format(topic))
     return found
 
 

@@ -6,11 +6,20 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.roles import READER_GROUP
 from streams.transport.settings import KafkaConnection, kafka_settings
 
+REFUSALS = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    }
+)
+"""The broker's ways to say that this principal may not."""
 TIMEOUT_S = 30.0
 """Without a record for so long the broker is away."""
 END_S = 5.0
@@ -69,6 +78,8 @@ def tail(connection: KafkaConnection, topic: str, most: int) -> Iterator[Message
         found = consumer.list_topics(topic, timeout=TIMEOUT_S).topics.get(topic)
     finally:
         consumer.close()
+    if found is not None and found.error is not None and found.error.code() in REFUSALS:
+        raise KafkaException(found.error)  # a topic that is hidden from us is not one without records
     for partition in found.partitions if found is not None else ():
         yield from read_to_end(connection, topic, partition, last=most)
 

@@ -1,7 +1,10 @@
 """Fixtures for all tests."""
 
+from collections.abc import Iterator
+
 import pytest
 
+from tests.support import told
 from tests.support.kafka import embedded_broker, kafka
 
 __all__ = ["embedded_broker", "kafka"]
@@ -15,3 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def anyio_backend() -> str:
     """Coroutine tests (`pytest.mark.anyio`) run on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_log_tells_a_secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All processes of a session have a secret in their environment; at its end all logs are searched for it and others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(told.VARIABLE, told.VALUE)
+        yield
+    assert list(told.telling_logs(tmp_path_factory.getbasetemp())) == []

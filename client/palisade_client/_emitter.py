@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
@@ -74,11 +75,12 @@ class Taken(NamedTuple):
     size: int
 
 
-class KafkaOptions(NamedTuple):
-    """How a Guard or an Emitter reaches Kafka, as its service said."""
+@dataclass(frozen=True, slots=True)
+class KafkaOptions:
+    """How a Guard or an Emitter reaches Kafka, as its service said. `settings` may hold passwords: they are not shown."""
 
     bootstrap: str | None = None
-    settings: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] | None = field(default=None, repr=False)
     allow_plaintext: bool = False
 
     @property

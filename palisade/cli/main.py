@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,9 @@ from palisade.cli import (
 )
 from palisade.cli.options import say_error
 from schemas.errors import PalisadeError
+
+if TYPE_CHECKING:
+    from confluent_kafka import KafkaError
 
 app = typer.Typer(
     help="Watches the predictions of ML endpoints on Kafka and answers attacks, faults and drift.",
@@ -87,10 +90,26 @@ def _of_a_server(error: Exception) -> str | None:
         case ClickHouseError():
             return f"the audit did not answer: {error}"
         case KafkaException():
-            return f"Kafka did not answer: {error.args[0].str()}; check kafka.bootstrap, and that the broker runs"
+            return _of_kafka(error.args[0])
         case TimeoutError():
             return f"{error}; check kafka.bootstrap, and that the broker runs"
     return None
+
+
+def _of_kafka(error: KafkaError) -> str:
+    """Whether Kafka did not answer, refused, or hides a topic: it does so from a principal that may do nothing with it."""
+    from confluent_kafka import KafkaError as Codes
+
+    from streams.reading import REFUSALS
+
+    grant = "have what its role needs granted (`palisade topics acls`), or connect as another"
+    if error.code() in REFUSALS:
+        # what a broker adds may be the whole request
+        return f"Kafka refused ({error.name()}): this principal may not do that; {grant}"
+    if error.code() in (Codes._UNKNOWN_PARTITION, Codes._UNKNOWN_TOPIC, Codes.UNKNOWN_TOPIC_OR_PART):
+        made = "make the topics with `palisade topics create`"
+        return f"{error.str()}: {made}; if they are there, this principal may not see them: {grant}"
+    return f"Kafka did not answer: {error.str()}; check kafka.bootstrap, and that the broker runs"
 
 
 if __name__ == "__main__":

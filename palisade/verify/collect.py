@@ -37,7 +37,7 @@ from responders.signing import Keyring, SigningKey
 from schemas.errors import PalisadeError
 from schemas.roles import READER_GROUP
 from schemas.topics import ACTIONS, BY_NAME, DEAD_LETTERS, LABELLED, PREDICTIONS, REPORTS, VERDICTS
-from streams.admin import cluster_of
+from streams.admin import NO_TOPIC, cluster_of
 from streams.audit.engine import ClickHouse, ClickHouseError
 from streams.detect import LOG_NAMES
 from streams.reading import TIMEOUT_S, first_offset, read_to_end
@@ -90,7 +90,7 @@ def collect(settings: Settings, out: Path, wanted: Wanted, say: Say) -> None:
     partitions = cluster_of(connection).partitions
     missing = [topic for topic in (*JUDGED, VERDICTS, *TAKEN) if topic not in partitions]
     if missing:
-        raise PalisadeError(f"there is no topic {missing[0]}; make the topics with `palisade topics create`")
+        raise PalisadeError(NO_TOPIC.format(missing[0]))
     with HistoryWriter(out) as writer:
         say("committed offsets")
         writer.add_rows("commits", _commits(connection, partitions, wanted.watch_s))

@@ -400,7 +400,7 @@ class ServerClickHouse:
     def _connect(self) -> Client:
         with self._guard:
             if self._connected is None:
-                password = Path(self._password_file).read_text().strip() if self._password_file else ""
+                password = self._password()
                 self._connected = clickhouse_connect.get_client(
                     host=self._host,
                     port=self._port,
@@ -413,3 +413,14 @@ class ServerClickHouse:
                     autogenerate_session_id=False,
                 )
             return self._connected
+
+    def _password(self) -> str:
+        if self._password_file is None:
+            return ""
+        try:
+            return Path(self._password_file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+            raise NotAuthenticated(
+                f"clickhouse.password_file: {self._password_file} cannot be read: {why}; put the password alone in it"
+            ) from None

@@ -10,9 +10,11 @@ from schemas.acls import PRINCIPAL, acls, principal_of
 from schemas.roles import ROLES, Role
 from streams.acls import grant
 from streams.admin import create_topics
+from tests.palisade.conftest import palisade
 from tests.secured.connecting import connection_as
 from tests.support.secured_kafka import SUPER, SecuredKafka
 
+__all__ = ["palisade"]
 STRANGER = "stranger"
 
 

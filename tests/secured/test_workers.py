@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,16 +16,20 @@ from palisade.supervisor import ChildSpec, Supervisor, python_module
 from responders.signing import SigningKey
 from schemas.roles import Role
 from streams.transport.settings import kafka_settings
-from tests.palisade.conftest import Run, palisade  # noqa: F401
+from tests.palisade.conftest import Run
 from tests.secured.conftest import name_of
 from tests.secured.connecting import connection_as
+from tests.support.canaries import Canaries
 from tests.support.secured_kafka import SecuredKafka, Way
+from tests.support.told import telling_logs
 from tests.support.waiting import until as until_within
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 WORKERS: tuple[Role, ...] = ("audit", "detect", "respond")
 DEADLINE_S = 120
 until = partial(until_within, within_s=DEADLINE_S, every_s=0.1)
+NOBODY = "https://127.0.0.1:1025/hook"
+"""Where nobody listens: delivery fails, and failures are told."""
 CANARY = b"canary-"
 """Begins each password that the broker's principals have."""
 
@@ -41,15 +45,22 @@ class Site:
         (folder / "keys").mkdir()
         for name, key in self.keys.items():
             key.save(folder / "keys" / f"{name}.pem")
+        self.canaries = Canaries(folder / "canaries")
 
     def config(self, role: Role) -> Path:
         path = self.folder / f"{role}.yaml"
         endpoint = {"name": "credit", "mode": "enforce", "producer_keys": [self.keys["producer"].public_base64]}
+        webhook = {"url": NOBODY, "allow_private": True,
+                   "secret_files": [self.canaries.file("endpoints.webhook.secret_files")]}  # fmt: skip
+        sensitive = {"email": "hash"}
+        without_guard = endpoint | {"name": "plain", "guard": False, "webhook": webhook, "sensitive": sensitive}
         path.write_text(yaml.safe_dump({
             "kafka": self._broker.section(name_of(role), self.way),
             "signing_key_file": "keys/signing.pem",
+            "redaction_key_file": self.canaries.file("redaction_key_file"),
             "operator_keys": [self.keys["operator"].public_base64],
-            "endpoints": [endpoint],
+            "ingest": {"producer_key_file": "keys/producer.pem"},
+            "endpoints": [endpoint, without_guard],
         }))  # fmt: skip
         return path
 
@@ -62,29 +73,40 @@ class Site:
                      producer_key=self.folder / "keys" / "producer.pem")  # fmt: skip
 
 
+def spawn(supervisor: Supervisor, site: Site, roles: Sequence[Role], metrics: Mapping[Role, int] | None = None) -> None:
+    """Starts the workers of these roles; returns once each is ready. `metrics`: the port of each."""
+    for role in roles:
+        served = ("--metrics-port", str(metrics[role])) if metrics else ()
+        command = python_module("palisade.cli.main", "worker", role, "--config", str(site.config(role)), *served)
+        supervisor.spawn(ChildSpec(role, command, ready='"ready"'))
+    for role in roles:
+        supervisor.wait_ready(role, DEADLINE_S)
+
+
 @pytest.fixture(params=["scram", "mtls"])
 def site(request: pytest.FixtureRequest, tmp_path: Path, secured: SecuredKafka) -> Iterator[Site]:
     made = Site(tmp_path, secured, request.param)
     ended: list[tuple[str, int]] = []
     with Supervisor(tmp_path / "logs", on_exit=lambda name, code: ended.append((name, code))) as supervisor:
-        for role in WORKERS:
-            command = python_module("palisade.cli.main", "worker", role, "--config", str(made.config(role)))
-            supervisor.spawn(ChildSpec(role, command, ready='"ready"'))
-        for role in WORKERS:
-            supervisor.wait_ready(role, DEADLINE_S)
+        spawn(supervisor, made, WORKERS)
         yield made
         assert ended == []
-    assert leaks(tmp_path) == set()
-    (tmp_path / "logs" / "planted.log").write_text(f"password={secured.proofs[name_of('audit')].password}")
-    assert leaks(tmp_path) == {"planted.log"}
+    assert leaks(made) == set()
+    planted = tmp_path / "logs" / "planted.log"
+    planted.write_text(f"password={secured.proofs[name_of('audit')].password}")
+    assert leaks(made) == {"planted.log"}
+    assert [line for line in telling_logs(tmp_path) if "canary-password" in line]
+    planted.unlink()
 
 
-def leaks(folder: Path) -> set[str]:
-    """Names of files of the run in which a password of a principal or of its key stands."""
-    return {path.name for path in folder.rglob("*") if path.is_file() and CANARY in path.read_bytes()}
+def leaks(site: Site) -> set[str]:
+    """Names of files of the run in which a secret stands: a password of a principal or of its key, or another canary."""
+    texts = {path: path.read_bytes() for path in site.folder.rglob("*") if path.is_file()}
+    where = {path.name for path, content in texts.items() if CANARY in content and not site.canaries.keeps(path)}
+    return where | {name for name, _ in site.canaries.in_files(site.folder)}
 
 
-def test_an_event_is_judged_an_order_carried_out_and_both_are_in_the_audit(site: Site, palisade: Run) -> None:  # noqa: F811
+def test_an_event_is_judged_an_order_carried_out_and_both_are_in_the_audit(site: Site, palisade: Run) -> None:
     guard = site.guard().start()
 
     def asked() -> bool:

@@ -47,7 +47,7 @@ class ApacheKafka:
         self._own = folder is None
         self._folder = folder or Path(tempfile.mkdtemp(prefix="apache-kafka-"))
         self._heap = heap
-        self._ports = _free_ports(ports)
+        self._ports = free_ports(ports)
         self._process: subprocess.Popen[bytes] | None = None
         self._admin: AdminClient | None = None
         self.bootstrap = f"127.0.0.1:{self._ports[0]}"
@@ -209,7 +209,7 @@ def fetch_libraries(target: Path = LIBRARIES) -> Path:
     return target
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as held:
         probes = [held.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
