@@ -242,7 +242,7 @@ TABLES: tuple[TableSpec, ...] = (
         ("key", "content"),
         3_650,
     ),
-    _table("lost", Lost, "what retention removed unread", ("log_topic",)),
+    _table("lost", Lost, "what could not be read: removed by retention, or not to be unpacked", ("log_topic",)),
     _table("activations", ProfileActivated, "which profile held from where", ("endpoint",), days=3_650),
 )
 BY_NAME: dict[str, TableSpec] = {table.name: table for table in TABLES}

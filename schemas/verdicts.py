@@ -63,7 +63,8 @@ VERDICT_LOST_KIND = "lost"
 
 
 class Lost(Wire):
-    """Offsets `first` to `last` of a log that retention removed before detect has read them: their outcome."""
+    """Offsets `first` to `last` of a log that detect could not read: retention removed them first, or librdkafka cannot
+    unpack them. It is their outcome."""
 
     KIND: ClassVar[str] = VERDICT_LOST_KIND
 

@@ -30,9 +30,7 @@ class Metrics:
         self.handler_failures = self._counter(
             "handler_failures_total", "runs on which handling raised, by topic", "topic"
         )
-        self.lost_offsets = self._counter(
-            "lost_offsets_total", "offsets that retention removed unread, by topic", "topic"
-        )
+        self.lost_offsets = self._counter("lost_offsets_total", "offsets that could not be read, by topic", "topic")
         self.cold_parts = self._counter("state_parts_cold_total", "parts whose saved state could not be taken back")
         self.snapshot_failures = self._counter("snapshot_failures_total", "rounds in which state could not be saved")
         self.snapshot_bytes = self._counter("snapshot_bytes_total", "bytes of state saved")

@@ -22,6 +22,7 @@ from streams.transport.ledger import PartitionState
 from streams.transport.run import TP, Record
 from streams.transport.seams import FATAL, Client, Figures, Halted, Host, LoopStuck, PollingBounds
 from streams.transport.settings import Setting
+from streams.transport.unreadable import Unreadable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -54,6 +55,8 @@ class Poller:
         self.paused: set[str] = set()
         self.read: dict[str, int] = {}
         self._expected: dict[TP, int] = {}  # the next offset to read, where it is known
+        self._unreadable = Unreadable(self._seek, self._log_end)
+        self._failed: list[tuple[TP, int]] = []  # batches that cannot be unpacked, met in this round
         self.beat = monotonic()
         self.committing_since: float | None = None
         self.committed_at = monotonic()
@@ -169,8 +172,10 @@ class Poller:
             # consume(n, timeout) alone would wait for n records; this takes what is there.
             more = self._consumer.consume(bounds.read_max - 1, 0)
             for tp, records in self._by_partition([message, *more]).items():
-                if tp in self.partitions and self._add(tp, records, now):
+                if tp in self.partitions and self._unreadable.take(tp, now) and self._add(tp, records, now):
                     self.read[tp.topic] = self.read.get(tp.topic, 0) + len(records)
+            self._look_behind(now)
+        self._unreadable.tick(self.paused, now)
         ledger.ripen(now)
         if ledger.waiting:
             self._host.fed()
@@ -183,6 +188,8 @@ class Poller:
         first, last = records[0].offset() or 0, records[-1].offset() or 0
         expected = self._expected.get(tp, first)
         self._expected[tp] = last + 1
+        if stepped_over := self._unreadable.lost(tp):
+            return self.ledger.add(tp, records, now, stepped_over)
         if last + 1 - expected <= len(records) or (low := self._low(tp)) <= expected:
             return self.ledger.add(tp, records, now)  # a gap without a loss: markers of transactions, compaction
         at = next((n for n, record in enumerate(records) if (record.offset() or 0) >= low), len(records))
@@ -195,20 +202,36 @@ class Poller:
 
     def _low(self, tp: TP) -> int:
         """The first offset that the partition holds; 0 where nobody answers."""
+        marks = self._marks(tp)
+        return 0 if marks is None else marks[0]
+
+    def _log_end(self, tp: TP) -> int | None:
+        marks = self._marks(tp)
+        return None if marks is None else marks[1]
+
+    def _marks(self, tp: TP) -> tuple[int, int] | None:
+        """The first offset of the log and its end, as the broker says now; None where nobody answers."""
         try:
-            marks = self._consumer.get_watermark_offsets(
+            return self._consumer.get_watermark_offsets(
                 TopicPartition(*tp), timeout=self._bounds.committed_s, cached=False
             )
         except KafkaException as error:
             self._on_error(error.args[0])
-            return 0
-        return 0 if marks is None else marks[0]
+            return None
+
+    def _seek(self, tp: TP, offset: int) -> None:
+        try:
+            self._consumer.seek(TopicPartition(tp.topic, tp.partition, offset))
+        except KafkaException as error:
+            self._on_error(error.args[0])  # what is reported again is asked again
 
     def _by_partition(self, messages: Sequence[Any]) -> dict[TP, list[Record]]:
-        errors = [error for message in messages if (error := message.error()) is not None]
-        if errors:
-            for error in errors:
-                if error.code() != KafkaError._PARTITION_EOF:
+        failed = [(message, error) for message in messages if (error := message.error()) is not None]
+        if failed:
+            for message, error in failed:
+                if error.code() == KafkaError._BAD_COMPRESSION:
+                    self._failed.append((TP(message.topic(), message.partition()), message.offset()))
+                elif error.code() != KafkaError._PARTITION_EOF:
                     self._on_error(error)
             messages = [message for message in messages if message.error() is None]
         # the one loop per record: plain tuples, for a TP each costs as much as the rest
@@ -219,6 +242,13 @@ class Poller:
         for key, message in zip(keys, messages, strict=True):
             batches.setdefault(key, []).append(message)
         return {TP(*key): records for key, records in batches.items()}
+
+    def _look_behind(self, now: float) -> None:
+        """Looks for the ends of batches that cannot be unpacked, once what stands before them is in the ledger."""
+        while self._failed:
+            tp, base = self._failed.pop()
+            if tp in self.partitions:
+                self._unreadable.failed(tp, base, self._expected.get(tp, 0), now)
 
     def _refresh_watermarks(self) -> None:
         for tp in self.partitions:
@@ -332,6 +362,7 @@ class Poller:
         self.joined = False
         self.partitions = partitions
         self.watermarks.clear()
+        self._unreadable.forget()
         self.paused = set()
         self._unread_since = None
 
@@ -375,6 +406,7 @@ class Poller:
     def _starts(self) -> Mapping[TP, int] | None:
         """Offsets to read from where they are not the committed ones; never above what is committed."""
         self._expected.clear()
+        self._unreadable.forget()
         try:
             answers = self._consumer.committed(
                 [TopicPartition(*tp) for tp in sorted(self.partitions)], timeout=self._bounds.committed_s

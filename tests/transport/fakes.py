@@ -124,6 +124,10 @@ class FakeConsumer:
         self._note("resume", {part.topic for part in parts})
         self.stopped -= {TP(part.topic, part.partition) for part in parts}
 
+    def seek(self, part: TopicPartition) -> None:
+        self._note("seek", (part.topic, part.partition, part.offset))
+        self.position[TP(part.topic, part.partition)] = part.offset
+
     def poll(self, timeout: float) -> FakeRecord | None:
         self._note("poll")
         if self.scheduled and self.callbacks:
@@ -141,6 +145,8 @@ class FakeConsumer:
         taken: list[FakeRecord] = []
         for tp in self.position.keys() - self.stopped:
             there = [r for r in self.log.get(tp, []) if r.offset() >= self.position[tp]][: count - len(taken)]
+            failing = next((n for n, record in enumerate(there) if record.error() is not None), len(there))
+            there = there[: failing + 1]  # nothing comes behind an error before it has been looked at
             if there:
                 self.position[tp] = there[-1].offset() + 1
                 taken += there

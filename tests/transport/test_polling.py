@@ -400,6 +400,18 @@ async def test_a_reader_that_is_overtaken_in_the_middle_of_what_it_reads_loses_e
     assert next(run for run in runs if run.lost).first == 50
 
 
+async def test_what_cannot_be_unpacked_is_told_by_the_run_behind_it_and_ends_nobody() -> None:
+    host, consumer = Host(), consumer_with()
+    bad = FakeRecord(2, None, error=KafkaError(KafkaError._BAD_COMPRESSION))
+    consumer.log = {A: [*records(0, 2, A), bad, *records(3, 3, A)]}
+    consumer.ends = {A: 6}
+    async with polling(host, consumer):
+        await joined(host, A)
+        runs = await host.runs(5)
+    assert [offset for run in runs for offset in run.offsets] == [0, 1, 3, 4, 5]
+    assert [(run.first, run.lost) for run in runs if run.lost] == [(3, (2, 3))]
+
+
 async def test_a_gap_that_is_no_loss_is_read_over() -> None:
     host, consumer = Host(), consumer_with()
     consumer.log = {A: [*records(0, 3, A), *records(5, 3, A)]}
