@@ -215,7 +215,7 @@ class Emitter:
         except Exception:  # noqa: BLE001 - odd values of a service must not fail its call
             # an exception may hold the value that it stumbled on
             log_fault("the features of a prediction could not be read", trace=endpoint not in self._redactors)
-            self._drop(endpoint, 1)
+            self.note_dropped(endpoint, 1)
             return None
 
     def put(self, waiting: Waiting, taken: Taken, prediction: Any) -> bool:
@@ -228,7 +228,7 @@ class Emitter:
             size += weight_of(outcome)
         except Exception:  # noqa: BLE001 - likewise
             log_fault("the outcome of a prediction could not be read")
-            self._drop(waiting.endpoint, 1)
+            self.note_dropped(waiting.endpoint, 1)
             return False
         with self._lock:
             if len(self._queue) >= self._max_queued or self._bytes + size > self._max_bytes:
@@ -306,7 +306,7 @@ class Emitter:
                     self._send(endpoint, events)
                 except Exception:  # noqa: BLE001 - counted as dropped; the thread must go on
                     log_fault("predictions could not be sent")
-                    self._drop(endpoint, len(events))
+                    self.note_dropped(endpoint, len(events))
             return bool(taken)
 
     def _redacted(self, endpoint: str, features: Any) -> bool:
@@ -322,7 +322,7 @@ class Emitter:
             log_fault(f"{endpoint}: predictions are NOT SENT: they could not be redacted", trace=False)
         else:
             return True
-        self._drop(endpoint, 1)
+        self.note_dropped(endpoint, 1)
         return False
 
     def _send(self, endpoint: str, events: list[Event]) -> None:
@@ -332,19 +332,20 @@ class Emitter:
         for record in encode(events):
             if isinstance(record, int):
                 logger.debug("%d prediction(s) of %s fit into no record", record, endpoint)
-                self._drop(endpoint, record)
+                self.note_dropped(endpoint, record)
                 continue
             headers = {KIND_HEADER: b"prediction", CONTENT_TYPE_HEADER: record.content_type.encode()}
             done = partial(self._delivered, endpoint, record.rows)
             if not transport.send(PREDICTIONS, endpoint, record.value, headers, done):
-                self._drop(endpoint, record.rows)
+                self.note_dropped(endpoint, record.rows)
         transport.poll()
 
     def _delivered(self, endpoint: str, rows: int, delivery: Delivery) -> None:
         if not delivery.delivered:
-            self._drop(endpoint, rows)
+            self.note_dropped(endpoint, rows)
 
-    def _drop(self, endpoint: str, rows: int) -> None:
+    def note_dropped(self, endpoint: str, rows: int) -> None:
+        """Counts predictions that were dropped, or whose loss was told in a report that was lost itself."""
         with self._lock:
             self._dropped[endpoint] = self._dropped.get(endpoint, 0) + rows
 

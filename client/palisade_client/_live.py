@@ -266,16 +266,23 @@ class Live:
             now, to_ms = self.clock.monotonic(), self.clock.wall_ms()
             self._wake.clear()
             self._last_report = now
-            value = to_json(self._fields(now, to_ms))
+            fields = self._fields(now, to_ms)
+            value = to_json(fields)
             self._from_ms = to_ms
             headers = {KIND_HEADER: b"report", CONTENT_TYPE_HEADER: JSON_TYPE.encode()}
             if self.identity.signer is not None:
                 headers |= sign(self.identity.signer, "report", value)
 
+            def untold() -> None:  # the traffic of a lost report is past, but what was dropped is owed to somebody
+                self.emitter.note_dropped(self.identity.endpoint, fields["dropped"])
+
             def done(delivery: Delivery) -> None:
                 self._learn_broker_time(delivery, now)
+                if not delivery.delivered:
+                    untold()
 
             if not self.transport.send(REPORTS, self.identity.endpoint, value, headers, done):
+                untold()
                 log_fault("a report found no place in the queue: is Kafka away?")
 
     def _fields(self, now: float, to_ms: int) -> dict[str, Any]:

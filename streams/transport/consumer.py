@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, ClassVar, NoReturn, cast
@@ -52,14 +51,12 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerOptions:
-    """What `install` hands to the consumer. drain_s: how long a rebalance or a stop waits for open runs. flush_s: how
-    long a commit waits for what is on its way; no run that it commits is."""
+    """What `install` hands to the consumer. drain_s: how long a rebalance or a stop waits for open runs."""
 
     settings: Mapping[str, Setting] = field(repr=False)  # the password is among them
     limits: Mapping[str, TopicLimits] = field(default_factory=dict)
     hooks: Hooks = Hooks()
     drain_s: float = 20.0
-    flush_s: float = 5.0
     commit_s: float = 90.0
     bounds: PollingBounds = field(default_factory=PollingBounds)
     client: Callable[[dict[str, Any]], Any] = confluent_kafka.Consumer  # makes a polling.Client
@@ -177,9 +174,7 @@ class Consumer(base.Consumer):
             ledger = self.poller.ledger
             if not (due := ledger.due()):
                 return False
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.options.flush_s):
-                    await self.app.producer.flush()
+            await self.app.producer.flush()
             if ledger.closed:
                 return False
             reach("before_commit")

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar, NoReturn
 
 from faust.exceptions import ImproperlyConfigured
@@ -14,6 +16,8 @@ from faust.types.core import HeadersArg
 
 from streams.transport.outbox import Confirmed, Outbox
 from streams.transport.settings import Setting
+
+FLUSH_S = 5.0
 
 
 class Producer(base.Producer):
@@ -33,8 +37,12 @@ class Producer(base.Producer):
         await self.outbox.close()
 
     async def flush(self) -> None:
+        """Waits for what is on its way, for `FLUSH_S` at most. Faust asks for it in each rebalance, also in one that follows
+        from the broker being away; no run depends on it, for a run is done when its own outcomes are confirmed."""
         await self.buffer.flush()
-        await self.outbox.flush()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_S):
+                await self.outbox.flush()
 
     async def send(
         self,

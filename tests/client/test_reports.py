@@ -217,6 +217,20 @@ def test_a_latency_falls_into_the_bucket_of_its_bound(latency_ms: float) -> None
     assert bucket == 0 or latency_ms > LATENCY_BOUNDS_MS[bucket - 1]
 
 
+@pytest.mark.parametrize("trouble", ["failing", "full"])
+def test_what_a_lost_report_said_was_dropped_is_said_by_the_next_one(bench: Bench, trouble: str) -> None:
+    guard = bench.guard(fallback=0.5)
+    setattr(bench.transport, trouble, True)
+    for _ in range(4):  # each time the report is lost as well
+        guard.call(lambda _: 0.9, {"x": 1.0}, caller="a")
+        guard.flush()
+    setattr(bench.transport, trouble, False)
+    guard.flush()
+    guard.flush()
+
+    assert sum(report.dropped for report in bench.reports) == 4
+
+
 def test_dropped_predictions_are_reported(bench: Bench) -> None:
     from palisade_client import Emitter
 

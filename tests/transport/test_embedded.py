@@ -11,12 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer
 
 from streams import embedded_broker as embedded_broker_module
+from streams.app import make_app, outbox_of
 from streams.embedded_broker import EmbeddedBroker, parse_topics
+from streams.transport import producer as producer_module
 from streams.transport.outbox import Outbox, OutboxClosed, OutboxFull
 from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection, kafka_settings
@@ -253,3 +256,27 @@ def test_without_the_c_functions_a_plain_mock_cluster_serves(monkeypatch: pytest
 def test_topics_that_cannot_be_read_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="name:partitions"):
         parse_topics(text)
+
+
+def test_a_flush_of_what_the_broker_does_not_take_ends_long_before_its_records_do(
+    embedded_broker: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producer_module, "FLUSH_S", 0.2)
+    broker = embedded_broker({"t": 1})
+    app = make_app("flushes", connection=broker.connection)
+
+    async def story() -> None:
+        outbox = outbox_of(app)
+        outbox.start()
+        await outbox.send("t", b"k", b"v")
+        broker.down()
+        sent = outbox.send("t", b"k", b"v")
+        await asyncio.wait_for(app.producer.flush(), 60)
+        assert not sent.done()
+        assert (outbox.held_s(monotonic() + 100.0) or 0.0) >= 100.0
+        broker.up()
+        await asyncio.wait_for(sent, 60)
+        assert outbox.held_s(monotonic()) is None
+        await outbox.close()
+
+    asyncio.run(story())
