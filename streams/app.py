@@ -13,6 +13,7 @@ import mode
 from faust.tables import TableManager
 from faust.types import AgentT
 
+from streams.failpoints import reach_waiting
 from streams.health import Health
 from streams.transport.consumer import Consumer, ConsumerOptions, Hooks
 from streams.transport.ledger import TopicLimits
@@ -137,7 +138,8 @@ def run_topic(app: faust.App, topic_name: str, handler: Handler, *, in_flight: i
 
     The handler finishes its run inside (`with run:`), or opens it and lets it finish later (`run.done_when(futures)`,
     `run.done()`); at most `in_flight` runs of the topic wait for that, then the next call waits. Runs that went stale
-    are not handed over. An exception that leaves the handler ends the process, and its run is read again elsewhere.
+    are not handed over. An exception that leaves the handler ends the process, and its run is read again elsewhere. So
+    does a handler that gives no sign (`run.sign()`) for twelve seconds while nothing waits for the broker: it is stuck.
     """
     topic = app.topic(topic_name, schema=RunSchema(), acks=False, value_serializer="raw", key_serializer="raw")
     places = asyncio.Semaphore(in_flight)
@@ -157,6 +159,7 @@ def run_topic(app: faust.App, topic_name: str, handler: Handler, *, in_flight: i
                 continue
             try:
                 run.begin()
+                await reach_waiting("begun")
                 await handler(run)
             except asyncio.CancelledError:
                 run.abandon()
@@ -164,6 +167,8 @@ def run_topic(app: faust.App, topic_name: str, handler: Handler, *, in_flight: i
             except Exception as error:
                 run.fail(error)
                 raise
+            finally:
+                run.leave()
             if not (run.opened or run.finished or run.failed or run.stale):
                 forgotten = RunForgotten(f"the handler of {topic_name} returned without opening {run!r}")
                 run.fail(forgotten)

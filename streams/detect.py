@@ -142,6 +142,13 @@ class _Owned:
     """Held from taking a run until its outcomes are on their way: state is saved at no other moment."""
     saving: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the store writes, so that nobody loads half of it."""
+    run: Run | None = None
+    """The one that is handled, or waits until state is taken."""
+
+    def sign(self) -> None:
+        """Work on this partition goes on."""
+        if self.run is not None:
+            self.run.sign()
 
     def settle(self, sent: asyncio.Future[Confirmed]) -> None:
         self.unconfirmed.discard(sent)
@@ -211,9 +218,17 @@ class DetectRole:
         Where handling raises, everything is read again from saved state, until the record is found that it raises on.
         """
         owned = self._owned[run.tp]
+        owned.run = run
+        try:
+            await self._handle(run, owned)
+        finally:
+            owned.run = None
+
+    async def _handle(self, run: Run, owned: _Owned) -> None:
         started = time.perf_counter()
         # reports do not make way for predictions, only for what keeps this process in its group
-        pause = Turns(lambda: self._handled, HOLD_S if run.tp.topic == PREDICTIONS else REPORTS_HOLD_S)
+        hold_s = HOLD_S if run.tp.topic == PREDICTIONS else REPORTS_HOLD_S
+        pause = Turns(lambda: self._handled, hold_s, sign=owned.sign)
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
         run.open()
         async with owned.busy:
@@ -446,7 +461,7 @@ class DetectRole:
         owned_log = owned.log
         parts: dict[str, bytes] = {}
         size = 0
-        pause = Turns(lambda: self._handled)
+        pause = Turns(lambda: self._handled, sign=owned.sign)
         try:
             async with owned.busy:  # nothing is taken meanwhile, so all parts are of one moment
                 restart = taken_from = max(owned_log.restart, owned.began)

@@ -34,7 +34,7 @@ from streams.learners import let_vote
 from streams.outgoing import dead, said
 from streams.profiles import Active, ProfileMissing, active_record, profile_record
 from streams.records import Outgoing, RawHeaders, Records, header_of
-from streams.turns import HOLD_S, Pause
+from streams.turns import HOLD_S, Pause, attended
 from streams.verdicts import block_verdicts, row_verdicts
 
 log = logging.getLogger(__name__)
@@ -316,7 +316,7 @@ class PredictionLog:
         for part in due.voted:
             learning.decide(part)
         for part in due.ready:
-            profile = await asyncio.to_thread(learning.build, part)
+            profile = await attended(asyncio.to_thread(learning.build, part), pause)
             content, (endpoint, version) = profile.to_bytes(), split_part(part)
             profile_hash, record = profile_record(content)
             learning.finish(part, profile_hash)
@@ -341,7 +341,7 @@ class PredictionLog:
             part = part_of(activation.endpoint, activation.version)
             if control.offset < self._through.get(part, 0):
                 return  # the saved part knows it, and perhaps a later one
-            content = await self._profiles.get(activation.profile_hash)
+            content = await attended(self._profiles.get(activation.profile_hash), pause)
             profile = _profile_of(content)
         except (ValidationError, ProfileMissing, ConfigError, ValueError) as error:
             batch.bury(dead_letter(place, "wrong_shape", str(error), value, control.headers))

@@ -54,6 +54,7 @@ from streams.records import Outgoing, Records, header_of
 from streams.transport.outbox import Confirmed, Outbox, OutboxClosed, OutboxFull
 from streams.transport.run import TP, Run
 from streams.transport.settings import KafkaConnection
+from streams.turns import Turns, attended
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class RespondRole:
         self._lock = asyncio.Lock()
         self._lease_until = 0.0
         self._kept: Mapping[TP, int] = {}
+        self._at_work: dict[str, Run] = {}
 
     def health(self, _: float) -> Part:
         """Whether it is active; from any thread."""
@@ -207,6 +209,7 @@ class RespondRole:
         """One run: decided input by input, journaled once, then published."""
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
         run.open()
+        self._at_work[run.tp.topic] = run
         try:
             letters = await self._decide(run, records)
             if letters is None:
@@ -221,6 +224,8 @@ class RespondRole:
             raise
         else:
             run.done()
+        finally:
+            del self._at_work[run.tp.topic]
 
     async def _decide(self, run: Run, records: Records) -> list[asyncio.Future[Confirmed]] | None:
         """The dead letters, on their way, of a run whose decisions are journaled and published; None if it will be read again."""
@@ -286,7 +291,7 @@ class RespondRole:
         """
         began = time.monotonic()
         try:
-            await asyncio.to_thread(active.journal.commit, entries)
+            await attended(asyncio.to_thread(active.journal.commit, entries), Turns(sign=self._sign))
         except JournalAway:
             self._away = True
             await self._stand_by()
@@ -338,6 +343,11 @@ class RespondRole:
         undecided = state.seen.undecided() if active.offsets else set()
         active.offsets = {name: offset for name, offset in active.offsets.items() if name in undecided}
         return sorted(active.expected.union(active.offsets.values()))
+
+    def _sign(self) -> None:
+        """Work goes on: whoever waits for the lock is not stuck."""
+        for run in self._at_work.values():
+            run.sign()
 
     def _publish(self, active: _Active, now_ms: int) -> None:
         active.state = mark_failed(active.state, active.unsent)

@@ -34,14 +34,15 @@ class Probe:
 class WatchdogLimits:
     """Seconds without progress that end the process.
 
-    handed_s is above loop_s, so that a slow loop is called by its name. run_s counts only while the broker confirms what
-    is sent; else a run waits for its outcomes, which message.timeout (120 s) ends. commit_s is above a broker outage that
-    a worker must survive (60 s).
+    handed_s and handler_s are above loop_s, so that a slow loop is called by its name. handler_s: of a handler that gives no
+    sign, while no output waits for the broker. run_s counts only while the broker confirms what is sent; else a run waits
+    for its outcomes, which message.timeout (120 s) ends. commit_s is above a broker outage that a worker must survive (60 s).
     """
 
     polling_s: float = 10.0
     loop_s: float = 10.0
     handed_s: float = 20.0
+    handler_s: float = 12.0
     run_s: float = 60.0
     commit_s: float = 120.0
 
@@ -172,6 +173,11 @@ def transport_probes(
         there = poller()
         return there.ledger.unbegun_s(now) if there else None
 
+    def handlers(now: float) -> float | None:
+        there = poller()
+        waits_for_broker = held_s(now) is not None  # at most message.timeout, whatever the handler is at
+        return there.ledger.unmoved_s(now) if there and not waits_for_broker else None
+
     def commits(now: float) -> float | None:
         there = poller()
         return uncommitted.age(now, bool(there.ledger.due()), there.committed_at) if there else None
@@ -180,6 +186,7 @@ def transport_probes(
         Probe("polling", bounds.polling_s, polling),
         Probe("loop", bounds.loop_s, LoopHeartbeat(loop).age),
         Probe("handing over", bounds.handed_s, handed),
+        Probe("handlers", bounds.handler_s, handlers),
         Probe("runs", bounds.run_s, runs),
         Probe("commits", bounds.commit_s, commits),
     ]

@@ -26,7 +26,7 @@ from streams.poison import Poison, Verdict
 from streams.records import Outgoing, Records
 from streams.transport.outbox import Confirmed, Outbox
 from streams.transport.run import TP, Run
-from streams.turns import Turns
+from streams.turns import Turns, attended
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class IngestRole:
         self._tickets = 0
         self._handled = 0
         self._waiting = False
+        self._at_work: dict[str, Run] = {}
         self._failed: BaseException | None = None
 
     def kept(self) -> Mapping[TP, int]:
@@ -115,7 +116,13 @@ class IngestRole:
 
     async def handle(self, run: Run) -> None:
         """One run: what it leads to is sent, and it is done when that is confirmed."""
-        owned = self._owned[run.tp.partition]
+        self._at_work[run.tp.topic] = run
+        try:
+            await self._handle(run, self._owned[run.tp.partition])
+        finally:
+            del self._at_work[run.tp.topic]
+
+    async def _handle(self, run: Run, owned: _Owned) -> None:
         started = time.perf_counter()
         run.open()
         await self._in_step(run, owned)
@@ -144,7 +151,7 @@ class IngestRole:
     async def _take(self, tp: TP, owned: _Owned, records: Records) -> Handled | None:
         """What records lead to; None if handling them raised, which leaves rows half-paired that are not used any more."""
         whole = Handled([], {})
-        pause = Turns(lambda: self._handled)
+        pause = Turns(lambda: self._handled, sign=self._sign)
         for piece, reason in self._poison.pieces(tp, records):
             try:
                 if reason is None:
@@ -214,6 +221,11 @@ class IngestRole:
         for number in {tp.partition for tp in gone}:
             self._owned.pop(number, None)
         self._keep()
+
+    def _sign(self) -> None:
+        """Work goes on: on the other topic, too, whose handler waits for this one."""
+        for run in self._at_work.values():
+            run.sign()
 
     async def turns(self) -> None:
         """Ages what waits and writes reports until cancelled. Raises UnconfirmedOutcome."""
@@ -290,6 +302,7 @@ class IngestRole:
             and not self._caught_up(number, other, owned)
         ):
             self._waiting = True
+            self._sign()
             try:
                 await asyncio.sleep(LOOK_S)
             finally:
@@ -301,7 +314,8 @@ class IngestRole:
         if owned.sides[tp.topic].ms or (owned.since_ms is not None and owned.since_ms <= first_ms):
             return
         owned.since_ms = first_ms
-        owned.log.recall(await asyncio.to_thread(self._read_back, tp.partition, first_ms))
+        read = asyncio.to_thread(self._read_back, tp.partition, first_ms)
+        owned.log.recall(await attended(read, Turns(sign=self._sign)))
 
     # -- out
 

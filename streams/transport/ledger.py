@@ -96,6 +96,7 @@ class Ledger:
         self._withheld = False
         self._advanced_at: dict[TP, float] = {}  # when the oldest run of the partition was done
         self._turned_at: dict[str, float] = {}  # when an agent of the topic last began or ended a run
+        self._sign_at: dict[str, float] = {}  # when the handler that is at work on the topic last gave a sign
         self._lock = threading.Lock()
         self._opened: set[Run] = set()
         self._order: dict[TP, deque[Run]] = {}  # read and not yet safe, in offset order
@@ -235,7 +236,16 @@ class Ledger:
                 raise RunLost(f"{handed[0]!r} was handed over and never begun, {run!r} behind it was")
             handed.popleft()
             self._begun.add(run)
-            self._turned_at[run.tp.topic] = self._clock()
+            self._turned_at[run.tp.topic] = self._sign_at[run.tp.topic] = self._clock()
+
+    def sign(self, run: Run) -> None:
+        """The handler is still at work on this run. Called between any two pieces of work, so without the lock."""
+        if run.tp.topic in self._sign_at:
+            self._sign_at[run.tp.topic] = self._clock()
+
+    def leave(self, run: Run) -> None:
+        """The handler has returned; what it began may still wait to be confirmed."""
+        self._sign_at.pop(run.tp.topic, None)
 
     def open(self, run: Run) -> None:
         with self._lock:
@@ -264,7 +274,8 @@ class Ledger:
         self._release(run)
 
     def abandon(self, run: Run) -> None:
-        """The work on it was cancelled: it stays unfinished and is read again."""
+        """The work on it was cancelled: it stays unfinished and is read again. What its handler still does has no run."""
+        self.leave(run)
         self._release(run)
 
     def _release(self, run: Run) -> None:
@@ -288,6 +299,7 @@ class Ledger:
             over = [run for runs in self._order.values() for run in runs]
             self._opened.clear()
             self._begun.clear()
+            self._sign_at.clear()
             for held in (self._order, self._inbox, self._handed, self._gathering, self._safe, self._bytes):
                 held.clear()
         for run in over:
@@ -322,6 +334,11 @@ class Ledger:
         with self._lock:
             since = [max(runs[0].read_at, self._advanced_at.get(tp, 0.0)) for tp, runs in self._order.items() if runs]
         return now - min(since) if since else None
+
+    def unmoved_s(self, now: float) -> float | None:
+        """Seconds for which a handler that is at work has given no sign: the worst one; `None` when none is at work."""
+        signs = list(self._sign_at.values())
+        return now - min(signs) if signs else None
 
     def unbegun_s(self, now: float) -> float | None:
         """Seconds for which a run that was handed over waits while its topic's agent has none to work on: the worst one;

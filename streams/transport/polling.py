@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka import OFFSET_END, OFFSET_STORED, KafkaError, KafkaException, TopicPartition
 
+from streams.failpoints import reach
 from streams.transport.ledger import PartitionState
 from streams.transport.run import TP, Record
 from streams.transport.seams import FATAL, Client, Figures, Halted, Host, LoopStuck, PollingBounds
@@ -150,6 +151,7 @@ class Poller:
 
     def _round(self) -> None:
         self.beat = monotonic()
+        reach("polled")
         self._serve_commits()
         if self._wanted != self._subscribed:
             self._subscribed = self._wanted

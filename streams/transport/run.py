@@ -156,6 +156,14 @@ class Run:
         """Say that an agent has taken it up, in offset order. Raises RunLost when one before it never came."""
         self._ledger.begin(self)
 
+    def sign(self) -> None:
+        """Say that the handler is still at work: one that gives no sign for long is taken for stuck."""
+        self._ledger.sign(self)
+
+    def leave(self) -> None:
+        """Say that the handler has returned."""
+        self._ledger.leave(self)
+
     def open(self) -> Self:
         """Say that work on this run has begun. A rebalance or a stop waits for open runs, up to the drain bound."""
         self._ledger.open(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -35,6 +36,25 @@ def test_a_word_that_it_does_not_know_is_told(tmp_path: Path) -> None:
     (tmp_path / "detect.taken").write_text("explode")
     with pytest.raises(ValueError, match="kill, raise or hang"):
         Failpoints(tmp_path, "detect").reach("taken")
+
+
+async def _waits(points: Failpoints) -> bool:
+    try:
+        async with asyncio.timeout(0.01):
+            await points.reach_waiting("begun")
+    except TimeoutError:
+        return True
+    return False
+
+
+def test_stick_waits_for_ever_where_waiting_is_possible_and_is_refused_elsewhere(tmp_path: Path) -> None:
+    points = Failpoints(tmp_path, "detect")
+    (tmp_path / "detect.begun").write_text("stick")
+    assert asyncio.run(_waits(points))
+    assert not asyncio.run(_waits(points))
+    (tmp_path / "detect.taken").write_text("stick")
+    with pytest.raises(ValueError, match="points that can wait"):
+        points.reach("taken")
 
 
 def test_kill_ends_the_process_at_once(tmp_path: Path) -> None:

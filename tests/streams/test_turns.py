@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from streams.turns import PAUSE_S, TURNS, Turns
+from streams import turns as turns_module
+from streams.turns import PAUSE_S, TURNS, Turns, attended
 
 pytestmark = pytest.mark.anyio
 
@@ -68,3 +69,38 @@ async def test_a_pause_goes_on_while_others_have_something_to_do_but_not_for_eve
     task.cancel()
 
     assert done[0] == expected
+
+
+async def test_what_is_done_elsewhere_is_seen_to_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "LOOK_S", 0.001)
+    signs: list[int] = []
+    done = asyncio.Event()
+
+    def sign() -> None:
+        signs.append(1)
+        if len(signs) == 5:
+            done.set()
+
+    async def work() -> str:
+        await done.wait()
+        return "done"
+
+    assert await attended(work(), Turns(sign=sign)) == "done"
+    assert len(signs) >= 5
+
+
+async def test_what_is_done_elsewhere_raises_here_and_ends_with_who_waits_for_it() -> None:
+    async def fails() -> None:
+        raise OSError("away")
+
+    with pytest.raises(OSError, match="away"):
+        await attended(fails(), Turns())
+
+    work = asyncio.ensure_future(asyncio.Event().wait())
+    waiting = asyncio.ensure_future(attended(work, Turns()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await asyncio.sleep(0)
+    assert work.cancelled()

@@ -255,6 +255,23 @@ def test_a_run_that_waits_though_its_agent_is_idle_shows_after_the_last_sign_of_
     assert ledger.unbegun_s(9.0) is None
 
 
+def test_a_handler_that_gives_no_sign_shows_until_it_returns_whatever_waits_to_be_confirmed() -> None:
+    now = 1.0
+    ledger = ledger_with(A, [1, 1], Ledger(clock=lambda: now))
+    first, _ = taken(ledger, A)
+    assert ledger.unmoved_s(9.0) is None
+    first.begin()
+    first.open()
+    assert ledger.unmoved_s(9.0) == 8.0
+    now = 8.0
+    first.sign()
+    assert ledger.unmoved_s(9.0) == 1.0
+    first.leave()
+    assert ledger.unmoved_s(99.0) is None
+    first.sign()
+    assert ledger.unmoved_s(99.0) is None
+
+
 def test_what_is_withheld_is_neither_handed_over_nor_missed() -> None:
     ledger = ledger_with(A, [1, 1, 1])
     first, _, third = taken(ledger)

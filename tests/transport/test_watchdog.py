@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -100,3 +101,56 @@ with EmbeddedBroker({"t": 1}) as broker:
     assert done.returncode == 70, done.stderr
     assert "no progress of loop" in done.stderr
     assert "in block" in done.stderr
+
+
+WORKER = """
+import asyncio
+from streams import failpoints
+from streams.app import KafkaConnection, WatchdogLimits, make_app, outbox_of, run_topic, run_worker
+from streams.embedded_broker import EmbeddedBroker
+
+failpoints.name_role("worker")
+
+async def handler(run):
+    with run:
+        {body}
+
+async def ask():
+    await outbox_of(app).send("t", None, b"one")
+
+with EmbeddedBroker({{"t": 1}}) as broker:
+    app = make_app("zombie", connection=KafkaConnection(bootstrap=broker.bootstrap))
+    run_topic(app, "t", handler)
+    app.task(ask)
+    raise SystemExit(run_worker(app, watchdog=WatchdogLimits(polling_s=2.0, handler_s=2.0)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("armed", "named"),
+    [("begun stick", "no progress of handlers"), ("polled hang", "no progress of polling")],
+)
+def test_a_worker_of_which_one_part_stands_still_while_the_rest_lives_is_ended(
+    tmp_path: Path, armed: str, named: str
+) -> None:
+    point, what = armed.split()
+    (tmp_path / f"worker.{point}").write_text(what)
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER.format(body="pass")],
+        env={**os.environ, "PALISADE_FAILPOINTS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 70, done.stderr
+    assert named in done.stderr
+
+
+def test_a_handler_that_is_long_at_work_and_says_so_is_left_alone() -> None:
+    body = """for _ in range(50):
+            run.sign()
+            await asyncio.sleep(0.1)
+        raise SystemExit(3)"""
+    done = subprocess.run([sys.executable, "-c", WORKER.format(body=body)], capture_output=True, text=True, timeout=120)
+    assert "no progress" not in done.stderr
+    assert done.returncode == 3, done.stderr

@@ -1,0 +1,42 @@
+"""F14, a zombie: a worker that lives and makes no progress. The watchdog ends it, and the next one takes up where it was."""
+
+from __future__ import annotations
+
+import pytest
+
+from streams.failpoints import Point
+from streams.watchdog import EXIT_CODE, WatchdogLimits
+from tests.faults.ground import Ground
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.fault("F14"), pytest.mark.slow]
+
+FOUND_S = 15.0
+"""What the invariant allows, on a machine that does nothing else."""
+TWO_LOOKS_S = 2.0
+ZOMBIES: tuple[tuple[str, Point, str, str], ...] = (
+    ("detect", "begun", "stick", "handlers"),
+    ("ingest", "polled", "hang", "polling"),
+    ("respond", "deciding", "hang", "loop"),
+    ("audit", "polled", "hang", "polling"),
+    ("detect", "taken", "hang", "loop"),
+    ("ingest", "begun", "stick", "handlers"),
+    ("respond", "begun", "stick", "handlers"),
+)
+"""Role, where it stands still, how, and the probe that must find it. The short run makes the first three."""
+
+
+def test_a_worker_that_lives_and_stands_still_is_ended_and_the_next_one_goes_on(ground: Ground) -> None:
+    limits = WatchdogLimits()
+    assert max(limits.polling_s, limits.loop_s, limits.handler_s) + TWO_LOOKS_S < FOUND_S
+    with ground.stage() as stage:
+        stage.load.start()
+        for role, point, what, named in ZOMBIES if ground.full else ZOMBIES[:3]:
+            before = stage.ended.count((role, EXIT_CODE))
+            stage.expect_exit(role)
+            stage.await_tripped(stage.arm(role, point, what))
+            until(lambda: stage.ended.count((role, EXIT_CODE)) > before, f"{role} to be ended", 120.0)  # noqa: B023
+            assert f"no progress of {named}" in stage.supervisor.tail(role, 2_000)
+            ground.made()
+        stage.settle()
+        stage.prove()
