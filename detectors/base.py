@@ -20,13 +20,19 @@ DAYS_30_MS = 30 * 86_400_000
 
 
 class LogPoint(NamedTuple):
-    """A row of a log and the log's time there (broker's ms)."""
+    """A row of a log and the log's time there, ms. `broker_ms`: the broker's time, where it is another one (`LogClock`)."""
 
     topic: str
     partition: int
     offset: int
     row: int
     ms: int
+    broker_ms: int = 0
+
+    @property
+    def told_ms(self) -> int:
+        """What is told to others: the broker's time."""
+        return self.broker_ms or self.ms
 
     @classmethod
     def closing(cls, block: Block) -> LogPoint:

@@ -209,6 +209,8 @@ class CallerCells:
             if sight.weight[k] > 0:
                 self._hear(each, k, sight, expected, ms)
                 heard.append(each)
+            each.heard_ms = min(each.heard_ms, ms)  # the broker's clock may have been set back
+            each.calm_since_ms = None if each.calm_since_ms is None else min(each.calm_since_ms, ms)
             since = each.heard_ms if each.calm_since_ms is None else each.calm_since_ms
             if ms - since > LINGER_MS:
                 self.accused.remove(each)

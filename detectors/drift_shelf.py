@@ -90,7 +90,7 @@ class Part:
         """Counts a block of `rows`; whether with it the event rate is measured: once, over the first hour of the log."""
         if not self.budget.assumed or self.per_day > 0:
             return False
-        self.since_ms = self.since_ms or first_ms
+        self.since_ms = min(self.since_ms or first_ms, ms)
         self.counted += rows
         if ms - self.since_ms < MEASURE_MS:
             return False

@@ -155,7 +155,7 @@ class _Part:
         loudest = sorted(self.knocking.items(), key=lambda item: (-item[1][1], item[0]))[:MAX_SAID]
         return EndpointState(
             endpoint=endpoint,
-            at_ms=at.ms,
+            at_ms=at.told_ms,
             guards_live=guards,
             epoch_applied=epoch,
             fallback_ok=fallback_ok,

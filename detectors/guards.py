@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from detectors.base import ReportAt
+from detectors.base import LogPoint, ReportAt
 from schemas.events import Report, RouteCounts
 
 GUARD_LIVE_MS = 3_000
@@ -161,7 +161,7 @@ class LiveGuards:
         last = self._lines.get(key)
         boot, seq = short_hash(report.boot_id, 4), _bounded(report.seq)
         if last is None and len(self._lines) >= self._most:
-            return self._take_pooled(report, now_ms)
+            return self._take_pooled(report, event.at)
         if last is not None and last.boot == boot and seq <= last.seq:
             return None
         interval, weight = interval_of(report), 1.0
@@ -241,11 +241,11 @@ class LiveGuards:
         """Whether `version` is live at some guard that has a line."""
         return short_hash(version, 4) in self._versions
 
-    def _take_pooled(self, report: Report, now_ms: int) -> Counted:
+    def _take_pooled(self, report: Report, at: LogPoint) -> Counted:
         if self._pool is None:
-            self._pool = _Pool(now_ms, now_ms)
-        weight = 1.0 if now_ms - report.to_ms <= GUARD_LIVE_MS else 0.0
-        self._pool.take(report, now_ms, weight)
+            self._pool = _Pool(at.ms, at.ms)
+        weight = 1.0 if at.told_ms - report.to_ms <= GUARD_LIVE_MS else 0.0
+        self._pool.take(report, at.ms, weight)
         return Counted(POOL, weight)
 
     def _tally(self, line: GuardLine, sign: int) -> None:

@@ -362,6 +362,7 @@ class Learning:
         seen = block.served_by != ROUTE_CODES["refused"]  # no model saw those
         if part.rows == 0:
             part.first, part.first_ms = block.first, int(block.broker_ts[0])
+        part.first_ms = min(part.first_ms, block.closed_ms)  # of a broker's clock that was set back
         part.table = part.table.with_rows(block, seen, part.rows)
         part.rows, part.last = part.rows + int(seen.sum()), block.last
         if part.rows < self.rows or block.closed_ms - part.first_ms < self.at_least_ms:

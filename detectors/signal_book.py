@@ -52,6 +52,18 @@ class _Incident:
     calm_since_ms: int | None = None
     caller: _Caller | None = None
 
+    def by(self, now_ms: int) -> _Incident:
+        """With no time ahead of `now_ms`: the broker's clock was set back, and nothing waits for an hour that has passed."""
+        calm = self.calm_since_ms
+        if max(self.updated_ms, self.heard_ms, calm or 0) <= now_ms:
+            return self
+        return replace(
+            self,
+            updated_ms=min(self.updated_ms, now_ms),
+            heard_ms=min(self.heard_ms, now_ms),
+            calm_since_ms=None if calm is None else min(calm, now_ms),
+        )
+
 
 class SignalBook:
     """The open incidents of one part of one log. Bounded by `MAX_OPEN`."""
@@ -90,6 +102,8 @@ class SignalBook:
         key, standing = _key(reading), _standing(reading)
         held = self._open[standing]
         incident = held.get(key)
+        if incident is not None:
+            incident = held[key] = incident.by(reading.at.ms)
         if incident is not None and incident.caller is not None:
             del held[key]
             incident = held[key] = replace(incident, heard_ms=reading.at.ms)
@@ -107,6 +121,7 @@ class SignalBook:
         for held in (self._open["verified"], self._open["claimed"]):
             while held:
                 key, incident = next(iter(held.items()))
+                incident = held[key] = incident.by(reading.at.ms)
                 if incident.caller is None or reading.at.ms - incident.heard_ms < self.recover_for_ms + UNHEARD_MS:
                     break
                 del held[key]
@@ -272,8 +287,8 @@ def signal_as(reading: Reading, state: SignalState, incident_id: str, seq: int) 
         shares=[CallerShare(caller=caller, caller_auth=auth, share=share) for caller, auth, share in reading.shares],
         evidence=reading.evidence,
         atlas=list(reading.atlas),
-        first_ms=reading.first_ms,
-        at_ms=at.ms,
+        first_ms=reading.first_ms - (at.ms - at.told_ms),
+        at_ms=at.told_ms,
         log_topic=at.topic,
         log_partition=at.partition,
         log_offset=at.offset,

@@ -1,7 +1,7 @@
 """Cutting columns into blocks: rules on the log alone, so that any cut of the log into runs gives the same blocks.
 
 A block closes at its 256th row; at a tick, with at least 32 rows after 250 ms, else after 10 s (log's time since its
-first row); at an activation of its endpoint@version; and, while a partition holds more than 65,536 open rows, the block
+first row, or since the log's time went back behind that); at an activation of its endpoint@version; and, while a partition holds more than 65,536 open rows, the block
 with the oldest first row closes. A version without a profile shares `@other` while 8 blocks of its endpoint are open.
 """
 
@@ -140,6 +140,8 @@ class BlockBuilder:
 
         All are to be taken before anything else is added: a tick may close a thousand, and each takes its time.
         """
+        for block in self._open.values():
+            block.since_ms = min(block.since_ms, broker_ms)  # a clock that was set back: none waits for an hour that passed
         due = [
             (block.first, part)
             for part, block in self._open.items()

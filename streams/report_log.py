@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
@@ -11,6 +11,7 @@ from detectors.bank import Bank
 from detectors.base import LogPoint, ReportAt, ReportEvent, TickAt
 from detectors.endpoint_state import EndpointStates
 from detectors.lag import Lag
+from detectors.log_clock import LogClock
 from detectors.unregistered import UnknownNames
 from responders.signing import Keyring
 from schemas.config import EndpointConfig
@@ -34,6 +35,7 @@ class EndpointReports:
     bank: Bank[ReportEvent]
     states: EndpointStates
     lag: Lag = field(default_factory=Lag)
+    clock: LogClock = field(default_factory=LogClock)
     applied: int = -1
     dirty: bool = False
 
@@ -89,6 +91,7 @@ class ReportLog(EndpointParts[EndpointReports]):
         running.dirty = False
         bank, states = running.bank.snapshot(part), running.states.snapshot(part)
         head = {"applied": running.applied, "bank": len(bank), "lag": running.lag.saved()}
+        head["clock"] = running.clock.saved()
         return with_head(head, bank + states)
 
     def restore(self, part: str, state: bytes) -> list[str]:
@@ -100,6 +103,7 @@ class ReportLog(EndpointParts[EndpointReports]):
             head, body = split_head(state)
             applied, bank = int(head["applied"]), int(head["bank"])
             lag = Lag.of(head["lag"]) if "lag" in head else Lag()
+            clock = LogClock.of(head["clock"]) if "clock" in head else LogClock()
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise StateRefused(f"saved part {part!r} cannot be read: {error}") from error
         running = self._make(part)
@@ -108,7 +112,7 @@ class ReportLog(EndpointParts[EndpointReports]):
         if running.states.signed(part) and not self._can_sign(part):
             raise StateRefused("what signed reports taught is no use where no producer key is listed any more")
         running.states.watch(part, bool(running.bank.open_parts()))
-        running.applied, running.lag = applied, lag
+        running.applied, running.lag, running.clock = applied, lag, clock
         self._running[part] = running
         return cold
 
@@ -144,7 +148,8 @@ class ReportLog(EndpointParts[EndpointReports]):
         if not fresh:
             return []
         concluded: list[Signal | EndpointState] = []
-        for event in fresh:  # one by one: a state says whether an incident is open at its row, whatever the cut
+        for told in fresh:  # one by one: a state says whether an incident is open at its row, whatever the cut
+            event = replace(told, at=told.at._replace(ms=running.clock.at(told.at.ms), broker_ms=told.at.ms))
             concluded += running.bank.update([event]).signals
             running.states.watch(name, bool(running.bank.open_parts()))
             concluded += running.states.update([event])

@@ -186,7 +186,7 @@ class PairingLog:
             rows = piece.where(piece.kind == kind)
             if kind == COMBINED or _HOMES[kind] == topic:
                 if kind == RESPONSE:
-                    self._answer(rows, step)
+                    self._answer(rows, asked.now_ms, step)
                 else:
                     self._ask(topic, rows, asked, step)
             else:
@@ -205,7 +205,7 @@ class PairingLog:
             who = column("endpoint"), column("caller"), column("verified")
             self._counts.asked(*who, asked.now_ms, again=asked.again)
             if answers is None:
-                self._meet(batch, piece.broker_ms[batch.rows], step)
+                self._meet(batch, _since(piece.broker_ms[batch.rows], asked.now_ms), step)
                 continue
             self.outcomes.combined += len(batch.keys)
             step.pairs.append(Pairs(batch.batch, answers.take(pa.array(batch.rows)), topic))
@@ -225,7 +225,7 @@ class PairingLog:
             keys, endpoints = [asked.keys[row] for row in rows], [asked.endpoints[row] for row in rows]
             self._requests.hold(asked.batch.take(pa.array(at)), keys, endpoints, ms[at])
 
-    def _answer(self, piece: Piece, step: _Step) -> None:
+    def _answer(self, piece: Piece, now_ms: int, step: _Step) -> None:
         """Responses find the requests that wait for them; the others wait."""
         batch, endpoints = response_batch(piece), piece.fields["endpoint"]
         waits = np.ones(len(piece), dtype=np.bool_)
@@ -237,7 +237,7 @@ class PairingLog:
         if len(at):
             rows = at.tolist()
             keys, named = [piece.key[row] for row in rows], [endpoints[row] for row in rows]
-            self._responses.hold(batch.take(pa.array(at)), keys, named, piece.broker_ms[at])
+            self._responses.hold(batch.take(pa.array(at)), keys, named, _since(piece.broker_ms[at], now_ms))
 
     def _blame(self, topic: str, rows: Sequence[Blamed], now_ms: int, step: _Step, *, again: bool = False) -> None:
         """Passes on whose the refused requests and combined events are, without a byte of theirs: to detect they are
@@ -355,6 +355,13 @@ def _halves(many: Sequence[Pairs]) -> tuple[Sequence[Pairs], Sequence[Pairs]]:
 
 def _ms_of(side: pa.RecordBatch) -> int:
     return int(side.column("broker_ms")[0].as_py()) if "broker_ms" in side.schema.names else 0
+
+
+def _since(broker_ms: Longs, now_ms: int) -> Longs:
+    """Since when rows wait [n]. What the broker's clock puts after now, or before all that may wait, came now: that clock was
+    set, and nothing is to wait for a day, nor to run out of time at once."""
+    odd = (broker_ms > now_ms) | (broker_ms < now_ms - MAX_WAIT_MS)
+    return np.where(odd, now_ms, broker_ms)
 
 
 _HOMES = {REQUEST: REQUESTS, RESPONSE: RESPONSES}

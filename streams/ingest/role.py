@@ -74,9 +74,9 @@ class _Owned:
     """Handling raised, or all is read again: what waits here is not used any more."""
 
     def seen(self, topic: str, records: Records) -> None:
-        side = self.sides[topic]
-        side.next, side.ms = records.offsets[-1] + 1, records.timestamps[-1]
-        newest = min(max(records.timestamps), int(time.time() * 1000))  # a producer's clock may be ahead
+        side, now_ms = self.sides[topic], int(time.time() * 1000)
+        side.next, side.ms = records.offsets[-1] + 1, min(records.timestamps[-1], now_ms)
+        newest = min(max(records.timestamps), now_ms)  # a producer's clock may be ahead
         if newest >= self.newest_ms:
             self.newest_ms, self.newest_at = newest, time.monotonic()
 

@@ -17,6 +17,7 @@ from streams.decode.columns import Columns, Group
 from streams.decode.layout import Layout
 
 NOW = 1_700_000_000_000
+DAY_MS = 86_400_000
 LAYOUT = Layout(FeatureSchema(("x", "y"), ("c",), (("a", "b", "c"),), ("x", "c", "y")))
 
 
@@ -132,12 +133,13 @@ def bits(block: Block) -> list[object]:
 
 @st.composite
 def logs(draw: st.DrawFn) -> list[Event]:
-    """Rows of several endpoints, versions and callers, in stretches; ticks and activations between them."""
+    """Rows of several endpoints, versions and callers, in stretches; ticks and activations between them; the broker's clock
+    is set forwards and back."""
     log: list[Event] = []
     offset, ms = 0, NOW
     for _ in range(draw(st.integers(1, 12))):
         kind = draw(st.sampled_from(["rows", "rows", "rows", "tick", "activation"]))
-        ms += draw(st.sampled_from([0, 1, SHORT_WAIT_MS, LONG_WAIT_MS]))
+        ms += draw(st.sampled_from([0, 1, SHORT_WAIT_MS, LONG_WAIT_MS, DAY_MS, -SHORT_WAIT_MS, -DAY_MS]))
         if kind == "tick":
             log.append(Tick(offset, ms))
         elif kind == "activation":
@@ -224,6 +226,14 @@ def test_a_tick_closes_what_has_waited_long_enough(count: int, wait: int, closes
     if closes:
         assert (found[0].closed_by, found[0].closed_at, found[0].closed_ms) == ("tick", RowId(count, 0), NOW + wait)
         assert builder.oldest_open() is None
+
+
+def test_a_block_of_a_clock_that_was_set_back_waits_no_longer_than_others() -> None:
+    builder = make()
+    play(builder, rows(MIN_TICK_ROWS, ms=NOW + DAY_MS), set())
+
+    assert list(builder.tick(100, NOW)) == []
+    assert [len(block) for block in builder.tick(101, NOW + SHORT_WAIT_MS)] == [MIN_TICK_ROWS]
 
 
 def test_above_the_bound_the_oldest_block_closes(monkeypatch: pytest.MonkeyPatch) -> None:

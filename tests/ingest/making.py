@@ -69,6 +69,12 @@ class Pairing:
         self.sent += handled.outgoing
         return handled
 
+    def log_at(self, now_ms: int, *, ask: dict[str, Any], ms: int) -> None:
+        """A request that the broker's clock puts at `ms`, read at the log's `now_ms`."""
+        taken = records(as_json(ask), self.next[REQUESTS], ms)
+        self.next[REQUESTS] += 1
+        self.sent += asyncio.run(self.log.take(REQUESTS, taken, now_ms, no_pause)).outgoing
+
     def ask(self, *events: dict[str, Any], ms: int = NOW) -> Handled:
         return self.take(REQUESTS, *as_json(*events), ms=ms)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from schemas.ingest import MAX_WAIT_MS
 from schemas.topics import REQUESTS, RESPONSES
 from tests.ingest.making import NOW, Pairing, request, response
@@ -27,6 +29,21 @@ def test_time_stands_still_for_requests_while_the_responses_are_read_behind_them
     held = pairing.log.expire(NOW + MAX_WAIT_MS - 1, NOW + 10 * MAX_WAIT_MS, NOW + 10 * MAX_WAIT_MS)
 
     assert not held.outgoing
+
+
+@pytest.mark.parametrize("set_by_ms", [86_400_000, -3_600_000])
+def test_rows_of_a_clock_that_is_set_wait_a_minute_and_no_day(set_by_ms: int) -> None:
+    pairing = Pairing()
+    pairing.ask(request("before"))
+    pairing.log_at(NOW + 1_000, ask=request("meanwhile"), ms=NOW + 1_000 + set_by_ms)
+    pairing.expire(NOW + 2_000)
+    assert pairing.predictions == []
+    pairing.answer(response("meanwhile"), ms=NOW + 3_000)
+    assert [row["status"] for row in pairing.predictions] == ["ok"]
+
+    pairing.log_at(NOW + 4_000, ask=request("never"), ms=NOW + 4_000 + set_by_ms)
+    pairing.expire(NOW + 4_000 + MAX_WAIT_MS)
+    assert [row["status"] for row in pairing.predictions] == ["ok", "unanswered", "unanswered"]
 
 
 def test_a_response_without_a_request_is_dead_lettered_without_its_bytes() -> None:
