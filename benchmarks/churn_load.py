@@ -35,7 +35,7 @@ FEATURES = 8
 
 
 class Churn:
-    """Makes up names without end. `send(topic, key, value, headers)`."""
+    """Makes up names without end. `send(topic, key, value, headers, rows)`."""
 
     def __init__(self, run: str, key: SigningKey, send: Callable[..., None]) -> None:
         self._run = run
@@ -77,7 +77,7 @@ class Churn:
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         headers = [(KIND_HEADER, b"prediction"), (CONTENT_TYPE_HEADER, ARROW_TYPE.encode())]
-        self._send(PREDICTIONS, WATCHED.encode(), bytes(sink.getvalue()), headers)
+        self._send(PREDICTIONS, WATCHED.encode(), bytes(sink.getvalue()), headers, ROWS)
 
     def _strangers(self, now_ms: int) -> None:
         """Single events of endpoints that nobody configured; a tenth of known ones with odd versions, labels and features."""
@@ -90,11 +90,10 @@ class Churn:
                 event |= {"endpoint": WATCHED, "model_version": f"v-{name}", "prediction": f"label-{name}"}
                 event["features"] = {f"feature-{name}": 1.0, "amount": f"word-{name}"}
             endpoint = str(event["endpoint"])
-            self._send(PREDICTIONS, endpoint.encode(), json.dumps(event).encode(), [(KIND_HEADER, b"prediction")])
+            self._send(PREDICTIONS, endpoint.encode(), json.dumps(event).encode(), [(KIND_HEADER, b"prediction")], 1)
             if at % 10 == 1:
-                self._send(
-                    REPORTS, name.encode(), self._counts(name, [], now_ms).to_bytes(), [(KIND_HEADER, b"report")]
-                )
+                report = self._counts(name, [], now_ms).to_bytes()
+                self._send(REPORTS, name.encode(), report, [(KIND_HEADER, b"report")], 1)
 
     def _requests(self, now_ms: int) -> None:
         names = self._names("r", ASKED)
@@ -109,13 +108,14 @@ class Churn:
             {"request_id": name, "producer": name, "prediction": 0.5, "model_version": f"v-{name}" if at % 10 else "v1"}
             for at, name in enumerate(names[: ASKED // 2])
         ]
-        self._send(REQUESTS, b"service", json.dumps(asked).encode(), [])
-        self._send(RESPONSES, b"service", json.dumps(answered).encode(), [])
+        self._send(REQUESTS, b"service", json.dumps(asked).encode(), [], len(asked))
+        self._send(RESPONSES, b"service", json.dumps(answered).encode(), [], len(answered))
 
     def _report(self, now_ms: int) -> None:
         report = self._counts(WATCHED, self._names("c", REPORTED), now_ms)
         value = report.to_bytes()
-        self._send(REPORTS, WATCHED.encode(), value, [(KIND_HEADER, b"report"), *self._key.headers(Report.KIND, value)])
+        headers = [(KIND_HEADER, b"report"), *self._key.headers(Report.KIND, value)]
+        self._send(REPORTS, WATCHED.encode(), value, headers, 1)
 
     def _counts(self, endpoint: str, callers: list[str], now_ms: int) -> Report:
         guard = f"g-{self._run}-{next(self._boot):08x}"
@@ -130,7 +130,7 @@ class Churn:
     def _feedback(self) -> None:
         for name in self._names("s", LABELS):
             label = {"endpoint": WATCHED, "request_id": name, "label": f"label-{name}", "source": name}
-            self._send(FEEDBACK, WATCHED.encode(), json.dumps(label).encode(), [])
+            self._send(FEEDBACK, WATCHED.encode(), json.dumps(label).encode(), [], 1)
 
 
 def main() -> None:
@@ -142,7 +142,7 @@ def main() -> None:
     given = parser.parse_args()
     producer = Producer(kafka_settings(KafkaConnection(bootstrap=given.bootstrap), "producer") | {"linger.ms": 20})
 
-    def send(topic: str, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
+    def send(topic: str, key: bytes, value: bytes, headers: list[tuple[str, str | bytes | None]], _rows: int) -> None:
         while True:
             try:
                 producer.produce(topic, value, key, headers=headers)

@@ -127,6 +127,10 @@ class Load:
         for topic, key, value, kind in self._last:
             self.send(topic, key, value, kind)
 
+    def send_as(self, topic: str, key: str, value: bytes, headers: Headers, rows: int) -> None:
+        """The same with headers of the caller's own, signatures among them."""
+        self._send(topic, key, value, headers, rows)
+
     def _run(self) -> None:
         while not self._halt.wait(BEAT_S):
             if self.beats < self._bounded:
