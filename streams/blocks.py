@@ -141,7 +141,9 @@ class BlockBuilder:
         All are to be taken before anything else is added: a tick may close a thousand, and each takes its time.
         """
         for block in self._open.values():
-            block.since_ms = min(block.since_ms, broker_ms)  # a clock that was set back: none waits for an hour that passed
+            block.since_ms = min(
+                block.since_ms, broker_ms
+            )  # a clock that was set back: none waits for an hour that passed
         due = [
             (block.first, part)
             for part, block in self._open.items()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import clickhouse_connect
 import pyarrow as pa
@@ -240,7 +240,7 @@ class EmbeddedClickHouse:
         with self._guard:
             if self._closed:
                 raise EngineClosed("the embedded ClickHouse is closed: open it again")
-            session = EngineSession(str(self.path))
+            session = EngineSession(f"{self.path}?{urlencode(ENGINE_SETTINGS)}")
             self._sessions.add(session)
         try:
             for name, value in (settings or {}).items():
@@ -287,6 +287,16 @@ ARROW_SETTINGS: Mapping[str, str] = {
     "output_format_arrow_string_as_string": "1",
     "output_format_arrow_compression_method": "none",  # it never leaves this machine
 }
+
+
+ENGINE_SETTINGS: Mapping[str, int] = {
+    "mark_cache_size": 64 << 20,
+    "primary_index_cache_size": 64 << 20,
+    "index_mark_cache_size": 16 << 20,
+    "query_condition_cache_size": 16 << 20,
+    "compiled_expression_cache_size": 16 << 20,
+}
+"""Bytes of the engine's caches: 176 MB. Its own bounds are those of a server, 5 GiB for each of the first three."""
 
 
 def _connect(path: str) -> Any:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from streams.audit.engine import (
+    ENGINE_SETTINGS,
     ClickHouse,
     ClickHouseError,
     EmbeddedClickHouse,
@@ -214,6 +215,12 @@ def test_what_is_no_plain_name_is_no_table(table: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- embedded
+
+
+def test_its_caches_have_bounds_of_their_own(embedded_clickhouse: EmbeddedClickHouse) -> None:
+    found = embedded_clickhouse.query_arrow("SELECT name, value FROM system.server_settings").to_pylist()
+    settings = {row["name"]: row["value"] for row in found}
+    assert {name: int(settings[name]) for name in ENGINE_SETTINGS} == dict(ENGINE_SETTINGS)
 
 
 def test_a_second_directory_in_the_process_is_refused_with_the_way_out(

@@ -53,6 +53,25 @@ def test_two_versions_that_one_tick_speaks_of_are_two_incidents() -> None:
     assert first[0].incident_id != second[0].incident_id
 
 
+@pytest.mark.parametrize("auth", BOTH)
+def test_an_incident_of_a_clock_that_was_set_back_is_updated_and_recovers_as_others_do(auth: str) -> None:
+    day = 86_400_000
+    book = SignalBook(RECOVER_MS)
+    assert states(book, reading(day, caller_auth=auth), reading(day + 1, "calm", caller_auth=auth)) == ["opened"]
+
+    assert states(book, reading(0, caller_auth=auth), reading(UPDATE_EVERY_MS, caller_auth=auth)) == ["updated"]
+    calm = [reading(ms, "calm", caller_auth=auth) for ms in (2_000, 2_000 + RECOVER_MS)]
+    assert states(book, *calm) == ["recovered"]
+
+
+def test_a_caller_unheard_since_a_clock_was_set_back_is_let_go_after_its_time_and_not_after_a_day() -> None:
+    book = SignalBook(RECOVER_MS)
+    states(book, reading(86_400_000))
+    others = [reading(ms, "calm", subject="ann") for ms in (0, RECOVER_MS + UNHEARD_MS)]
+
+    assert states(book, *others) == ["recovered"]
+
+
 def test_calm_and_raised_readings_open_nothing() -> None:
     assert states(SignalBook(RECOVER_MS), reading(0, "calm"), reading(1, "raised")) == []
 

@@ -65,19 +65,27 @@ class Load:
     """
 
     def __init__(
-        self, connection: KafkaConnection, signer: SigningKey, *, seed: int = 1, bounded: int = 1_000_000
+        self,
+        connection: KafkaConnection,
+        signer: SigningKey,
+        *,
+        seed: int = 1,
+        bounded: int = 1_000_000,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """`clock`: of the services, seconds since the epoch."""
         self._producer = Producer(
             kafka_settings(connection, "producer") | {"linger.ms": 5, "message.timeout.ms": 900_000}
         )
         self._signer = signer
         self._seed = seed
+        self._clock = clock
         self._bounded = bounded
         self._boot = f"load-{time.time_ns()}"
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
         self._asked: dict[str, int] = {}
-        self._reported = time.time()
+        self._reported, self._reported_at = clock(), time.monotonic()
         self._reports = 0
         self._feedback = 0
         self._last: list[tuple[str, str, bytes, str]] = []
@@ -141,7 +149,7 @@ class Load:
         rng, phase = np.random.default_rng([self._seed, self.beats]), self.phase
         self._predictions(rng, phase)
         self._calls(rng)
-        if time.time() - self._reported >= 1.0:
+        if time.monotonic() - self._reported_at >= 1.0:
             self._report(phase)
         self.beats += 1
 
@@ -165,8 +173,7 @@ class Load:
             self._asked[caller] = self._asked.get(caller, 0) + 1
         self._labels(ids[:4], _answers(columns)[:4].tolist())
 
-    @staticmethod
-    def _table(columns: dict[str, Any], callers: list[str], ids: list[str]) -> pa.Table:
+    def _table(self, columns: dict[str, Any], callers: list[str], ids: list[str]) -> pa.Table:
         rows = len(ids)
         about = {
             "endpoint": pa.array([GUARDED] * rows),
@@ -174,7 +181,7 @@ class Load:
             "caller": pa.array(callers),
             "caller_auth": pa.array(["verified"] * rows),
             "request_id": pa.array(ids),
-            "ts": pa.array([int(time.time() * 1000)] * rows, pa.int64()),
+            "ts": pa.array([int(self._clock() * 1000)] * rows, pa.int64()),
             "prediction": pa.array(_answers(columns)),
         }
         return pa.table(about | {f"features.{name}": column for name, column in columns.items()})
@@ -195,7 +202,7 @@ class Load:
             self._feedback += 1
 
     def _report(self, phase: Phase) -> None:
-        now, since = time.time(), self._reported
+        now, since = self._clock(), self._reported
         asked, self._asked = self._asked, {}
         if phase == "flood":
             asked["flooder"] = 3_000
@@ -221,7 +228,7 @@ class Load:
         value = report.to_bytes()
         headers: Headers = [(KIND_HEADER, Report.KIND.encode()), *self._signer.headers(Report.KIND, value)]
         self._send(REPORTS, GUARDED, value, headers, 1)
-        self._reports, self._reported = self._reports + 1, now
+        self._reports, self._reported, self._reported_at = self._reports + 1, now, time.monotonic()
 
     # -- fraud, which does not
 
@@ -229,7 +236,7 @@ class Load:
         columns = _features(rng, CALLS)
         for row, answer in enumerate(_answers(columns).tolist()):
             request_id = f"{self._boot}-{self.beats}-{row}"
-            about = {"endpoint": PLAIN, "request_id": request_id, "ts": int(time.time() * 1000)}
+            about = {"endpoint": PLAIN, "request_id": request_id, "ts": int(self._clock() * 1000)}
             features = {name: column[row].item() for name, column in columns.items()}
             asks = about | {"caller": f"c{row}", "caller_auth": "verified", "features": features}
             answers = about | {"prediction": answer, "model_version": VERSION, "latency_ms": 3.0, "status": "ok"}

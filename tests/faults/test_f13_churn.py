@@ -53,14 +53,14 @@ class Service:
             seq += 1
             callers = [CallerCounts(caller=f"c{n}", caller_auth="verified", asked=3, served=3) for n in range(20)]
             callers += [
-                CallerCounts(caller=name, caller_auth="verified", asked=FLOOD_PER_S, served=5, refused=FLOOD_PER_S - 5)
+                CallerCounts(caller=name, caller_auth="verified", asked=FLOOD_PER_S, served=FLOOD_PER_S)
                 for name in self.floods
             ]
             now_ms, served = int(time.time() * 1000), sum(caller.served for caller in callers)
             report = Report(
                 endpoint=GUARDED, guard_id="guard-2", boot_id="boot-2", seq=seq, from_ms=now_ms - 1_000, to_ms=now_ms,
                 live_version=VERSION, asked=sum(caller.asked for caller in callers), callers=callers,
-                refused=sum(caller.refused for caller in callers), distinct_callers=len(callers), fallback_ok=True,
+                distinct_callers=len(callers), fallback_ok=True,
                 routes=[RouteCounts(route="primary", version=VERSION, served=served)],
             )  # fmt: skip
             value = report.to_bytes()
