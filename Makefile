@@ -47,7 +47,7 @@ bench-throughput: $(READY)  ## Predictions a second on one core, beside stock Fa
 bench-ingest: $(READY)  ## Requests and responses paired a second on one core
 	@$(BIN)/python -m benchmarks.ingest
 
-bench-churn: $(READY)  ## A million callers and 100,000 endpoint names a minute, eleven minutes: memory of every process, and who stays limited (ARGS="--minutes n")
+bench-churn: $(READY)  ## A million callers and 100,000 endpoint names in a minute, twelve minutes in all: memory of every process, and who stays limited (ARGS="--minutes n")
 	@$(BIN)/python -m benchmarks.churn $(ARGS)
 
 bench-blind: $(READY)  ## Seconds without an outcome after a kill -9 of each role, and a restart with the state of 1,000 endpoints (ARGS="--trials n --roles respond")

@@ -1,8 +1,8 @@
-"""A million callers and a hundred thousand endpoint names a minute, and then ten minutes more: `make bench-churn`.
+"""A million callers and a hundred thousand endpoint names in a minute, and more for eleven minutes: `make bench-churn`.
 
 Real processes on Apache Kafka: ingest, detect, respond and audit as `palisade dev` starts them, a service with Guard, and a
-load that makes up every name it sends (`churn_load`). One caller floods the service before the churn begins and goes on
-knocking; another one begins within it. Judged is: no process holds more than 1.5 GB; after the first minute memory does not
+load that makes up every name it sends (`churn_load`): for a minute at the full rate, then at a quarter of it. One caller floods the service before the churn begins and goes on
+knocking; another one begins within it. Judged is: no process holds more than 1.5 GB; after two minutes memory does not
 grow by more than 1 % in ten; the first caller is limited all along, the second one is found. Growth is the slope of a line
 through all samples after the warm-up, times what they span, over their mean.
 """
@@ -113,14 +113,14 @@ class Run:
     """One run of `churn_s` seconds."""
 
     def __init__(
-        self, stack: DevStack, supervisor: Supervisor, port: int, keys: dict[str, str], churn_s: float
+        self, stack: DevStack, supervisor: Supervisor, port: int, keys: dict[str, str], churn_s: float, then: float
     ) -> None:
         self._stack = stack
         self._supervisor = supervisor
         self._pool = Pool("127.0.0.1", port)
         self._host = f"127.0.0.1:{port}"
         self._keys = keys
-        self._churn_s = churn_s
+        self._churn_s, self._then = churn_s, then
         self._tasks: list[asyncio.Task[None]] = []
         self.before, self.within = Offender("before"), Offender("within")
         self.memory = Memory()
@@ -145,7 +145,11 @@ class Run:
 
     async def _churn(self) -> None:
         command = python_module(
-            "benchmarks.churn_load", self._stack.bootstrap, str(self._stack.keys.producer), str(self._churn_s)
+            "benchmarks.churn_load",
+            self._stack.bootstrap,
+            str(self._stack.keys.producer),
+            str(self._churn_s),
+            str(self._then),
         )
         load = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
         try:
@@ -184,7 +188,7 @@ class Run:
         self.innocent_refusals += answer.status == 429
 
 
-def measure(churn_s: float, warm_up_s: float, *, embedded: bool) -> dict[str, object]:
+def measure(churn_s: float, warm_up_s: float, then: float, *, embedded: bool) -> dict[str, object]:
     """One run on a broker of its own. Raises ChildFailed or KafkaUnavailable."""
     with tempfile.TemporaryDirectory(prefix="palisade-churn-") as temporary, ExitStack() as exits:
         folder, ended = Path(temporary), list[str]()
@@ -196,7 +200,7 @@ def measure(churn_s: float, warm_up_s: float, *, embedded: bool) -> dict[str, ob
         usual = [f"usual-{number}" for number in range(BACKGROUND_CALLERS)]
         keys = {caller: secrets.token_hex(8) for caller in (*usual, "before", "within")}
         port = _serve(supervisor, stack, keys)
-        run = Run(stack, supervisor, port, keys, churn_s)
+        run = Run(stack, supervisor, port, keys, churn_s, then)
         asyncio.run(run.run())
         return _figures(run, warm_up_s, ended) | {"behind": _behind(stack.bootstrap)}
 
@@ -277,12 +281,13 @@ def held(figures: dict[str, object]) -> bool:
 def main() -> int:
     """Exit status 0 if all bounds hold, 1 if not, 2 if it could not run."""
     parser = argparse.ArgumentParser(prog="benchmarks.churn")
-    parser.add_argument("--minutes", type=float, default=11.0, help="the first of them is warm-up")
-    parser.add_argument("--warm-up", type=float, default=60.0, help="seconds")
+    parser.add_argument("--minutes", type=float, default=12.0)
+    parser.add_argument("--warm-up", type=float, default=120.0, help="seconds that are not judged by growth")
+    parser.add_argument("--then", type=float, default=0.25, help="share of the rate after the first minute")
     parser.add_argument("--embedded", action="store_true", help="on the embedded broker, which keeps 5 MiB a partition")
     given = parser.parse_args()
     try:
-        figures = measure(given.minutes * 60, given.warm_up, embedded=given.embedded)
+        figures = measure(given.minutes * 60, given.warm_up, given.then, embedded=given.embedded)
     except (ChildFailed, KafkaUnavailable) as error:
         sys.stderr.write(f"bench-churn could not run: {error}\n")
         return 2

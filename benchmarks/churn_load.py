@@ -28,6 +28,7 @@ from streams.transport.settings import KafkaConnection, kafka_settings
 WATCHED, PLAIN = "credit", "orders"
 """The endpoint with a Guard, and the one whose service writes requests and responses."""
 STEPS_PER_S = 10
+FULL_S = 60.0
 ROWS, STRANGERS, ASKED, REPORTS_OUT, REPORTED, LABELS = 1_000, 167, 400, 2, 100, 10
 """In one step."""
 CALLERS_PER_STEP = ROWS + STRANGERS + ASKED + REPORTS_OUT * REPORTED
@@ -134,11 +135,13 @@ class Churn:
 
 
 def main() -> None:
-    """`churn_load BOOTSTRAP PRODUCER_KEY SECONDS`: the last line says how many callers and endpoints were made up."""
+    """`churn_load BOOTSTRAP PRODUCER_KEY SECONDS THEN`: a minute at the full rate, the rest at a share of it; the last line says
+    how many callers and endpoints were made up."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bootstrap")
     parser.add_argument("key")
     parser.add_argument("seconds", type=float)
+    parser.add_argument("then", type=float)
     given = parser.parse_args()
     producer = Producer(kafka_settings(KafkaConnection(bootstrap=given.bootstrap), "producer") | {"linger.ms": 20})
 
@@ -153,10 +156,11 @@ def main() -> None:
     churn = Churn(f"{time.time_ns() & 0xFFFFFF:x}", SigningKey.load(given.key), send)
     began, steps = time.monotonic(), 0
     while (passed := time.monotonic() - began) < given.seconds:
-        if steps < passed * STEPS_PER_S:
+        due = STEPS_PER_S * (min(passed, FULL_S) + max(0.0, passed - FULL_S) * given.then)
+        if steps < due:
             churn.step()
             steps += 1
-        producer.poll(0.0 if steps < passed * STEPS_PER_S else 0.01)
+        producer.poll(0.0 if steps < due else 0.01)
     left = producer.flush(60)
     said = {
         "seconds": round(time.monotonic() - began, 1),

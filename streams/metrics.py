@@ -9,12 +9,18 @@ from schemas.wire import KIND_HEADER
 from streams.records import Outgoing, header_of
 
 
+MAX_ENDPOINT_LABELS = 200
+"""Endpoints that have series of their own; further ones share those of `OTHER`."""
+OTHER = "other"
+
+
 class Metrics:
     """One registry a process, so that tests can have their own."""
 
     def __init__(self, role: str, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self.role = role
+        self._endpoints: set[str] = set()
         self.records = self._counter("records_consumed_total", "records read, by topic", "topic")
         self.outputs = self._counter("records_sent_total", "records sent, by kind", "kind")
         self.run_seconds = Histogram(
@@ -73,8 +79,14 @@ class Metrics:
 
     def webhook(self, endpoint: str, answer: Answer, seconds: float) -> None:
         """An attempt to tell a webhook receiver has ended."""
-        self.webhook_attempts.labels(endpoint, answer.outcome).inc()
+        self.webhook_attempts.labels(self._named(endpoint), answer.outcome).inc()
         self.webhook_seconds.observe(seconds)
+
+    def _named(self, endpoint: str) -> str:
+        if endpoint not in self._endpoints and len(self._endpoints) >= MAX_ENDPOINT_LABELS:
+            return OTHER
+        self._endpoints.add(endpoint)
+        return endpoint
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"palisade_{name}", text, labels, registry=self.registry)
