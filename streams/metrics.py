@@ -8,7 +8,6 @@ from responders.delivery import Answer
 from schemas.wire import KIND_HEADER
 from streams.records import Outgoing, header_of
 
-
 MAX_ENDPOINT_LABELS = 200
 """Endpoints that have series of their own; further ones share those of `OTHER`."""
 OTHER = "other"
