@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +27,22 @@ import numpy as np
 import pyarrow as pa
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
+from detectors.profile_build import build_profile
 from palisade.dev import DevStack, prepare, role_specs, start_broker
-from palisade.operate import Operator, order
+from palisade.operate import Operator, order, send
 from palisade.operate import Wanted as Ordered
 from palisade.queries import Query, ask, reader
 from palisade.settings import load
 from palisade.supervisor import Supervisor
 from responders.signing import SigningKey
 from schemas.config import EndpointConfig, KafkaConfig, PalisadeConfig
+from schemas.events import ProfileActivated
 from schemas.topics import ACTIONS, PREDICTIONS, REQUESTS, RESPONSES, VERDICTS
 from schemas.wire import KIND_HEADER
 from streams.admin import create_topics
 from streams.app import WorkerSettings
+from streams.profiles import profile_record
+from streams.records import Outgoing
 from streams.respond import SESSION_S
 from streams.transport.settings import KafkaConnection, kafka_settings
 from tests.support.apache_kafka import ApacheKafka, KafkaUnavailable
@@ -51,6 +55,9 @@ ENDPOINTS = ("a", "b", "c", "d", "e", "f")
 """Enough names that each partition has one."""
 BEAT_S = 0.1
 STEADY_S = 3.0
+VERSION, FEATURES = "v1", tuple(f"x{number}" for number in range(8))
+A_BEAT = 100
+"""Events of a beat at most."""
 WITHIN_S = 90.0
 MANY = 1_000
 SETTLED_S = 12.0
@@ -87,6 +94,7 @@ class Stream:
         self._operator = Operator("person:benchmark", SigningKey.load(stack.keys.operator))
         self._endpoints = endpoints
         self._number = 0
+        self._random = np.random.default_rng(1)
         self._boot = f"b{time.time_ns()}"
         self.sent: dict[tuple[int, int] | str, Sent] = {}
         self._outcomes = self._listen()
@@ -98,15 +106,16 @@ class Stream:
             self._outcomes.close()
 
     def beat(self) -> None:
-        """One event of each endpoint."""
+        """One event of each endpoint; of very many endpoints some in turn."""
         self._number += 1
         if self.role == "respond":
             self._order()
         elif self.role == "ingest":
             self._calls()
         else:
-            for endpoint in self._endpoints:
-                event = {"endpoint": endpoint, "caller": "c", "features": {"x": self._number}}
+            turns = max(1, len(self._endpoints) // A_BEAT)
+            for endpoint in self._endpoints[self._number % turns :: turns]:
+                event = {"endpoint": endpoint, "model_version": VERSION, "caller": "c", "features": self._features()}
                 self._produce(PREDICTIONS, endpoint, event, "prediction", f"{self._boot}-{self._number}-{endpoint}")
         self._producer.poll(0)
 
@@ -133,6 +142,9 @@ class Stream:
             place.offset = consumer.get_watermark_offsets(place, timeout=30)[1]
         consumer.assign(places)
         return consumer
+
+    def _features(self) -> dict[str, float]:
+        return dict(zip(FEATURES, self._random.normal(size=len(FEATURES)).tolist(), strict=True))
 
     def _order(self) -> None:
         """A person's command: decided and journaled at once, whatever the caps say."""
@@ -323,6 +335,7 @@ def restart_with_state(endpoints: int) -> float:
         kafka = stack.enter_context(ApacheKafka())
         create_topics(KafkaConnection(bootstrap=kafka.bootstrap), PARTITIONS, 1)
         made, supervisor = stack.enter_context(running("kafka", kafka, "detect", 1, names))
+        switch_profile_on(made, names)
         stream = Stream(made, "detect", names)
         stack.callback(stream.close)
         trial = Trial(supervisor, stream)
@@ -332,6 +345,21 @@ def restart_with_state(endpoints: int) -> float:
         (spec,) = (each for each in role_specs(made) if each.name == "detect")
         supervisor.spawn(spec)
         return max(trial.until_all_heard(began).values()) - began
+
+
+def switch_profile_on(stack: DevStack, endpoints: Sequence[str]) -> None:
+    """One profile in force for all of them, so that each has the state of every detector."""
+    rows = np.random.default_rng(2).normal(size=(6_000, len(FEATURES)))
+    profile = build_profile(pa.table(dict(zip(FEATURES, rows.T, strict=True))), seed=1).to_bytes()
+    name, record = profile_record(profile)
+    key, at_ms = SigningKey.load(stack.keys.operator), int(time.time() * 1000)
+    records = [record]
+    for endpoint in endpoints:
+        said = ProfileActivated(endpoint=endpoint, version=VERSION, profile_hash=name, actor="benchmark", at_ms=at_ms)
+        value = said.to_bytes()
+        headers = ((KIND_HEADER, said.KIND.encode()), *key.headers(said.KIND, value))
+        records.append(Outgoing(PREDICTIONS, endpoint.encode(), value, headers))
+    send(KafkaConnection(bootstrap=stack.bootstrap), records)
 
 
 def main() -> None:
