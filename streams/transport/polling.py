@@ -311,6 +311,8 @@ class Poller:
     def _serve_commits(self) -> None:
         while self._queue:
             offsets, future = self._queue.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue  # nobody waits for it any more; from here on nobody can take it back
             self.committing_since = monotonic()
             try:
                 self._commit(offsets)
@@ -460,7 +462,9 @@ class Poller:
         with self._gate:
             self._ended = True
         while self._queue:
-            self._queue.popleft()[1].set_exception(Halted("the polling thread has ended"))
+            _, future = self._queue.popleft()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Halted("the polling thread has ended"))
         consumer = getattr(self, "_consumer", None)
         if consumer is not None:
             try:

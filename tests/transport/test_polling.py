@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -236,6 +237,31 @@ async def test_a_refused_commit_is_told_and_due_again() -> None:
             await host.commit()
         consumer.commit_error = None
         assert host.poller.ledger.due() == {A: 2}
+        await host.commit()
+    assert consumer.stored == {A: 2}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before it is made", "while the broker holds it"])
+async def test_who_no_longer_waits_for_a_commit_ends_nothing(monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+    host, consumer = Host(), consumer_with(t=2)
+    begun, answer, commit = threading.Event(), threading.Event(), consumer.commit
+
+    def held(**given: Any) -> Any:
+        begun.set()
+        answer.wait(60)
+        return commit(**given)
+
+    async with polling(host, consumer):
+        await joined(host, A)
+        (run,) = await host.runs(2)
+        run.open().done()
+        monkeypatch.setattr(consumer, "commit", held)
+        first = host.poller.commit({A: 1})
+        await asyncio.to_thread(begun.wait, 60)
+        given_up = first if late else host.poller.commit({A: 1})
+        asyncio.wrap_future(given_up).cancel()
+        await asyncio.sleep(0)
+        answer.set()
         await host.commit()
     assert consumer.stored == {A: 2}
 
