@@ -287,8 +287,11 @@ class Stage:
         return whole
 
     def prove(self, history: History | None = None, *, must: Sequence[str] = ("I1", "I2", "I4", "I6")) -> list[Verdict]:
-        """The verdicts. AssertionError if one is violated, or if one that must hold does not."""
-        verdicts = judge(history or self.history())
+        """The verdicts. AssertionError if one is violated, or if one that must hold does not.
+
+        Where I3 must hold, the logs are run through the detectors again, without interruption.
+        """
+        verdicts = judge(history or self.history(recompute="I3" in must))
         self._note(verdicts)
         said = "\n".join(f"{each.name} {each.status}: {each.words}" for each in verdicts)
         where = f"{said}\nended: {self.ended}\n{self.folder}"
