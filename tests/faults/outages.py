@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from schemas.actions import JournalEntry
 from schemas.roles import Role, group_of
@@ -39,11 +39,18 @@ def committed(stage: Stage, role: Role, topics: Iterable[str]) -> int:
 
 
 def written(stage: Stage, topic: str) -> int:
-    """How much was ever written to a topic."""
+    """How much was ever written to a topic, as soon as a broker that has just begun leads its partitions."""
     consumer = Consumer(kafka_settings(stage.connection, "consumer", group="palisade.tests"))  # type: ignore[arg-type]
+
+    def asked() -> list[int]:
+        try:
+            known = consumer.list_topics(timeout=30).topics[topic].partitions
+            return [consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=30)[1] for number in known]
+        except KafkaException:
+            return []
+
     try:
-        known = consumer.list_topics(timeout=30).topics[topic].partitions
-        return sum(consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=30)[1] for number in known)
+        return sum(until(asked, f"the ends of {topic}", 60))
     finally:
         consumer.close()
 
