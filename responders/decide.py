@@ -113,7 +113,7 @@ def wake_ms(state: RespondState) -> int | None:
 
 
 def _on_signal(desk: Desk, signal: Signal) -> None:
-    if signal.state == "unknown":
+    if signal.state == "unknown" or _is_over(desk.state, signal):
         return
     if signal.state == "recovered":
         _recovered(desk, signal)
@@ -134,6 +134,11 @@ def _on_signal(desk: Desk, signal: Signal) -> None:
         _limit(desk, signal)  # refused at once: a crowd of claimed callers takes no place of those who wait
     else:
         _queue_limit(desk, signal)
+
+
+def _is_over(state: RespondState, signal: Signal) -> bool:
+    """Whether its incident ended: a detect worker that starts again tells once more what it had not committed."""
+    return signal.incident_id in state.ended
 
 
 def _caller_of(signal: Signal) -> str | None:

@@ -10,6 +10,7 @@ from typing import Final
 
 from responders.state import (
     MACHINE,
+    MAX_ENDED,
     MAX_HOLDERS,
     MAX_HOLDS,
     MAX_INCIDENTS,
@@ -109,6 +110,9 @@ def _recovered(state: RespondState, decision: Decision) -> None:
     if incident is None:
         return
     state.incidents.pop(incident, None)
+    state.ended[incident] = decision.issued_ms
+    if len(state.ended) > MAX_ENDED:
+        del state.ended[next(iter(state.ended))]
     record = state.record(decision.endpoint)
     holding = [(caller, action) for caller, action in record.actions() if incident in action.holders]
     for caller, action in holding:

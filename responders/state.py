@@ -28,6 +28,9 @@ NO_ENDPOINT: Final = "@none"
 
 MAX_INCIDENTS = 2_048
 """Incidents remembered so that people are told once; the one longest untouched goes first."""
+MAX_ENDED = 2_048
+"""Ended incidents remembered, so that what a restarted detector says of them again has no effect: far more than a worker
+says between two commits. The one that ended longest ago goes first."""
 MAX_TRIP_RECORDS = 2_048
 """Targets whose trips are remembered; the one that tripped longest ago goes first."""
 MAX_HOLDS = 500
@@ -173,7 +176,7 @@ class RespondState:
 
     `epoch` numbers every change of any endpoint's wanted state. `entry` is the last entry of the journal. `applied` are
     the offsets of inputs the journal answers, by `topic/partition`, but for those in `waiting`, whose answer is still to
-    come. `pace_ms` are the times of endpoint-wide actions.
+    come. `pace_ms` are the times of endpoint-wide actions. `ended` are incidents that are over, with the time of that.
     `trips` and `holds` are keyed by `target_key`.
     """
 
@@ -182,6 +185,7 @@ class RespondState:
     killed: bool = False
     endpoints: dict[str, EndpointRecord] = field(default_factory=dict)
     incidents: dict[str, Incident] = field(default_factory=dict)
+    ended: dict[str, int] = field(default_factory=dict)
     trips: dict[str, TripRecord] = field(default_factory=dict)
     holds: dict[str, Hold] = field(default_factory=dict)
     pace_ms: tuple[int, ...] = ()
@@ -196,6 +200,7 @@ class RespondState:
             self,
             endpoints=dict(self.endpoints),
             incidents=dict(self.incidents),
+            ended=dict(self.ended),
             trips=dict(self.trips),
             holds=dict(self.holds),
             applied=dict(self.applied),
@@ -242,6 +247,7 @@ class _Saved(Wire):
     killed: bool
     endpoints: dict[str, EndpointRecord]
     incidents: dict[str, Incident]
+    ended: dict[str, int] = Field(default_factory=dict)
     trips: dict[str, TripRecord]
     holds: dict[str, Hold]
     pace_ms: tuple[int, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,10 @@ def command(kind: str, endpoint: str | None = "a", caller: str | None = None, **
 
 
 class Responder:
-    """Decides and journals, one input an entry. `now_ms` moves only by `later`."""
+    """Decides and journals, one input an entry. `now_ms` moves only by `later`.
+
+    What is said of an incident that has recovered opens another one, as detectors have it; `again` is told as it is.
+    """
 
     def __init__(self, given: Mandate, healthy: bool = True) -> None:
         self.mandate = given
@@ -104,11 +108,28 @@ class Responder:
         self.state = RespondState()
         self.journal: list[JournalEntry] = []
         self._offset = -1
+        self._recovered: Counter[str] = Counter()
         if healthy:
             for endpoint in given.endpoints:
                 self.take(view(endpoint))
 
+    def as_told(self, given: Input) -> Input:
+        """The input with the id of the incident that is open now."""
+        if not isinstance(given, Signal):
+            return given
+        name = given.incident_id.partition(":")[0]
+        if not (times := self._recovered[name]):
+            return given
+        signal_id = given.signal_id.partition(":")[0]
+        return given.model_copy(update={"incident_id": f"{name}:{times}", "signal_id": f"{signal_id}:{times}"})
+
     def take(self, given: Input) -> list[Decision]:
+        given = self.as_told(given)
+        if isinstance(given, Signal) and given.state == "recovered":
+            self._recovered[given.incident_id.partition(":")[0]] += 1
+        return self.again(given)
+
+    def again(self, given: Input) -> list[Decision]:
         self._offset += 1
         state, decisions = decide(self.state, given, self.now_ms, self.mandate)
         inputs = [InputRange(topic="palisade.signals", first=self._offset, last=self._offset)]

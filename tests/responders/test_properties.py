@@ -84,7 +84,8 @@ def run(stream: Stream) -> Responder:
     responder, watch = Responder(fleet(), healthy=False), Watch()
 
     def take(given: Input) -> None:
-        watch.check(responder, given, responder.take(given))
+        told = responder.as_told(given)
+        watch.check(responder, told, responder.take(told))
 
     for name in NAMES:
         take(view(name, responder.now_ms))

@@ -317,6 +317,17 @@ def test_a_release_that_is_held_again_after_a_renewal_is_a_decision_of_its_own(r
     assert len({decision.action_id for decision in held}) == 2
 
 
+def test_what_is_told_again_of_an_incident_that_is_over_has_no_effect(responder: Responder) -> None:
+    told = [caller_signal(), caller_signal(state="updated", seq=1), caller_signal(state="recovered", seq=2)]
+    other = [drifted(kind="concept_drift", severity="warning"), drifted(state="recovered", seq=1)]
+    first = [decision for each in (*told, *other) for decision in responder.again(each)]
+    assert {decision.kind for decision in first} == {"limit", "unlimit", "notify"}
+    responder.later(1_000)
+
+    assert [decision for each in (*told, *other) for decision in responder.again(each)] == []
+    assert responder.state.record("a").limits == {}
+
+
 def test_a_hold_for_a_person_ends_no_protection_that_is_active(responder: Responder) -> None:
     for _ in range(2):
         responder.take(drifted(at_ms=responder.now_ms))
