@@ -11,10 +11,9 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType  # type: ignore[attr-defined]
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 from prometheus_client import Gauge
 
 from responders.decide import Reader
@@ -77,17 +76,25 @@ class _Ends:
 
 
 class Readers:
-    """Asks a broker. Blocking: call from a thread. `embedded`: it tells no settings, and keeps 5 MiB a partition."""
+    """Asks a broker. Blocking: call from one thread at a time. `embedded`: it tells no settings, and keeps 5 MiB a partition.
+
+    Consumers that join nothing ask, one for each group: an admin client that asks about groups while a broker goes away ends
+    the process (librdkafka issue 4605).
+    """
 
     def __init__(self, connection: KafkaConnection, *, embedded: bool = False) -> None:
         self._connection = connection
         self._embedded = embedded
-        self._admin = AdminClient(kafka_settings(connection, "admin"))
+        self._kept: dict[str, Retention] = {}
+        self._asking = Consumer(kafka_settings(connection, "consumer", group=READER_GROUP))
+        self._consumers = {
+            role: Consumer(kafka_settings(connection, "consumer", group=group_of(role))) for role in READ
+        }
 
     def look(self, now_ms: int) -> list[Behind]:
         """Every role that is in use, topic by topic. Raises KafkaException or TimeoutError where nobody answers."""
         topics = sorted({topic for read in READ.values() for topic in read})
-        known = self._admin.list_topics(timeout=ANSWER_S).topics
+        known = self._asking.list_topics(timeout=ANSWER_S).topics
         partitions = [TP(topic, number) for topic in topics if topic in known for number in known[topic].partitions]
         kept = self._retention(topics)
         ends = self._ends(partitions, kept, now_ms)
@@ -134,10 +141,17 @@ class Readers:
         return sum(sizes) / len(sizes) if sizes else None
 
     def _retention(self, topics: Sequence[str]) -> dict[str, Retention]:
-        """By the broker; where it does not let us ask, by the contracts that the topics were made of."""
+        """By the broker, asked once; where it does not let us ask, by the contracts that the topics were made of."""
         if self._embedded:
             return dict.fromkeys(topics, Retention(bytes=PARTITION_BYTES))
-        asked = self._admin.describe_configs(
+        if lacking := [topic for topic in topics if topic not in self._kept]:
+            self._kept |= self._described(lacking)
+        agreed = {topic: Retention(ms=BY_NAME[topic].retention_ms) for topic in topics if topic in BY_NAME}
+        return agreed | self._kept
+
+    def _described(self, topics: Sequence[str]) -> dict[str, Retention]:
+        admin = AdminClient(kafka_settings(self._connection, "admin"))
+        asked = admin.describe_configs(
             [ConfigResource(ResourceType.TOPIC, topic) for topic in topics], request_timeout=ANSWER_S
         )
         kept = {}
@@ -146,40 +160,31 @@ class Readers:
                 settings = {name: entry.value for name, entry in future.result(ANSWER_S).items()}
             except KafkaException as error:
                 log.info("the settings of %s are not known (%s): the contract's count", resource.name, error)
-                settings = {"retention.ms": str(BY_NAME[resource.name].retention_ms)}
+                continue
             kept[resource.name] = Retention(_bound(settings, "retention.ms"), _bound(settings, "retention.bytes"))
         return kept
 
     def _ends(self, partitions: Sequence[TP], kept: Mapping[str, Retention], now_ms: int) -> dict[TP, _Ends]:
-        low = self._asked({tp: OffsetSpec.earliest() for tp in partitions})  # type: ignore[no-untyped-call]
-        end = self._asked({tp: OffsetSpec.latest() for tp in partitions})  # type: ignore[no-untyped-call]
-        timed = [tp for tp in partitions if kept[tp.topic].ms is not None]
-        young: dict[TP, dict[float, int]] = {tp: {} for tp in partitions}
-        for step in STEPS:
-            asked = {tp: OffsetSpec.for_timestamp(now_ms - int(step * (kept[tp.topic].ms or 0))) for tp in timed}
-            for tp, offset in self._asked(asked).items():
-                young[tp][step] = end.get(tp, 0) if offset < 0 else offset  # none is younger
-        return {tp: _Ends(low[tp], end[tp], young[tp]) for tp in partitions if tp in low and tp in end}
-
-    def _asked(self, specs: Mapping[TP, OffsetSpec]) -> dict[TP, int]:
-        """Offsets of the partitions whose leader answers."""
-        if not specs:
-            return {}
-        wanted: dict[Any, OffsetSpec] = {TopicPartition(*tp): spec for tp, spec in specs.items()}
-        found = {}
-        for place, future in self._admin.list_offsets(wanted, request_timeout=ANSWER_S).items():
+        bounds: dict[TP, tuple[int, int]] = {}
+        for tp in partitions:
             try:
-                found[TP(place.topic, place.partition)] = int(future.result(ANSWER_S).offset)
-            except KafkaException as error:  # its leader is away, or nobody has written to it
-                log.debug("%s[%d] tells no offsets: %s", place.topic, place.partition, error)
-        return found
+                bounds[tp] = self._asking.get_watermark_offsets(TopicPartition(*tp), timeout=ANSWER_S)
+            except KafkaException as error:  # its leader is away
+                log.debug("%s[%d] tells no offsets: %s", *tp, error)
+        young: dict[TP, dict[float, int]] = {tp: {} for tp in bounds}
+        for step in STEPS:
+            ages = {tp: kept[tp.topic].ms for tp in bounds}
+            asked = [TopicPartition(*tp, now_ms - int(step * ms)) for tp, ms in ages.items() if ms is not None]
+            for place in self._asking.offsets_for_times(asked, timeout=ANSWER_S) if asked else ():
+                if place.error is None:
+                    tp = TP(place.topic, place.partition)
+                    young[tp][step] = bounds[tp][1] if place.offset < 0 else place.offset  # none is younger
+        return {tp: _Ends(low, end, young[tp]) for tp, (low, end) in bounds.items()}
 
     def _committed(self, role: Role, partitions: Sequence[TP]) -> dict[TP, int | None]:
         if not partitions:
             return {}
-        asked = ConsumerGroupTopicPartitions(group_of(role), [TopicPartition(*tp) for tp in partitions])
-        (future,) = self._admin.list_consumer_group_offsets([asked], request_timeout=ANSWER_S).values()
-        places = future.result(ANSWER_S).topic_partitions or []
+        places = self._consumers[role].committed([TopicPartition(*tp) for tp in partitions], timeout=ANSWER_S)
         return {
             TP(place.topic, place.partition): place.offset if place.offset >= 0 else None
             for place in places
