@@ -52,6 +52,10 @@ class Read(NamedTuple):
         return self.headers.get(KIND_HEADER, b"").decode("utf-8", "replace")
 
 
+MAX_ROWS = 2**31 - 1
+"""No record holds more: one that says so holds what cannot be read."""
+
+
 def events_in(read: Read) -> int:
     """How many events a record of a log holds: rows of an Arrow stream, elements of a JSON array, else one.
 
@@ -67,7 +71,8 @@ def events_in(read: Read) -> int:
     try:
         if b"arrow" in read.headers.get(CONTENT_TYPE_HEADER, b"") or value.startswith(ARROW_MAGIC):
             with pa.ipc.open_stream(value) as stream:
-                return sum(batch.num_rows for batch in stream)
+                rows = sum(batch.num_rows for batch in stream)
+            return rows if rows <= MAX_ROWS else 1
         if value.lstrip()[:1] != b"[":
             return 1
         found = json.loads(value)

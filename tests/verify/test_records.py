@@ -65,6 +65,7 @@ def taken(topic: str, record: Wire, *, signer: SigningKey | None = None) -> dict
         (b"[1, 2", "", 1),
         (b"[]", "", 1),
         (arrow_stream([event()] * 40)[:200], "", 1),
+        (arrow_stream([event()] * 50).replace((50).to_bytes(8, "little"), (1 << 60).to_bytes(8, "little")), "", 1),
         (b"[" * 100_000, "", 1),
         (None, "", 1),
     ],
