@@ -67,7 +67,8 @@ class _Child:
 class Supervisor:
     """Owns child processes; each writes its standard error to `<logs>/<name>.log`. Thread-safe.
 
-    `on_start` is told name and pid of each process, `on_exit` name and status of one that ended by itself.
+    `on_start` is told name and pid of each process, `on_exit` name and status of one that ended by itself. `back_off_s`: the
+    waits before the second and further restarts of a child in a row.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class Supervisor:
         logs: Path,
         on_exit: Callable[[str, int], None] | None = None,
         on_start: Callable[[str, int], None] | None = None,
+        back_off_s: Sequence[float] = BACK_OFF_S,
     ) -> None:
         self._logs = logs
+        self._back_off_s = back_off_s
         self._on_exit = on_exit
         self._on_start = on_start
         self._children: dict[str, _Child] = {}
@@ -239,9 +242,13 @@ class Supervisor:
         _let_go(child)
         if child.spec.restart:
             failures = 0 if now - child.started > STEADY_S else child.failures
-            child.restart_at = now + (BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1] if failures else 0.0)
+            child.restart_at = now + self._wait_s(failures)
         if self._on_exit is not None:
             self._on_exit(child.spec.name, child.process.returncode)
+
+    def _wait_s(self, failures: int) -> float:
+        """Before a child is started again that has failed so often in a row."""
+        return self._back_off_s[min(failures, len(self._back_off_s)) - 1] if failures else 0.0
 
     def _again(self, child: _Child) -> None:
         """Starts a child that ended, the first time at once, then after longer and longer waits."""

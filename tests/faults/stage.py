@@ -56,6 +56,8 @@ from tests.support.waiting import until
 
 PARTITIONS = 2
 SAMPLE_S = 0.1
+BACK_OFF_S = 0.2
+"""Who is killed again and again does not wait longer each time."""
 SETTLE_S = 240.0
 READY_S = 180.0
 ALL_ROLES = ("ingest", "detect", "respond", "audit")
@@ -71,8 +73,8 @@ READS: Mapping[str, tuple[str, ...]] = {
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What to start. `kafka`: a broker of its own on Apache Kafka, else the embedded one; `inside`: in the test's own process,
-    where it can be told to refuse. `replicas`: of each role;
-    `roles`: which run at all. `env`: of all roles. `endpoints`: further ones, for caps that count endpoints."""
+    where it can be told to refuse. `replicas`: of each role; `roles`: which run at all. `env`: of all roles. `config`: more of
+    it."""
 
     kafka: bool = False
     inside: bool = False
@@ -101,7 +103,7 @@ class Stage:
         self._expected: Counter[str] = Counter()
         self._exits = ExitStack()
         self._notes = ProcessNotes(folder / "dev")
-        self.supervisor = Supervisor(folder / "logs", self._on_exit, self._notes.started)
+        self.supervisor = Supervisor(folder / "logs", self._on_exit, self._notes.started, (BACK_OFF_S,))
         self.stack: DevStack
         self.load: Load
 
