@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-faults check lock schemas bench-latency bench-throughput bench-ingest bench-churn bench-blind bench-false-alarms bench-quality fuzz clean
+.PHONY: help setup demo test test-fast test-faults soak check lock schemas bench-latency bench-throughput bench-ingest bench-churn bench-blind bench-false-alarms bench-quality fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ test-faults: $(READY)  ## Every fault of our own stack at length, each proven by
 	@$(BIN)/python -m tests.faults $(ARGS)
 
 MINUTES ?= 10
+soak: $(READY)  ## Random faults on Apache Kafka for MINUTES, with the slope of each process's memory (MINUTES=30)
+	@$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(ARGS)
+
 fuzz: $(READY)  ## Mutated records into every decoder; status 1 on an exception that nobody declared (MINUTES=n, ARGS="--seed n")
 	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 

@@ -1,0 +1,61 @@
+"""F6: detect workers join, leave and die all the time; state follows its partition, and every partition is owned again."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from palisade.dev import role_specs
+from palisade.verify.history import History
+from tests.faults.ground import Ground
+from tests.faults.stage import READY_S, Setup, Stage
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.kafka]
+
+MEMBERS, PARTITIONS = 4, 4
+CHANGES = {"short": 6, "full": 120}
+BEATS_BETWEEN = {"short": 30, "full": 60}
+OWNED_AGAIN_S = 60.0
+
+
+@pytest.mark.fault("F6")
+def test_in_a_storm_of_rebalances_nothing_is_lost_and_every_partition_is_owned_again(ground: Ground) -> None:
+    chance = random.Random(seed := random.SystemRandom().randrange(1_000_000))
+    with ground.stage(Setup(kafka=True, partitions=PARTITIONS, replicas={"detect": 2}, seed=seed)) as stage:
+        stage.load.start()
+        for _ in range(CHANGES[ground.scale]):
+            goal = stage.load.beats + BEATS_BETWEEN[ground.scale]
+            until(lambda goal=goal: stage.load.beats >= goal, "the load", 120)
+            _change(stage, chance)
+            ground.made()
+        stage.settle()
+        history = stage.history(recompute=True)
+        stage.prove(history, must=("I1", "I2", "I3", "I4", "I6", "I9"))
+        assert _longest_silence_s(history) < OWNED_AGAIN_S, f"seed {seed}"
+
+
+def _change(stage: Stage, chance: random.Random) -> None:
+    """One member joins, leaves in order, or dies; at least one stays."""
+    members = [name for name in stage.supervisor.names if name.startswith("detect")]
+    what = chance.choice(["join", "leave", "kill"])
+    if what == "join" and len(members) < MEMBERS:
+        taken = {spec.name: spec for spec in role_specs(stage.stack, {"detect": MEMBERS})}
+        name = next(name for name in taken if name.startswith("detect") and name not in members)
+        stage.supervisor.spawn(replace(taken[name], env=stage.env))
+        stage.supervisor.wait_ready(name, READY_S)
+    elif what == "leave" and len(members) > 1:
+        stage.supervisor.retire(chance.choice(members))
+    else:
+        stage.kill(chance.choice(members))
+
+
+def _longest_silence_s(history: History) -> float:
+    """Between two outcomes of one partition of predictions: whoever owns it ticks there, and ticks have no outcome, but the
+    load never pauses."""
+    outcomes = history["outcomes"].to_pandas()
+    there = outcomes[outcomes["topic"] == "palisade.predictions"].sort_values("told_at")
+    gaps = there.groupby("partition")["at_ms"].apply(lambda ms: ms.sort_values().diff().max())
+    return float(gaps.max()) / 1000
