@@ -60,7 +60,11 @@ ROLES: tuple[RoleSpec, ...] = (
         asks_about=(READER_GROUP,),
     ),
     RoleSpec("viewers", "people who look: `palisade status`, `deadletter list`, `show`", asks_about=(READER_GROUP,)),
-    RoleSpec("verifiers", "`palisade verify`", asks_about=(READER_GROUP, "palisade.detect", "palisade.audit")),
+    RoleSpec(
+        "verifiers",
+        "`palisade verify`",
+        asks_about=(READER_GROUP, "palisade.detect", "palisade.audit", "palisade.ingest"),
+    ),
     RoleSpec("redrivers", "`palisade deadletter redrive`, of what services write", asks_about=(READER_GROUP,)),
     RoleSpec("admin", "`palisade topics create`", makes_topics=True),
 )
