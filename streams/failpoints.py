@@ -2,8 +2,8 @@
 
 Nothing happens unless the environment variable PALISADE_FAILPOINTS names a folder. A file ROLE.POINT in it says what happens
 when a worker of that role gets there, and at the how manieth time: `kill`, `raise 3`, `hang`; at `begun` also `stick`, which
-waits for ever and lets everything else go on. The file is gone when it
-happens, so that the process which is started in place of this one goes on.
+waits for ever and lets everything else go on. The file is gone when it happens, so that the process which is started in place
+of this one goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 Point = Literal[
     "polled",
@@ -32,12 +32,12 @@ Point = Literal[
 ]
 """Where a worker can be broken.
 
-polled: the polling thread begins a round · begun: an agent has taken up a run · taken: a run is about to be handled · published: its outcomes are on their way, not confirmed · before_commit, after_commit:
-of offsets · in_snapshot: parts are saved, their manifest is not · in_restore: some parts are taken back · in_replay: the
-first run that was handled before is handled again · deciding: respond is about to decide an input · journaled: the journal
-is committed, nothing is done yet · inserted: rows are in ClickHouse, their offsets not committed.
+polled: the polling thread begins a round · begun: an agent has taken up a run · taken: a run is about to be handled ·
+published: its outcomes are on their way, not confirmed · before_commit, after_commit: of offsets · in_snapshot: parts are
+saved, their manifest is not · in_restore: some parts are taken back · in_replay: the first run that was handled before is
+handled again · deciding: respond is about to decide an input · journaled: the journal is committed, nothing is done yet ·
+inserted: rows are in ClickHouse, their offsets not committed.
 """
-POINTS: tuple[Point, ...] = get_args(Point)
 VARIABLE = "PALISADE_FAILPOINTS"
 
 log = logging.getLogger(__name__)

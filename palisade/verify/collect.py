@@ -149,16 +149,26 @@ def _commits(connection: KafkaConnection, partitions: dict[str, int], watch_s: f
             began = time.monotonic()
             for group, consumer in consumers.items():
                 places = [TopicPartition(name, k) for name in GROUPS[group] for k in range(partitions.get(name, 0))]
-                for place in consumer.committed(places, timeout=TIMEOUT_S):
-                    if place.error is None and place.offset >= 0:
-                        found = {"topic": place.topic, "partition": place.partition, "committed": place.offset}
-                        rows.append(found | {"at_ms": _now_ms(), "group": group})
+                rows += committed_rows(group, consumer, places, TIMEOUT_S)
             if time.monotonic() >= until:
                 return rows
             time.sleep(max(0.0, SAMPLE_S - (time.monotonic() - began)))
     finally:
         for consumer in consumers.values():
             consumer.close()
+
+
+def committed_rows(
+    group: str, consumer: Consumer, places: list[TopicPartition], timeout_s: float
+) -> list[dict[str, Any]]:
+    """Rows of `commits`: what a consumer's group has committed of these partitions now. Raises KafkaException."""
+    found = consumer.committed(places, timeout=timeout_s)
+    return [
+        {"at_ms": _now_ms(), "group": group}
+        | {"topic": place.topic, "partition": place.partition, "committed": place.offset}
+        for place in found
+        if place.error is None and place.offset >= 0
+    ]
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -267,8 +267,3 @@ class Load:
             self.sent.append(place | {"rows": rows, "producer": "load"})
 
         return told
-
-
-def phases_of(beats: int) -> Iterator[Phase]:
-    """The phases that so many beats have seen."""
-    yield from dict.fromkeys(PHASES[beat // PHASE_BEATS % len(PHASES)] for beat in range(beats))

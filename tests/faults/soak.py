@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from palisade.verify.finding import Verdict
+from streams.failpoints import Point
 from tests.faults.ground import RESULTS
 from tests.faults.stage import Setup, Stage
 
@@ -28,7 +29,7 @@ FAULT_EVERY_S = (5.0, 25.0)
 REPLICAS = {"detect": 2, "respond": 2, "ingest": 2}
 SPARED = ("detect", "respond", "ingest", "audit")
 """Whose memory is watched: they are broken in ways that they survive."""
-RAISING = (("detect", "taken"), ("respond", "deciding"))
+RAISING: tuple[tuple[str, Point], ...] = (("detect", "taken"), ("respond", "deciding"))
 POISON = (b"\xff\xfe{", b'{"endpoint": "credit", "features": ' + b"[" * 400, b"[" + b"{}," * 2_000 + b"{}]", b"")
 
 
@@ -63,7 +64,7 @@ class Soak:
 
     def raise_somewhere(self) -> None:
         role, point = self._chance.choice(RAISING)
-        self._stage.arm(role, point, "raise")  # type: ignore[arg-type]
+        self._stage.arm(role, point, "raise")
 
     def poison(self) -> None:
         self._stage.load.send("palisade.predictions", "credit", self._chance.choice(POISON), "prediction", rows=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from palisade.dev import DevStack, prepare, role_specs, start_broker
 from palisade.operate import Operator, activate_profile
 from palisade.settings import Settings, load
 from palisade.supervisor import ChildFailed, Supervisor
-from palisade.verify.collect import GROUPS, Wanted, collect
+from palisade.verify.collect import GROUPS, Wanted, collect, committed_rows
 from palisade.verify.finding import Verdict
 from palisade.verify.history import History, table_of
 from palisade.verify.invariants import judge
@@ -31,13 +30,7 @@ from schemas.config import EndpointConfig, KafkaConfig, PalisadeConfig
 from schemas.roles import group_of
 from schemas.signals import Signal
 from schemas.topics import (
-    COMMANDS,
     FEEDBACK,
-    LABELLED,
-    PREDICTIONS,
-    REPORTS,
-    REQUESTS,
-    RESPONSES,
     SIGNALS,
     SNAPSHOTS,
     TOPICS,
@@ -47,6 +40,7 @@ from streams.admin import cluster_of, create_topics
 from streams.audit.rows import AUDITED
 from streams.embedded_broker import EmbeddedBroker
 from streams.failpoints import VARIABLE, Point
+from streams.readers import READ
 from streams.reading import read_newest, read_to_end
 from streams.records import header_of, headers_of
 from streams.transport.settings import KafkaConnection, kafka_settings
@@ -61,12 +55,7 @@ BACK_OFF_S = 0.2
 SETTLE_S = 240.0
 READY_S = 180.0
 ALL_ROLES = ("ingest", "detect", "respond", "audit")
-READS: Mapping[str, tuple[str, ...]] = {
-    "ingest": (REQUESTS, RESPONSES),
-    "detect": (PREDICTIONS, REPORTS, LABELLED),
-    "respond": (SIGNALS, COMMANDS),
-    "audit": (*AUDITED, FEEDBACK),
-}
+READS: Mapping[str, tuple[str, ...]] = {**READ, "audit": (*AUDITED, FEEDBACK)}
 """What each role must have committed before it counts as settled."""
 
 
@@ -352,15 +341,8 @@ class CommitSampler:
                     if group not in places:
                         known = consumer.list_topics(timeout=5).topics
                         places[group] = [TopicPartition(t, p) for t in GROUPS[group] for p in known[t].partitions]
-                    self._note(group, consumer.committed(places[group], timeout=5))
+                    self.rows += committed_rows(group, consumer, places[group], 5)
                 except KafkaException:
                     continue  # the broker is away: that is the fault
         for consumer in consumers.values():
             consumer.close()
-
-    def _note(self, group: str, found: list[TopicPartition]) -> None:
-        at_ms = int(time.time() * 1000)
-        for place in found:
-            if place.error is None and place.offset >= 0:
-                row = {"at_ms": at_ms, "group": group, "topic": place.topic, "partition": place.partition}
-                self.rows.append(row | {"committed": place.offset})

@@ -10,6 +10,7 @@ import pytest
 
 from streams.failpoints import Point
 from tests.faults.ground import Ground
+from tests.faults.outages import await_beats
 from tests.faults.stage import Setup, Stage, alarms
 from tests.support.waiting import until
 
@@ -40,11 +41,11 @@ def test_workers_that_are_killed_at_any_moment_lose_nothing_and_do_nothing_twice
     with ground.stage(Setup(kafka=True, seed=seed)) as stage:
         stage.load.start()
         for points in ROUNDS:
-            _await_beats(stage, 20)
+            await_beats(stage, 20)
             _kill_at(stage, points)
             ground.made(len(points))
         for number in range(RANDOM_KILLS[ground.scale]):
-            _await_beats(stage, chance.randrange(5, 60))
+            await_beats(stage, chance.randrange(5, 60))
             stage.kill(KILLED[number % len(KILLED)])
             ground.made()
         until(lambda: set(+alarms(stage)) >= ALARMS, f"all of {ALARMS} (seed {seed})", 300, 1.0)
@@ -83,9 +84,3 @@ def test_an_audit_that_is_killed_again_and_again_holds_each_scored_row_once(grou
             ground.made()
         stage.settle(1_200)
         stage.prove(must=("I1", "I2", "I3", "I4", "I9"))
-
-
-def _await_beats(stage: Stage, beats: int) -> None:
-    """So many more beats of the load."""
-    goal = stage.load.beats + beats
-    until(lambda: stage.load.beats >= goal, f"beat {goal}", 120)

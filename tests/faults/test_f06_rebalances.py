@@ -9,9 +9,10 @@ import pytest
 
 from palisade.dev import role_specs
 from palisade.verify.history import History
+from schemas.topics import PREDICTIONS
 from tests.faults.ground import Ground
+from tests.faults.outages import await_beats
 from tests.faults.stage import READY_S, Setup, Stage
-from tests.support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 
@@ -27,8 +28,7 @@ def test_in_a_storm_of_rebalances_nothing_is_lost_and_every_partition_is_owned_a
     with ground.stage(Setup(kafka=True, partitions=PARTITIONS, replicas={"detect": 2}, seed=seed)) as stage:
         stage.load.start()
         for _ in range(CHANGES[ground.scale]):
-            goal = stage.load.beats + BEATS_BETWEEN[ground.scale]
-            until(lambda goal=goal: stage.load.beats >= goal, "the load", 120)
+            await_beats(stage, BEATS_BETWEEN[ground.scale])
             _change(stage, chance)
             ground.made()
         stage.settle()
@@ -56,6 +56,6 @@ def _longest_silence_s(history: History) -> float:
     """Between two outcomes of one partition of predictions: whoever owns it ticks there, and ticks have no outcome, but the
     load never pauses."""
     outcomes = history["outcomes"].to_pandas()
-    there = outcomes[outcomes["topic"] == "palisade.predictions"].sort_values("told_at")
+    there = outcomes[outcomes["topic"] == PREDICTIONS].sort_values("told_at")
     gaps = there.groupby("partition")["at_ms"].apply(lambda ms: ms.sort_values().diff().max())
     return float(gaps.max()) / 1000

@@ -9,8 +9,8 @@ import pytest
 from palisade.dev import role_specs
 from palisade.supervisor import python_module
 from tests.faults.ground import Ground
+from tests.faults.outages import await_beats
 from tests.faults.stage import READY_S, Setup, Stage
-from tests.support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 
@@ -41,8 +41,7 @@ def test_a_release_with_other_state_and_back_again_starts_cold_where_it_must_and
 
 def _await_state(stage: Stage) -> None:
     """Some beats more, and a round of snapshots of what they led to."""
-    goal = stage.load.beats + 60
-    until(lambda: stage.load.beats >= goal, "the load", 120)
+    await_beats(stage, 60)
     stage.await_saved("predictions")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
 
 import pytest
 from confluent_kafka import KafkaException
@@ -11,38 +10,14 @@ from confluent_kafka import KafkaException
 from responders import journal
 from responders.state import RespondState, as_dict, to_bytes
 from schemas.deadletter import DeadLetter
-from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE, SIGNALS
-from streams import deciding, journal_log, respond
-from streams.embedded_broker import EmbeddedBroker
+from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, RESPOND_STATE, SIGNALS
+from streams import deciding, journal_log
 from streams.reading import read_to_end
 from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection
 from tests.responders.given import command, failing, view
 from tests.streams.broker import produce
 from tests.streams.responding import OURS, directives_on, journal_on, now, role_on, run_of, trouble
-from tests.support.kafka import RealKafka
-
-Start = Callable[[Mapping[str, int]], EmbeddedBroker]
-TOPICS = {ACTIONS: 1, RESPOND_STATE: 1, DIRECTIVES: 1, DEAD_LETTERS: 1, SIGNALS: 1}
-
-
-@pytest.fixture
-def embedded(embedded_broker: Start) -> KafkaConnection:
-    """Its signals are as long as those that are handed over: a log that ends before what was answered begins anew."""
-    connection = embedded_broker(TOPICS).connection
-    produce(connection, SIGNALS, *[(b"x", b"{}", ())] * 20)
-    return connection
-
-
-@pytest.fixture
-def real(kafka: RealKafka, monkeypatch: pytest.MonkeyPatch) -> KafkaConnection:
-    for name in ("ACTIONS", "RESPOND_STATE", "DIRECTIVES"):
-        topic = kafka.unique(name.lower())
-        kafka.create_topics({topic: 1})
-        for module in (respond, journal_log):
-            monkeypatch.setattr(module, name, topic, raising=False)
-    monkeypatch.setattr(journal_log, "TRANSACTIONAL_ID", kafka.unique("respond"))
-    return KafkaConnection(bootstrap=kafka.bootstrap)
 
 
 def persons(kind: str, endpoint: str = "a") -> object:

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaException
 from responders.delivery import Answer
 from responders.webhook_responder import WebhookResponder
 from schemas.signals import Signal
-from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE, SIGNALS
+from schemas.topics import COMMANDS, RESPOND_STATE, SIGNALS
 from streams import journal_log, respond
 from streams.embedded_broker import EmbeddedBroker
 from streams.respond import RespondRole
@@ -24,28 +24,7 @@ from tests.streams.responding import OURS, directives_on, journal_on, now, role_
 from tests.streams.test_respond_webhooks import HOOK
 from tests.support.kafka import RealKafka
 
-Start = Callable[[Mapping[str, int]], EmbeddedBroker]
-TOPICS = {ACTIONS: 1, RESPOND_STATE: 1, DIRECTIVES: 1, DEAD_LETTERS: 1, SIGNALS: 1}
 AT = TP(SIGNALS, 0)
-
-
-@pytest.fixture
-def embedded(embedded_broker: Start) -> KafkaConnection:
-    """Its signals are as long as those that are handed over."""
-    connection = embedded_broker(TOPICS).connection
-    produce(connection, SIGNALS, *[(b"x", b"{}", ())] * 20)
-    return connection
-
-
-@pytest.fixture
-def real(kafka: RealKafka, monkeypatch: pytest.MonkeyPatch) -> KafkaConnection:
-    for name in ("ACTIONS", "RESPOND_STATE", "DIRECTIVES"):
-        topic = kafka.unique(name.lower())
-        kafka.create_topics({topic: 1})
-        for module in (respond, journal_log):
-            monkeypatch.setattr(module, name, topic, raising=False)
-    monkeypatch.setattr(journal_log, "TRANSACTIONAL_ID", kafka.unique("respond"))
-    return KafkaConnection(bootstrap=kafka.bootstrap)
 
 
 def floods(caller: str) -> tuple[Signal, bool]:
@@ -233,7 +212,7 @@ def test_without_the_topic_of_states_the_journal_is_enough_and_nobody_waits_for_
 
 
 def test_signals_that_begin_anew_are_decided_although_their_offsets_were_answered_before(
-    embedded: KafkaConnection, embedded_broker: Start
+    embedded: KafkaConnection, embedded_broker: Callable[[Mapping[str, int]], EmbeddedBroker]
 ) -> None:
     async def story() -> None:
         async with role_on(embedded, fenced=False) as first:
