@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Workers are started by the hundred: they keep their bytecode rather than make it anew, which takes longer than all else.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-faults soak check lock schemas bench-latency bench-throughput bench-ingest bench-churn bench-blind bench-false-alarms bench-quality fuzz clean

@@ -12,8 +12,7 @@ import math
 import struct
 from collections.abc import Callable
 
-from river.drift import ADWIN
-
+from detectors.river_drift import ADWIN
 from schemas.errors import StateRefused
 
 DELTA = 0.002

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from river.drift.binary import HDDMA
 
 from detectors.base import DAYS_30_MS, Budget, LabelledAt, Reading
 from detectors.budget import SHARES
@@ -26,6 +25,7 @@ from detectors.fair_share import FairShare
 from detectors.hddm import DELTA, load_hddm, new_hddm, save_hddm
 from detectors.label_errors import is_wrong
 from detectors.report_state import pack, unpack
+from detectors.river_drift import HDDMA
 from detectors.sequential import threshold
 from detectors.version_health import Alarm
 from detectors.vouched import MAX_PARTS

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.special import chdtrc, chdtri
 
 from detectors.adwin import FEED_ROWS, JumpWatch
 from detectors.drift_windows import COARSE_SHARE, coarse, divergence, faded
@@ -197,8 +197,8 @@ def independent_spread(expected: Floats, size: int) -> tuple[Floats, Floats]:
     [features, CELLS]: chi-square over `size`, with as many degrees of freedom as its mean. Ordered rows may differ
     less than that (a timetable repeats itself), but nobody promised that they will."""
     freedom = np.maximum((expected * (1.0 - expected) / np.maximum(expected, 1.0 / size)).sum(axis=1), 0.5)
-    level = chi2.ppf(0.9, freedom)
-    excess = freedom * chi2.sf(level, freedom + 2.0) / 0.1 - level
+    level = chdtri(freedom, 0.1)
+    excess = freedom * chdtrc(freedom + 2.0, level) / 0.1 - level
     return level / size, excess / size
 
 
@@ -209,7 +209,7 @@ def independent_largest(expected: Floats, size: int) -> Floats:
     weights = expected * (1.0 - expected) / np.maximum(expected, max(COARSE_SHARE, 1.0 / size)) / size
     mean = np.maximum(weights.sum(axis=1), 1e-300)
     unit = np.maximum((weights * weights).sum(axis=1) / mean, 1e-300)
-    return np.asarray(unit * chi2.isf(1.0 / MAX_STARTS, np.maximum(mean / unit, 1e-3)))
+    return np.asarray(unit * chdtri(np.maximum(mean / unit, 1e-3), 1.0 / MAX_STARTS))
 
 
 def drawn_starts(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from river.drift.binary import HDDMA
+from detectors.river_drift import HDDMA
 
 DELTA = 1e-8
 """At most 0.01 false alarms in a million labels, on top of those of the test beside it."""

@@ -272,7 +272,7 @@ class DetectRole:
                     if lost is not None:
                         outgoing, lost = self._lost(tp, owned, records, *lost), None
                     if reason is None:
-                        reach("in_replay" if piece.offsets[-1] < owned.quiet_below else "taken")
+                        reach("in_replay" if piece.offsets[0] < owned.quiet_below else "taken")
                         outgoing += await owned.log.take(piece, owned.quiet_below, pause)
                     else:
                         outgoing += owned.log.pass_over(piece, reason, owned.quiet_below)

@@ -34,8 +34,8 @@ Point = Literal[
 
 polled: the polling thread begins a round · begun: an agent has taken up a run · taken: a run is about to be handled ·
 published: its outcomes are on their way, not confirmed · before_commit, after_commit: of offsets · in_snapshot: parts are
-saved, their manifest is not · in_restore: some parts are taken back · in_replay: the first run that was handled before is
-handled again · deciding: respond is about to decide an input · journaled: the journal is committed, nothing is done yet ·
+saved, their manifest is not · in_restore: some parts are taken back · in_replay: a run that was handled before, or
+begins so, is handled again · deciding: respond is about to decide an input · journaled: the journal is committed, nothing is done yet ·
 inserted: rows are in ClickHouse, their offsets not committed.
 """
 VARIABLE = "PALISADE_FAILPOINTS"

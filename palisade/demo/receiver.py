@@ -31,6 +31,7 @@ import http.client
 import importlib
 import json
 import os
+import random
 import re
 import secrets
 import shutil
@@ -456,8 +457,14 @@ def upstream(text: str) -> str:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+    """Of those that the system gives to no outgoing connection: nobody takes it before nginx does."""
+    for _ in range(100):
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", random.randrange(15_000, 30_000))) as found,
+        ):
+            return int(found.getsockname()[1])
+    raise OSError("no free port from 15000 to 30000 in 100 tries: name one with --nginx-port")
 
 
 def _stop_with_stdin(stop: threading.Event) -> None:

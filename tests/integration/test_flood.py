@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 import urllib.request
@@ -33,6 +32,7 @@ from streams.records import header_of, listed
 from streams.transport.settings import KafkaConnection, kafka_settings
 from tests.integration.flooding import ENDPOINT, VERSION, features
 from tests.support.apache_kafka import ApacheKafka
+from tests.support.ports import free_port
 
 MEGABYTES = 60
 """Two to three seconds of work on a core to itself; the sender needs less than one."""
@@ -182,12 +182,6 @@ class Worker:
             for message in read_to_end(self.connection, SIGNALS, 0)
             if header_of(listed(message.headers()), KIND_HEADER) == Signal.KIND.encode()
         ]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _every(seconds: float) -> Iterator[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,6 +25,7 @@ from streams.transport.settings import KafkaConnection, kafka_settings
 from tests.palisade.conftest import Run, palisade
 from tests.palisade.nginx_scene import SECRET, Scene, receiving, upstream
 from tests.responders.given import drifted, view
+from tests.support.ports import free_port
 from tests.support.waiting import until as until_within
 
 __all__ = ["palisade"]
@@ -39,11 +39,6 @@ POLICY = (
     .replace("mode: observe\n", "mode: enforce\n", 1)
     .replace("trips_before_hold: 3", "trips_before_hold: 9")
 )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 class Fleet:

@@ -25,7 +25,7 @@ from tests.secured.conftest import name_of
 from tests.secured.connecting import connection_as
 from tests.secured.test_workers import CANARY, Site, leaks, spawn, until
 from tests.streams.log_of_predictions import profile
-from tests.support.apache_kafka import free_ports
+from tests.support.ports import free_ports
 from tests.support.secured_kafka import SUPER, SecuredKafka
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

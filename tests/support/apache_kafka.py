@@ -15,12 +15,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from confluent_kafka.admin import AdminClient, NewTopic
+
+from tests.support.ports import free_ports
 
 VERSION = "4.1.0"
 LIBRARIES = Path(__file__).resolve().parents[2] / ".cache" / "kafka-libs" / VERSION
@@ -207,11 +208,3 @@ def fetch_libraries(target: Path = LIBRARIES) -> Path:
             if not target.is_dir():  # somebody else was first: that is fine
                 raise
     return target
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
