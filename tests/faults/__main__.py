@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="F1,F6: these alone")
     parser.add_argument("--short", action="store_true", help="at the scale of `make test`")
     given = parser.parse_args()
+    FOLDERS.parent.mkdir(exist_ok=True)
     RESULTS.unlink(missing_ok=True)
     only = [name for name in given.only.split(",") if name]
     if unknown := [name for name in only if name not in NAMES]:
