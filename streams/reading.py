@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.roles import READER_GROUP
+from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection, kafka_settings
+from streams.transport.unreadable import Unreadable
 
 REFUSALS = frozenset(
     {
@@ -25,10 +27,19 @@ TIMEOUT_S = 30.0
 END_S = 5.0
 
 
+SteppedOver = Callable[[int, int], None]
+"""Told of offsets [first, next) that cannot be unpacked, before the record behind them."""
+
+
 def read_to_end(
-    connection: KafkaConnection, topic: str, partition: int, start: int = OFFSET_BEGINNING, last: int | None = None
+    connection: KafkaConnection,
+    topic: str,
+    partition: int,
+    start: int = OFFSET_BEGINNING,
+    last: int | None = None,
+    stepped_over: SteppedOver | None = None,
 ) -> Iterator[Message]:
-    """Committed records from `start` (or the `last` ones) to the end, oldest first.
+    """Committed records from `start` (or the `last` ones) to the end, oldest first, without those that cannot be unpacked.
 
     Raises KafkaException when the broker answers with an error, TimeoutError when it does not answer.
     """
@@ -42,7 +53,7 @@ def read_to_end(
         if last is not None:
             start = max(low, end - last)
         consumer.assign([TopicPartition(topic, partition, start if start < 0 else max(start, low))])
-        yield from _to_end(consumer, topic)
+        yield from _to_end(consumer, TP(topic, partition), max(start, low), stepped_over)
     finally:
         consumer.close()
 
@@ -99,19 +110,32 @@ def ends_of(connection: KafkaConnection, places: Sequence[TopicPartition]) -> di
     return ends
 
 
-def _to_end(consumer: Consumer, topic: str) -> Iterator[Message]:
+def _to_end(consumer: Consumer, tp: TP, position: int, stepped_over: SteppedOver | None) -> Iterator[Message]:
+    """`position`: the next offset to read."""
+    unreadable = Unreadable(
+        lambda _, offset: consumer.seek(TopicPartition(*tp, offset)),
+        lambda _: int(consumer.get_watermark_offsets(TopicPartition(*tp), timeout=TIMEOUT_S)[1]),
+    )
     deadline = time.monotonic() + TIMEOUT_S
     while True:
-        message = consumer.poll(1.0)
+        message, now = consumer.poll(1.0), time.monotonic()
         if message is None:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{topic} could not be read to its end: no answer in {TIMEOUT_S:.0f} s")
+            unreadable.tick((), now)
+            if now > deadline:
+                raise TimeoutError(f"{tp.topic} could not be read to its end: no answer in {TIMEOUT_S:.0f} s")
             continue
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = now + TIMEOUT_S
         error = message.error()
-        if error is None:
-            yield message
-        elif error.name() == "_PARTITION_EOF":
-            return
-        else:
+        if error is not None and error.code() == KafkaError._BAD_COMPRESSION:
+            unreadable.failed(tp, int(message.offset() or 0), position, now)
+            continue
+        if error is not None and error.code() != KafkaError._PARTITION_EOF:
             raise KafkaException(error)
+        if not unreadable.take(tp, now):
+            continue
+        if (over := unreadable.lost(tp)) and stepped_over is not None:
+            stepped_over(*over)
+        if error is not None:
+            return
+        position = int(message.offset() or 0) + 1
+        yield message

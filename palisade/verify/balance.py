@@ -48,7 +48,7 @@ def every_event_ends_once(history: History) -> Finding:
     if "dead_letters" not in history:
         unseen.append("whether dead-lettered events have dead letters")
     if "lost" not in history:
-        unseen.append("what retention removed unread")
+        unseen.append("what could not be read")
     unseen += [ends.unjudged] if ends.unjudged else []
     gone = sum(int((of["last"] - of["first"] + 1).sum()) for place, of in lost.items() if place[0] in JUDGED)
     idle = f"none of the {events:,} events is below the committed offset of {DETECT}" if events else "no event is there"
@@ -115,7 +115,10 @@ def _lost(log: Log, lost: Columns | None) -> Iterator[Break]:
         return
     for first, last, at_ms, told in zip(lost["first"], lost["last"], lost["at_ms"], lost["told"], strict=True):
         if told != 1:
-            yield Break(int(at_ms), f"{log.name} lost offsets {first} to {last} to retention, and nobody was told")
+            if first < log.settled:  # what lies at the end is told with the first record behind it
+                at = log.time_of(int(first))
+                yield Break(at, f"{log.name} lost offsets {first} to {last}, and nobody was told")
+            continue
         inside = (log.outcomes["offset"] >= first) & (log.outcomes["offset"] <= last)
         both = log.outcomes["offset"][inside & (log.outcomes["at_ms"] > at_ms)]
         if len(both):

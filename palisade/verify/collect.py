@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from palisade.queries import Query, ask, reader
 from palisade.settings import Settings
-from palisade.verify.columns import Longs, Place
+from palisade.verify.columns import Longs, Place, Span, without
 from palisade.verify.history import SCHEMAS, History, HistoryWriter, Run
 from palisade.verify.ingested import INGEST, paired_rows
 from palisade.verify.logs import AUDIT, DETECT, INGESTED, JUDGED
@@ -73,12 +73,16 @@ class Wanted:
 
 @dataclass(slots=True)
 class _Window:
-    """What was read of a partition of a log: offsets [first, end), events up to each record."""
+    """What was read of a partition of a log: offsets [first, end), events up to each record.
+
+    `unreadable`: offsets [first, next) of batches that cannot be unpacked.
+    """
 
     first: int
     end: int
     offsets: Longs
     events: Longs
+    unreadable: list[Span] = field(default_factory=list)
 
 
 Say = Callable[[str], None]
@@ -190,8 +194,9 @@ class _Gathering:
             for partition in range(self.partitions[topic]):
                 self.say(f"{topic}[{partition}]")
                 window = self._records(topic, partition)
-                told_from = self._outcomes(topic, partition)
+                told_from, told = self._outcomes(topic, partition)
                 window.first = window.end if told_from is None else max(window.first, told_from)
+                self._untold(topic, partition, window, told)
                 windows[topic, partition] = window
                 bounds = {"first": window.first, "end": max(window.first, window.end), "from_ms": self.since_ms}
                 self.writer.add_rows("windows", [{"topic": topic, "partition": partition} | bounds])
@@ -224,28 +229,37 @@ class _Gathering:
     def _records(self, topic: str, partition: int) -> _Window:
         offsets: list[int] = []
         counts: list[int] = []
-        reads = map(self._log_record, self._read(topic, partition))
+        unreadable: list[Span] = []
+        reads = map(self._log_record, self._read(topic, partition, unreadable))
         while rows := list(islice(reads, PART_RECORDS)):
             offsets += [row["offset"] for row in rows]
             counts += [row["rows"] for row in rows]
             self.writer.add_rows("records", rows)
         first = offsets[0] if offsets else 0
         end = offsets[-1] + 1 if offsets else 0
-        return _Window(first, end, np.array(offsets, np.int64), np.cumsum(np.array(counts, np.int64)))
+        return _Window(first, end, np.array(offsets, np.int64), np.cumsum(np.array(counts, np.int64)), unreadable)
 
     def _log_record(self, read: Read) -> dict[str, Any]:
         if read.topic == PREDICTIONS:
             self.writer.add_rows("paired", paired_rows(read))
         return log_record(read)
 
-    def _outcomes(self, topic: str, partition: int) -> int | None:
-        """The offset from which on all outcomes are here (None: nowhere): verdicts lie on the partition of their log, each
-        of a whole run, and in its order; what is told again is told from a run's beginning on."""
+    def _untold(self, topic: str, partition: int, window: _Window, told: list[Span]) -> None:
+        """What cannot be unpacked must have been told as lost."""
+        seen = [(max(first, window.first), after) for first, after in window.unreadable]
+        rows = [{"first": first, "last": after - 1, "at_ms": 0, "told": False} for first, after in without(seen, told)]
+        self.writer.add_rows("lost", [{"topic": topic, "partition": partition} | row for row in rows])
+
+    def _outcomes(self, topic: str, partition: int) -> tuple[int | None, list[Span]]:
+        """The offset from which on all outcomes are here (None: nowhere), and what was told as lost: verdicts lie on the
+        partition of their log, each of a whole run, and in its order; what is told again is told from a run's beginning on."""
         trimmed = self.since_ms > 0 or self._low(VERDICTS, partition) > 0
         told_from = None if trimmed else 0
+        told: list[Span] = []
         for read in self._read(VERDICTS, partition):
             if (lost := lost_row(read)) is not None and lost["topic"] == topic:
                 self.writer.add_rows("lost", [lost])
+                told.append((lost["first"], lost["last"] + 1))
             found = outcomes(read)
             found = found if found is None else found.filter(pc.equal(found["topic"], topic))
             if found is None or not found.num_rows:
@@ -253,7 +267,7 @@ class _Gathering:
             if told_from is None:
                 told_from = pc.min(found["offset"]).as_py()
             self.writer.add("outcomes", found)
-        return told_from
+        return told_from, told
 
     def _take(self, topic: str, partition: int, reader: Reader, kept: dict[str, list[pa.Table]]) -> int:
         """Takes a partition; gives the moment from which on it is whole: retention and compaction take records."""
@@ -277,11 +291,15 @@ class _Gathering:
     def _low(self, topic: str, partition: int) -> int:
         return first_offset(self.connection, topic, partition)
 
-    def _read(self, topic: str, partition: int) -> Iterator[Read]:
-        """Records from the first of the time window on: timestamps need not rise, offsets do."""
+    def _read(self, topic: str, partition: int, unreadable: list[Span] | None = None) -> Iterator[Read]:
+        """Records from the first of the time window on: timestamps need not rise, offsets do. What cannot be unpacked is
+        stepped over as workers do, and added to `unreadable`."""
         started = False
         start = self._offset_since(topic, partition)
-        for message in read_to_end(self.connection, topic, partition, start):
+        over = [] if unreadable is None else unreadable
+        for message in read_to_end(
+            self.connection, topic, partition, start, stepped_over=lambda *span: over.append(span)
+        ):
             at_ms = int(message.timestamp()[1])
             started = started or at_ms >= self.since_ms
             if started:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ Longs = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Place = tuple[str, int]
 """Topic and partition."""
+Span = tuple[int, int]
+"""Offsets [first, next)."""
 Columns = dict[str, npt.NDArray[Any]]
 
 ROW_BITS = 20
@@ -94,6 +96,15 @@ def within(columns: Columns, first: int, end: int) -> Columns:
     """Rows of offsets [first, end)."""
     inside = (columns["offset"] >= first) & (columns["offset"] < end)
     return columns if inside.all() else {name: column[inside] for name, column in columns.items()}
+
+
+def without(spans: Iterable[Span], gone: Iterable[Span]) -> list[Span]:
+    """What is left of spans; each of those that are taken away may cut one in two."""
+    left = [(begin, end) for begin, end in spans if begin < end]
+    for first, after in gone:
+        pieces = [piece for begin, end in left for piece in ((begin, min(end, first)), (max(begin, after), end))]
+        left = [(begin, end) for begin, end in pieces if begin < end]
+    return left
 
 
 def empty(*names: str) -> Columns:

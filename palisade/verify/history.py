@@ -175,7 +175,7 @@ SCHEMAS: dict[str, pa.Schema] = {
 | outcomes | the outcome of one event: 0 scored, 1 dead-lettered. `told_at`: offset of the verdict that says so |
 | paired | a request or response, and the offset of a prediction that ingest made of it |
 | dead_letters | a dead letter. `size`: of what it is about; `for_run`: it stands for others of its run, too |
-| lost | offsets [first, last] that retention removed unread; `told`: people were |
+| lost | offsets [first, last] that retention removed unread or that cannot be unpacked; `told`: people were (`at_ms` 0: they were not) |
 | commits | a committed offset as seen at a moment; `unfinished`: the smallest unfinished offset then, if it was known |
 | audit | a row of the views `predictions`, `verdicts` (with outcome) and `decisions` |
 | states | digest of a part's saved state after the log up to `position` and `row`; `run`: observed or reference; `learns`: without an approved profile |

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from palisade.detect_bank import PartitionLogs
 from palisade.settings import Settings
-from palisade.verify.columns import Place
+from palisade.verify.columns import Place, Span
 from palisade.verify.history import SCHEMAS, HistoryWriter
 from palisade.verify.records import Read, outcomes, signal_row
 from palisade.verify.replayed import REFERENCE
@@ -81,7 +81,7 @@ def _partition(asked: _Asked, logs: PartitionLogs, writer: HistoryWriter) -> Non
     saved = {part: found for part, state in asked.parts.items() if (found := saved_of(state)) is not None}
     opened = asyncio.run(logs.open(TP(topic, partition)))
     told = _Told(asked.place, writer)
-    run = Uninterrupted(opened, saved, asked.buried, told.take)
+    run = Uninterrupted(asked.place, opened, saved, asked.buried, told.take)
     try:
         asyncio.run(run.run(_kept(asked.connection, topic, partition)))
     except MACHINE_ERRORS:
@@ -113,9 +113,10 @@ class _Told:
 
 
 def _kept(connection: KafkaConnection, topic: str, partition: int) -> Iterator[Kept]:
-    for message in read_to_end(connection, topic, partition):
-        at_ms = int(message.timestamp()[1])
-        yield Kept(int(message.offset() or 0), at_ms, message.key(), headers_of(message), message.value())
+    over: list[Span] = []
+    for message in read_to_end(connection, topic, partition, stepped_over=lambda *span: over.append(span)):
+        at_ms, behind = int(message.timestamp()[1]), over.pop() if over else None
+        yield Kept(int(message.offset() or 0), at_ms, message.key(), headers_of(message), message.value(), behind)
 
 
 def _buried(connection: KafkaConnection, partitions: int) -> dict[Place, Buried]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from detectors.base import LogPoint
+from palisade.verify.columns import Place, Span
 from palisade.verify.states import Saved, saved_of
 from schemas.events import ProfileActivated
 from schemas.wire import KIND_HEADER
@@ -22,13 +24,14 @@ NOWHERE = "no state: it never stands at this place"
 
 
 class Kept(NamedTuple):
-    """A record as the log keeps it."""
+    """A record as the log keeps it. `behind`: offsets [first, next) before it that nobody can unpack, told as lost."""
 
     offset: int
     at_ms: int
     key: bytes | None
     headers: RawHeaders
     value: bytes | None
+    behind: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,14 @@ class Buried:
 
 @dataclass(slots=True)
 class Uninterrupted:
-    """Feeds `log`, which is cold. `saved`: the parts that another run saved; `say` is given all that the log leads to.
+    """Feeds `log`, that of `place`, which is cold. `saved`: the parts that another run saved; `say` is given all that the log
+    leads to.
 
     `found`: of each saved part what this run has at its place. Of several states there, the one that was saved, else the
     last; `NOWHERE` if it has none.
     """
 
+    place: Place
     log: PartitionLog
     saved: Mapping[str, Saved]
     buried: Buried
@@ -94,6 +99,11 @@ class Uninterrupted:
     async def _take(self, chunk: list[Kept]) -> None:
         start = 0
         for at, record in enumerate(chunk):
+            if record.behind is not None:
+                await self._feed(chunk[start:at])
+                first, after = record.behind
+                self.say(self.log.lost(first, after - 1, LogPoint(*self.place, record.offset, 0, record.at_ms)))
+                start = at
             if self.buried.passes_over(record):
                 await self._feed(chunk[start:at])
                 self.say(self.log.pass_over(_records([record]), "dead-lettered in the run", 0))
@@ -127,7 +137,7 @@ def passed_by(letters: Collection[tuple[int, str]]) -> Buried:
 
 
 def _records(chunk: list[Kept]) -> Records:
-    offsets, times, keys, headers, values = (list(column) for column in zip(*chunk, strict=True))
+    offsets, times, keys, headers, values, _ = (list(column) for column in zip(*chunk, strict=True))
     return Records(values, keys, headers, offsets, times)
 
 

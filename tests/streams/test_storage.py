@@ -26,6 +26,7 @@ from streams.transport.outbox import Outbox
 from streams.transport.settings import kafka_settings
 from tests.streams.broker import produce, with_outbox
 from tests.streams.log_of_predictions import profile
+from tests.support.bombs import RECORDS, bomb
 
 Start = Callable[[Mapping[str, int]], EmbeddedBroker]
 OPERATOR = SigningKey.generate()
@@ -168,6 +169,22 @@ def test_reading_to_the_end_gives_all_from_where_it_is_told_and_ends(embedded_br
     assert values(last=3) == [47, 48, 49]
     assert values(last=500) == list(range(50))
     assert list(read_to_end(broker.connection, "empty", 0)) == []
+
+
+def test_reading_to_the_end_steps_over_what_cannot_be_unpacked_and_says_so(embedded_broker: Start) -> None:
+    connection = embedded_broker({"t": 1}).connection
+    for _ in range(2):
+        produce(connection, "t", (None, b"", ()))
+        bomb(connection.bootstrap, "t")
+    first, second = 1, 2 + RECORDS
+    told: list[tuple[int, int]] = []
+
+    read = [
+        message.offset() for message in read_to_end(connection, "t", 0, stepped_over=lambda *span: told.append(span))
+    ]
+
+    assert read == [0, second - 1]
+    assert told == [(first, first + RECORDS), (second, second + RECORDS)]
 
 
 def test_the_newest_of_each_key_wins_and_a_tombstone_removes_it(embedded_broker: Start) -> None:

@@ -86,7 +86,7 @@ _PLANTED: list[tuple[str, str, str, Change, str]] = [
     ("I1", "a record that its producer was told is stored", "sent", also(partition=0, offset=FIRST + RECORDS + 4),
      f"offset {FIRST + RECORDS + 4}: its producer was told that it is stored, but no record lies there"),
     ("I1", "a loss of which nobody was told", "lost", where({"told": False}, partition=1),
-     r"\[1\] lost offsets 20 to 30 to retention, and nobody was told"),
+     r"\[1\] lost offsets 20 to 30, and nobody was told"),
     ("I1", "a lost record that is scored all the same", "lost", also(first=AT, last=AT, at_ms=T0),
      f"offset {AT} counts as lost, and has an outcome"),
     ("I1", "a request of which nothing became", "paired", without(topic=REQUESTS, offset=9, row=1),

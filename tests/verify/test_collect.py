@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from palisade.verify import collect
+from palisade.verify.balance import every_event_ends_once
 from palisade.verify.collect import _audit, _Gathering, _Window
 from palisade.verify.history import History, HistoryWriter, Run, table_of
+from palisade.verify.logs import DETECT
 from palisade.verify.records import TAKEN, Read, Reader
 from schemas.actions import Directive
 from schemas.deadletter import DeadLetter
@@ -20,10 +22,14 @@ from schemas.wire import KIND_HEADER
 from streams.audit.engine import Unavailable
 from streams.deadletters import Place, dead_letter
 from streams.decode import Decoder
+from streams.embedded_broker import EmbeddedBroker
+from streams.outgoing import lost_record
 from streams.records import Outgoing
 from streams.transport.settings import KafkaConnection
 from streams.verdicts import row_verdicts
 from tests.decode.cases import as_json, schema_of
+from tests.streams.broker import produce
+from tests.support.bombs import RECORDS, bomb
 
 T0 = 1_000_000
 
@@ -47,7 +53,7 @@ class Topics(_Gathering):
 
     left: dict[str, list[Read]]
 
-    def _read(self, topic: str, partition: int) -> Iterator[Read]:
+    def _read(self, topic: str, partition: int, unreadable: object = None) -> Iterator[Read]:
         return (each for each in self.left.get(topic, []) if each.at_ms >= self.since_ms)
 
     def _low(self, topic: str, partition: int) -> int:
@@ -104,6 +110,30 @@ def test_a_window_of_time_begins_with_its_first_record_whose_verdict_lies_in_it(
 
     assert (window(found)["first"], window(found)["end"]) == (7, 9)
     assert found["records"]["offset"].to_pylist() == [4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_batch_that_cannot_be_unpacked_is_stepped_over_and_must_have_been_told_as_lost(
+    embedded_broker: Callable[[Mapping[str, int]], EmbeddedBroker], tmp_path: Path, told: bool
+):
+    connection = embedded_broker(dict.fromkeys((PREDICTIONS, VERDICTS), 1)).connection
+    behind = 1 + RECORDS
+    produce(connection, PREDICTIONS, (None, as_json(), ()))
+    bomb(connection.bootstrap, PREDICTIONS)
+    produce(connection, PREDICTIONS, (None, as_json(), ()))
+    bomb(connection.bootstrap, PREDICTIONS)  # with nothing behind it: nobody was told yet, nor need be
+    said = [verdict(0), lost_record(PREDICTIONS, 0, 1, RECORDS, T0), verdict(behind)]
+    produce(connection, VERDICTS, *[(None, each.value, each.headers) for each in (said if told else said[::2])])
+    with HistoryWriter(tmp_path) as writer:
+        _Gathering(connection, {PREDICTIONS: 1, VERDICTS: 1}, 0, writer, lambda _: None).logs()
+        committed = {"at_ms": T0, "group": DETECT, "topic": PREDICTIONS, "partition": 0, "committed": behind + 1}
+        writer.add_rows("commits", [committed])
+        writer.finish(Run())
+    found = every_event_ends_once(History.load(tmp_path))
+
+    assert found.seen == f"2 events: 2 scored, 0 dead-lettered, 0 in flight; {2 * RECORDS} offsets lost"
+    untold = f"{PREDICTIONS}[0] lost offsets 1 to {RECORDS}, and nobody was told"
+    assert [each.words for each in found.broken] == ([] if told else [untold])
 
 
 def test_dead_letters_of_which_some_are_gone_are_no_evidence(tmp_path: Path):

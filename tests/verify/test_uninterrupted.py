@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from detectors.base import LogPoint
 from detectors.learning import Learning
 from palisade.verify.states import Saved, saved_of
 from palisade.verify.uninterrupted import NOWHERE, Buried, Kept, Uninterrupted, passed_by
 from schemas.events import ProfileActivated
+from schemas.topics import PREDICTIONS
 from schemas.wire import KIND_HEADER
 from streams.prediction_log import PredictionLog
 from streams.records import Outgoing, Records
@@ -20,17 +22,24 @@ from tests.streams.test_prediction_log import feed, said_by_part
 CUTS = (700, 2_049, 3_111, 4_000)
 
 
-def kept(what: Records) -> Iterator[Kept]:
+def kept(what: Records, lost: tuple[int, int] | None = None) -> Iterator[Kept]:
     columns = (what.offsets, what.timestamps, what.keys, what.headers, what.values)
-    return (Kept(*record) for record in zip(*columns, strict=True))
+    for record in zip(*columns, strict=True):
+        offset = record[0]
+        if lost is None or not lost[0] <= offset < lost[1]:
+            yield Kept(*record, lost if lost is not None and offset == lost[1] else None)
 
 
 def recomputed(
-    saved: dict[str, Saved], what: Records, buried: Buried | None = None, learning: Learning | None = None
+    saved: dict[str, Saved],
+    what: Records,
+    buried: Buried | None = None,
+    learning: Learning | None = None,
+    lost: tuple[int, int] | None = None,
 ) -> tuple[Uninterrupted, list[Outgoing]]:
     said: list[Outgoing] = []
-    run = Uninterrupted(open_log(learning=learning), saved, buried or Buried(), said.extend)
-    asyncio.run(run.run(kept(what)))
+    run = Uninterrupted((PREDICTIONS, 0), open_log(learning=learning), saved, buried or Buried(), said.extend)
+    asyncio.run(run.run(kept(what, lost)))
     return run, said
 
 
@@ -62,6 +71,17 @@ def test_a_part_that_lost_a_record_is_not_where_an_uninterrupted_run_stands():
 
     assert run.found.keys() == saved.keys()
     assert all(run.found[part].digest != saved[part].digest for part in saved)
+
+
+def test_what_nobody_can_unpack_is_told_to_it_as_it_was_to_the_run():
+    log, what = open_log(), records()
+    lost = what.offsets[1_000], what.offsets[1_007]
+    feed(log, what.part(0, 1_000), [])
+    log.lost(lost[0], lost[1] - 1, LogPoint(PREDICTIONS, 0, lost[1], 0, what.timestamps[1_007]))
+    feed(log, what.part(1_007, 2_000), [])
+    saved = parts_of(log)
+
+    assert recomputed(saved, what, lost=lost)[0].found == saved
 
 
 def test_a_part_at_a_place_where_no_block_ends_is_named():
