@@ -34,11 +34,14 @@ class ProcessNotes:
 
 
 def process_rows(folder: Path) -> list[dict[str, Any]] | None:
-    """Rows of `processes` from the notes in `folder`, and the most memory of each process that lives; None without notes."""
+    """Rows of `processes` from the notes in `folder`, and the most memory of each process that lives; None without notes.
+
+    A line that was cut short, as by a kill or a full disk, gives no row.
+    """
     path = folder / NOTES
     if not path.exists():
         return None
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+    rows = [row for line in path.read_text().splitlines() if (row := _noted(line)) is not None]
     ended = {row["pid"] for row in rows if row["event"] == "exited"}
     living = {row["pid"]: row["name"] for row in rows if row["event"] == "started" and row["pid"] not in ended}
     now_ms = int(time.time() * 1000)
@@ -47,6 +50,14 @@ def process_rows(folder: Path) -> list[dict[str, Any]] | None:
         if most is not None:
             rows.append({"at_ms": now_ms, "name": name, "pid": pid, "event": "rss", "rss_bytes": most})
     return rows
+
+
+def _noted(line: str) -> dict[str, Any] | None:
+    try:
+        row: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return row
 
 
 def most_rss_bytes(pid: int) -> int | None:

@@ -15,7 +15,7 @@ from palisade.cli.verify import _since_ms
 from palisade.supervisor import ChildSpec, Supervisor
 from palisade.verify.collect import _pieces, _Window
 from palisade.verify.history import History, table_of
-from palisade.verify.processes import ProcessNotes, process_rows
+from palisade.verify.processes import NOTES, ProcessNotes, process_rows
 from palisade.verify.webhook_events import webhook_rows
 from schemas.errors import PalisadeError
 from tests.verify.given import changed, history
@@ -85,6 +85,19 @@ def test_what_a_supervisor_starts_and_loses_is_noted(tmp_path: Path):
     ]
     assert not rows[-1]["asked"]
     assert process_rows(tmp_path / "logs") is None
+
+
+def test_a_note_that_was_cut_short_takes_none_of_the_others_with_it(tmp_path: Path):
+    notes = ProcessNotes(tmp_path)
+    notes.started("detect", 2**22 + 1)  # above every process id of Linux: it lives no more
+    notes.exited("detect", -9)
+    path = tmp_path / NOTES
+    whole = process_rows(tmp_path)
+    path.write_text(path.read_text() + path.read_text()[:30])
+
+    assert whole is not None
+    assert [row["event"] for row in whole] == ["started", "exited"]
+    assert process_rows(tmp_path) == whole
 
 
 def test_the_audit_is_asked_for_so_many_events_at_once(monkeypatch: pytest.MonkeyPatch):
