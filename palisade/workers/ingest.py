@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from palisade.settings import Settings
 from palisade.workers.common import Ports, import_pandas, observed, partitions_of, reading, say_ready, settle_memory
@@ -30,13 +30,9 @@ def run(settings: Settings, name: str, ports: Ports) -> int:
     connection = settings.connection
     metrics, health = observed("ingest", name, ports)
     import_pandas()
-    partitions = _partitions(settings)
-    endpoints = {endpoint.name: endpoint for endpoint in settings.config.endpoints}
+    partitions, targets = _partitions(settings), partitions_of(connection, PREDICTIONS)
     signer = _signer(settings)
-    redactions = _redactions(settings)
-    rules = Rules(lambda endpoint: endpoint in endpoints and endpoints[endpoint].trust_requests, redactions)
     fallbacks = FallbackHealth(health_urls(settings.config.endpoints, settings.home))
-    targets = partitions_of(connection, PREDICTIONS)
     read_back = ReadBack(
         connection,
         targets,
@@ -44,25 +40,6 @@ def run(settings: Settings, name: str, ports: Ports) -> int:
         timed=not settings.config.kafka.embedded,
     )
     assigned: set[TP] = set()
-
-    def open_log(partition: int, most_bytes: int) -> PairingLog:
-        counts = Counts(
-            partition,
-            secrets.token_hex(8),
-            lambda endpoint: endpoint in endpoints and not endpoints[endpoint].guard,
-            fallbacks,
-            signer,
-        )
-        return PairingLog(
-            partition,
-            partitions,
-            rules,
-            counts,
-            targets=targets,
-            most_bytes=most_bytes,
-            keep_heads=not redactions,
-            signer=signer,
-        )
 
     async def join(tps: frozenset[TP]) -> None:
         assigned.clear()
@@ -82,7 +59,7 @@ def run(settings: Settings, name: str, ports: Ports) -> int:
         settings=WorkerSettings(consumer=reading(settings)),
     )
     role = IngestRole(
-        open_log,
+        _logs(settings, (partitions, targets), fallbacks, signer),
         read_back.places,
         lambda tp: consumer_of(app).poller.watermarks.get(tp),
         lambda: outbox_of(app),
@@ -94,6 +71,37 @@ def run(settings: Settings, name: str, ports: Ports) -> int:
     app.task(role.turns)
     app.task(fallbacks.run)
     return run_worker(app, health=health)
+
+
+def _logs(
+    settings: Settings, partitions: tuple[int, int], fallbacks: FallbackHealth, signer: SigningKey | None
+) -> Callable[[int, int], PairingLog]:
+    """What opens the log of a partition, by the endpoints' rules. `partitions`: of both inputs, and of predictions."""
+    endpoints = {endpoint.name: endpoint for endpoint in settings.config.endpoints}
+    redactions = _redactions(settings)
+    rules = Rules(lambda endpoint: endpoint in endpoints and endpoints[endpoint].trust_requests, redactions)
+    inputs, targets = partitions
+
+    def open_log(partition: int, most_bytes: int) -> PairingLog:
+        counts = Counts(
+            partition,
+            secrets.token_hex(8),
+            lambda endpoint: endpoint in endpoints and not endpoints[endpoint].guard,
+            fallbacks,
+            signer,
+        )
+        return PairingLog(
+            partition,
+            inputs,
+            rules,
+            counts,
+            targets=targets,
+            most_bytes=most_bytes,
+            keep_heads=not redactions,
+            signer=signer,
+        )
+
+    return open_log
 
 
 def _partitions(settings: Settings) -> int:

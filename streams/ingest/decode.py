@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -50,10 +49,11 @@ from streams.ingest.events import (
     missing,
     parsed,
 )
+from streams.ingest.gathering import Gathered
 from streams.ingest.lanes import GENERAL, WIDE, Lane, lane_of
 from streams.ingest.marks import PLAIN, Mark, marks_of
 from streams.ingest.pieces import ROW_BITS, Blamed, Decoded, Piece
-from streams.ingest.shapes import Block, Shape
+from streams.ingest.shapes import Shape
 from streams.records import Records
 from streams.redaction import ANONYMOUS
 
@@ -63,8 +63,6 @@ PIECE = 2_048
 """Work decoded without a pause, in rows of 5 us: 10 ms."""
 JUDGED_WORK, JUDGED_BYTES, LETTER_WORK, BLAME_WORK = 8, 256, 4, 2
 """Measured, in the same unit: an event for the judge costs 8 and 1 for each 256 bytes, a dead letter 4."""
-MAX_KEY_CHARS = 400
-"""A longer key stands as its hash: what waits is bounded by rows, not by what ids weigh."""
 SHOWN_HEADERS = frozenset({CONTENT_TYPE_HEADER, KIND_HEADER, "ce_specversion", "ce_type", "ce_source"})
 """Headers whose values a dead letter keeps: others may carry what a caller sent."""
 LEARN_ROWS = 64
@@ -83,21 +81,6 @@ class _Row(NamedTuple):
     value: bytes
     mark: Mark
     of_array: bool = False
-
-
-@dataclass(slots=True)
-class _Gather:
-    """Rows of a piece: `flat` holds the fields end to end, the rest one entry a row; `family` what is not "" of them.
-    `kind`: as the records say, where the lane does not. `blocks`: features of one shape, which `flat` has None for."""
-
-    flat: list[Any] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
-    record: array[int] = field(default_factory=lambda: array("q"))
-    row: array[int] = field(default_factory=lambda: array("q"))
-    lane: Lane = GENERAL
-    kind: list[int | None] = field(default_factory=list)
-    family: dict[int, str] = field(default_factory=dict)
-    spent: int = 0
 
 
 class EventDecoder:
@@ -149,7 +132,7 @@ class _Run:
     def __init__(self, decoder: EventDecoder, records: Records) -> None:
         self._decoder = decoder
         self.records = records
-        self.gather = _Gather()
+        self.gather = Gathered()
         self.refused = Refusals()
         self.buried = 0
         self.blamed: list[Blamed] = []
@@ -230,16 +213,7 @@ class _Run:
         self, lane: Lane, flat: list[Any], record: Iterable[int], row: Iterable[int], kind: int | None
     ) -> Iterator[None]:
         yield from self._enter(lane)
-        gather, rows = self.gather, len(flat) // lane.width
-        if lane.shape is not None:
-            features = slice(lane.names.index("features"), None, lane.width)
-            gather.blocks.append(lane.shape.block(flat[features]))
-            flat[features] = [None] * rows
-        gather.flat += flat
-        gather.record.extend(record)
-        gather.row.extend(row)
-        gather.kind += [kind] * rows
-        gather.spent += rows
+        self.gather.extend(flat, record, row, kind)
 
     def record(self, at: int, short: bool) -> Iterator[None]:
         """One record of any kind and encoding; yields where a piece ends."""
@@ -333,11 +307,7 @@ class _Run:
         return self._take(row, verdict)
 
     def _take(self, row: _Row, fields: Sequence[Any]) -> None:
-        gather = self.gather
-        gather.flat += fields
-        gather.record.append(row.at)
-        gather.row.append(row.number)
-        gather.kind.append(_KINDS[row.mark.kind])
+        self.gather.add(row.at, row.number, fields, _KINDS[row.mark.kind])
 
     def _cloud_event(self, row: _Row) -> None:
         """A CloudEvent, binary or structured: its attributes complete what its data lacks."""
@@ -405,45 +375,21 @@ class _Run:
             return self._bury(row, error.reason, error.detail)
         except (pa.ArrowException, ValueError, OverflowError) as error:
             return self._bury(row, "arrow_schema", str(error))
-        gather = self.gather
-        gather.spent += len(columns[0])
+        self.gather.spent += len(columns[0])
         for number, fields in enumerate(zip(*columns, strict=True)):
             wrong = wrong_words(fields)
             if wrong:
                 read = dict(zip(NAMES, fields, strict=True))
                 self._bury(row._replace(number=number, value=b""), "wrong_shape", wrong, read)
                 continue
-            gather.flat += (*fields, *[None] * (WIDTH - len(NAMES)))
-            gather.record.append(row.at)
-            gather.row.append(number)
-            gather.kind.append(_KINDS[row.mark.kind])
+            self.gather.add(row.at, number, (*fields, *[None] * (WIDTH - len(NAMES))), _KINDS[row.mark.kind])
         return None
 
     def cut(self) -> Piece:
         """What was gathered, without rows that lack what their kind needs; gathering starts anew."""
-        gather, self.gather = self.gather, _Gather()
-        lane = gather.lane
-        fields = {name: gather.flat[at :: lane.width] for at, name in enumerate(lane.names)}
-        record, number = np.frombuffer(gather.record, np.int64), np.frombuffer(gather.row, np.int64)
-        place = self._offset[record] << ROW_BITS | number if len(record) else record
-        producers, ids = fields["producer"], fields["request_id"]
-        if not all(producers):
-            producers = fields["producer"] = [name or "unknown" for name in producers]
-        key = list(map("\x1f".join, zip(producers, ids if all(ids) else [name or "" for name in ids], strict=True)))
-        for at, family in gather.family.items():
-            key[at] = f"{key[at]}\x1f{family}"
-        if key and max(map(len, key)) > MAX_KEY_CHARS:
-            key = [one if len(one) <= MAX_KEY_CHARS else clean_id(one) for one in key]
-        if not "".join(key).isascii():
-            key = [one if one.isascii() else clean_id(one) for one in key]
-        broker_ms = self._broker_ms[record] if len(record) else record
-        if lane.kind is not None:
-            features = None if lane.shape is None else lane.shape.features(gather.blocks)
-            if features is not None:
-                del fields["features"]
-            return Piece(fields, place, broker_ms, np.full(len(key), lane.kind, np.uint8), key, features)
-        piece = Piece(fields, place, broker_ms, _kinds(fields, gather.kind), key)
-        return piece.where(self._whole(piece, record, number))
+        gathered, self.gather = self.gather, Gathered()
+        piece = gathered.piece(self._offset, self._broker_ms)
+        return piece if gathered.lane.kind is not None else piece.where(self._whole(piece, *gathered.records()))
 
     def _whole(self, piece: Piece, record: Longs, number: Longs) -> npt.NDArray[np.bool_]:
         """Which rows have what their kind needs; the others are buried."""
@@ -485,9 +431,6 @@ class _Run:
             self.blamed.append(Blamed(place, clean_id(endpoint), clean_id(caller), auth, clean_id(version)))
 
 
-_NO_KIND = 3
-
-
 def _small(value: bytes, count: int) -> bool:
     """Whether no event of an array is above its bound: nearly always plain from the whole, else each is looked at."""
     return len(value) - 2 * count <= MAX_EVENT_BYTES or max(map(len, _raw_rows.decode(value))) <= MAX_EVENT_BYTES
@@ -496,16 +439,3 @@ def _small(value: bytes, count: int) -> bool:
 def _flat(events: Iterable[Any]) -> list[Any]:
     """The fields of events, end to end."""
     return list(chain.from_iterable(map(astuple, list(events))))
-
-
-def _kinds(fields: Mapping[str, list[Any]], said: Sequence[int | None]) -> npt.NDArray[np.uint8]:
-    """The kind [n] of each row: as the record says, else by what it has."""
-    asks = np.array([value is not UNSET for value in fields["features"]], dtype=np.bool_)
-    answers = np.array(
-        [a is not UNSET or b is not UNSET for a, b in zip(fields["prediction"], fields["status"], strict=True)],
-        dtype=np.bool_,
-    )
-    by_shape = np.where(asks, np.where(answers, COMBINED, REQUEST), np.where(answers, RESPONSE, _NO_KIND))
-    if set(said) <= {None}:
-        return by_shape.astype(np.uint8)
-    return np.array([by if one is None else one for by, one in zip(by_shape.tolist(), said, strict=True)], np.uint8)
