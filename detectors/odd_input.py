@@ -8,8 +8,10 @@ the contract does not say, rules that do not fit it): a verified caller is named
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush, heapreplace
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +48,9 @@ LINGER_MS = 900_000
 """A caller that fired is read on for so long after its last odd row."""
 
 
+_Key = tuple[str, CallerAuth]
+
+
 @dataclass(slots=True)
 class _Caller:
     odd: float = 0.0
@@ -63,12 +68,52 @@ class _Part:
 
     said_ms: int
     counted_ms: int
-    callers: dict[tuple[str, CallerAuth], _Caller]
+    callers: dict[_Key, _Caller]
     clean: dict[str, int]
 
     def copy(self) -> _Part:
         callers = {key: replace(each) for key, each in self.callers.items()}
         return _Part(self.said_ms, self.counted_ms, callers, dict(self.clean))
+
+
+class _Places:
+    """The places of a part while a block is counted: odd rows only add up meanwhile, so that whoever gives way to a new caller
+    is found in a heap. A crowd of made-up callers has all of them change hands in each block."""
+
+    def __init__(self, part: _Part) -> None:
+        self._callers = part.callers
+        self._taken: dict[CallerAuth, int] = {"verified": 0, "claimed": 0}
+        self._quiet: dict[CallerAuth, list[tuple[float, int, _Key]]] = {"verified": [], "claimed": []}
+        self._admitted = 0
+        for key, each in part.callers.items():
+            self._add(key, each)
+
+    def admit(self, key: _Key) -> _Caller | None:
+        """A place for a caller; where its kind has none left, the weakest that never fired gives way, the oldest of equals."""
+        if self._taken[key[1]] >= MAX_CALLERS:
+            weakest = self._weakest(self._quiet[key[1]])
+            if weakest is None:
+                return None
+            del self._callers[weakest]
+            self._taken[key[1]] -= 1
+        each = self._callers[key] = _Caller()
+        self._add(key, each)
+        return each
+
+    def _add(self, key: _Key, each: _Caller) -> None:
+        self._taken[key[1]] += 1
+        self._admitted += 1
+        if not each.fired:
+            heappush(self._quiet[key[1]], (each.odd, self._admitted, key))
+
+    def _weakest(self, quiet: list[tuple[float, int, _Key]]) -> _Key | None:
+        while quiet:
+            odd, admitted, key = quiet[0]
+            now = self._callers[key].odd
+            if now == odd:
+                return heappop(quiet)[2]
+            heapreplace(quiet, (now, admitted, key))
+        return None
 
 
 class OddInput:
@@ -162,9 +207,10 @@ class OddInput:
         rows = np.bincount(block.caller, minlength=len(block.callers)).tolist()
         counts = zip(block.callers, block.verified.tolist(), bad, unread, rows, strict=True)
         newest_ms = int(block.broker_ts[odd].max(initial=0))
+        places = _Places(part)
         for name, known, of_bad, of_unread, of_all in counts:
-            key: tuple[str, CallerAuth] = (name, "verified" if known else "claimed")
-            watched = part.callers.get(key) or (self._admitted(part, key) if of_bad else None)
+            key: _Key = (name, "verified" if known else "claimed")
+            watched = part.callers.get(key) or (places.admit(key) if of_bad else None)
             if watched is None:
                 continue
             if of_bad:
@@ -189,35 +235,29 @@ class OddInput:
         """Whether so much of what a caller sends is odd that it is, or will be, named if others do not send the like."""
         return each.odd >= 0.5 and each.odd >= self.share * each.rows
 
-    def _everybody(self, part: _Part, each: _Caller) -> bool:
-        """Whether more verified callers are at fault than were seen with a good row since this one is."""
-        faulty = {name for (name, auth), other in part.callers.items() if auth == "verified" and self._at_fault(other)}
-        clean = sum(ms > each.since_ms for name, ms in part.clean.items() if name not in faulty)
-        return len(faulty) > clean
-
-    @staticmethod
-    def _admitted(part: _Part, key: tuple[str, CallerAuth]) -> _Caller | None:
-        """A place for a caller; where its kind has none left, the weakest that never fired gives way."""
-        alike = [other for other in part.callers if other[1] == key[1]]
-        if len(alike) >= MAX_CALLERS:
-            quiet = [other for other in alike if not part.callers[other].fired]
-            if not quiet:
-                return None
-            del part.callers[min(quiet, key=lambda other: part.callers[other].odd)]
-        each = part.callers[key] = _Caller()
-        return each
+    def _named_before_ms(self, part: _Part) -> float:
+        """What is odd of everybody is nobody's fault: a verified caller is named only if it was at fault before as many others
+        as are had their newest good row. The broker's time of the last of those."""
+        faulty = {name for (name, auth), each in part.callers.items() if auth == "verified" and self._at_fault(each)}
+        clean = sorted((ms for name, ms in part.clean.items() if name not in faulty), reverse=True)
+        if not faulty:
+            return math.inf
+        return clean[len(faulty) - 1] if len(faulty) <= len(clean) else -math.inf
 
     def _of_callers(self, block: Block, part: _Part, at: LogPoint) -> list[Reading]:
         readings = []
+        named_before_ms = self._named_before_ms(part)
         for (name, auth), each in list(part.callers.items()):
             firing = each.odd >= self.least and each.odd >= self.share * each.rows
-            firing = firing and not (auth == "verified" and self._everybody(part, each))
+            firing = firing and (auth == "claimed" or each.since_ms < named_before_ms)
             each.fired |= firing
             if each.fired:
                 readings.append(self._reading(block, at, name, auth, each, firing=firing))
             over = block.closed_ms - each.last_ms > LINGER_MS if each.fired else each.odd < 0.5
             if over and not firing:
                 del part.callers[name, auth]
+                if auth == "verified" and self._at_fault(each):
+                    named_before_ms = self._named_before_ms(part)
         return readings
 
     def _reading(
