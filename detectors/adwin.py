@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from detectors.river_drift import ADWIN
 from schemas.errors import StateRefused
@@ -70,9 +70,9 @@ class JumpWatch:
 
     __slots__ = ("adwin", "recent")
 
-    def __init__(self) -> None:
-        self.adwin = new_adwin()
-        self.recent: list[float] = []
+    def __init__(self, adwin: ADWIN | None = None, recent: Sequence[float] = ()) -> None:
+        self.adwin = new_adwin() if adwin is None else adwin
+        self.recent = list(recent)
 
     def update(self, value: float) -> float:
         """|mean now - mean before| if the window was cut at this finite `value`, else 0."""
@@ -107,7 +107,4 @@ class JumpWatch:
         many, *values = _RECENT.unpack_from(state)
         if many > RECENT or not all(map(math.isfinite, values)):
             raise StateRefused("the state of an adaptive window holds a number that is none")
-        watch = cls()
-        watch.adwin = load_adwin(state[_RECENT.size :])
-        watch.recent = values[:many]
-        return watch
+        return cls(load_adwin(state[_RECENT.size :]), values[:many])

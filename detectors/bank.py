@@ -156,10 +156,11 @@ class Bank(Generic[Input]):
             book.restore(incidents)
         self._drop_book(part)
         self._books[part] = book
-        anywhere = Place(part, *split_part(part), LogPoint("", 0, 0, 0, 0))
-        failures = [_failure(each.name, each.hash, anywhere, "", firing=False) for each in self.detectors]
-        failures.append(_loss(anywhere, firing=False))
-        self._failed |= {(part, failure.subject) for failure in failures if book.is_open(failure)}
+        if book.has_open:
+            anywhere = Place(part, *split_part(part), LogPoint("", 0, 0, 0, 0))
+            failures = [_failure(each.name, each.hash, anywhere, "", firing=False) for each in self.detectors]
+            failures.append(_loss(anywhere, firing=False))
+            self._failed |= {(part, failure.subject) for failure in failures if book.is_open(failure)}
         return [detector.name for detector in self.detectors if not self._restored(detector, part, saved)]
 
     def forget(self, part: str) -> None:

@@ -98,7 +98,9 @@ class FeatureDrift:
             return
         self.forget(part)
         shape = (len(profile.numeric), len(profile.categorical))
-        shelf = self._shelves.setdefault(shape, Shelf(*shape, SHARES[self.kind]))
+        shelf = self._shelves.get(shape)
+        if shelf is None:
+            shelf = self._shelves[shape] = Shelf(*shape, SHARES[self.kind])
         fitted = Part(shelf.take(profile, budget), profile, profile_hash, budget, learned)
         fitted.watches = [JumpWatch() for tail in shelf.watched[fitted.slot] if tail >= 0]
         fitted.set_budget(budget)

@@ -158,7 +158,8 @@ class Outliers:
             (len(profile.numeric), len(profile.categorical)),
             _thresholds(budget),
         )
-        self._tidy()
+        if held is not None:
+            self._tidy()
 
     def update(self, batch: Sequence[Block]) -> list[Reading]:
         """Readings of `batch`, blocks in log order; for a part without its profile one that is not `known` a second."""

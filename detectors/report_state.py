@@ -61,7 +61,7 @@ def _columns(body: bytes, shapes: Mapping[str, Any], dtypes: Mapping[str, str]) 
         raise StateRefused("saved state has other columns than this version reads")
     columns, position = {}, 0
     for name, (dtype, shape) in shapes.items():
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         columns[name] = np.frombuffer(body, dtype, count, position).reshape(shape).copy()
         position += columns[name].nbytes
     if position != len(body):

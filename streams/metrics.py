@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from responders.delivery import Answer
 from schemas.wire import KIND_HEADER
 from streams.records import Outgoing, header_of
+
+if TYPE_CHECKING:
+    from responders.delivery import Answer  # respond's alone: the other roles do not pay for its import
 
 MAX_ENDPOINT_LABELS = 200
 """Endpoints that have series of their own; further ones share those of `OTHER`."""

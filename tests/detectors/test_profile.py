@@ -333,3 +333,11 @@ def test_a_profile_whose_array_has_a_shape_beyond_all_numbers_is_refused() -> No
     said["outliers"]["references"]["shape"] = [2**70, 2**70]
     with pytest.raises(ConfigError):
         Profile.from_bytes(json.dumps(said).encode())
+
+
+def test_a_changed_copy_of_a_profile_has_a_hash_of_its_own() -> None:
+    known = profile().hash
+    changed = profile().model_copy(update={"seed": 99})
+
+    assert changed.hash == Profile.from_bytes(changed.to_bytes()).hash != known
+    assert profile().model_copy().hash == known
