@@ -11,47 +11,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-
-from confluent_kafka import KafkaException
-from pydantic import ValidationError
 
 from responders import journal
-from responders.alerts import alert_for
-from responders.decide import Clock, Delivered, Input
-from responders.directives import directive_for, due, mark_failed, mark_sent
+from responders.decide import Clock, Input
 from responders.mandate import Mandate
 from responders.recovery import adopt
 from responders.signing import Keyring, SigningKey
-from responders.state import RespondState, input_key, to_bytes
-from responders.webhook_responder import WebhookResponder, sentence
-from responders.webhooks import message_for
-from schemas.actions import MAX_WAITING_INPUTS, Command, Decision, Directive, InputRange, JournalEntry
-from schemas.deadletter import DeadReason
-from schemas.errors import MACHINE_ERRORS, SignatureRefused, StateRefused
-from schemas.signals import EndpointState, Signal
-from schemas.topics import COMMANDS, DIRECTIVES, RESPOND_STATE, SIGNALS
-from schemas.wire import KIND_HEADER
+from responders.state import RespondState, input_key
+from responders.webhook_responder import WebhookResponder
+from schemas.actions import MAX_WAITING_INPUTS, InputRange, JournalEntry
+from schemas.signals import Signal
+from schemas.topics import SIGNALS
 from streams.deadletters import told
 from streams.deciding import Decided, Decider
 from streams.failpoints import reach
 from streams.health import Part
 from streams.journal_log import (
-    OFFSET_HEADER,
-    STATE_KEY,
     Journal,
     JournalAway,
     TakenOver,
     standing_directives,
     take_over,
 )
+from streams.lease import LEASE_S, Lease
 from streams.metrics import Metrics
 from streams.outgoing import dead_record
-from streams.records import Outgoing, Records, header_of
-from streams.transport.outbox import Confirmed, Outbox, OutboxClosed, OutboxFull
+from streams.publishing import Publisher
+from streams.records import Records
+from streams.respond_inputs import inputs_of
+from streams.transport.outbox import Confirmed, Outbox
 from streams.transport.run import TP, Run
 from streams.transport.settings import KafkaConnection
 from streams.turns import Turns, attended
@@ -63,17 +53,9 @@ SESSION_S = 6.0
 """A dead process's partition moves after so long: the smallest that brokers allow."""
 HEARTBEAT_S = 0.5
 """How late a standby hears that the session of the active process has run out."""
-LEASE_S = 3.0
-"""A process that stood still for longer may have been replaced: it proves at the journal that it was not, before anything
-goes out. Half of the session, for the session began to run before the standstill."""
 LEAVE_S = 2.0
 """What saving the state may keep a rebalance waiting."""
 _SIGNALS_KEY = input_key(SIGNALS, 0)
-_PARSERS: Mapping[bytes, type[Signal] | type[EndpointState] | type[Command]] = {
-    Signal.KIND.encode(): Signal,
-    EndpointState.KIND.encode(): EndpointState,
-    Command.KIND.encode(): Command,
-}
 
 
 @dataclass(slots=True)
@@ -88,8 +70,6 @@ class _Active:
     """Of the signals that wait to be decided, by id."""
     expected: set[int] = field(default_factory=set)
     """Offsets of signals that waited when the process before this one ended: they are delivered again."""
-    unsent: dict[str, int] = field(default_factory=dict)
-    """Endpoint to epoch of directives that Kafka did not take."""
 
 
 class RespondRole:
@@ -111,12 +91,11 @@ class RespondRole:
         """`read_again`: reads everything from what is committed on, which calls `start_at`. None: the process ends where
         it is needed."""
         self._connection = connection
-        self._webhooks = webhooks or WebhookResponder({})
+        self._publisher = Publisher(signing_key, webhooks or WebhookResponder({}), outbox, metrics)
         self._mandate = mandate
         self._decider = Decider(mandate, metrics)
         self._key = signing_key
         self._operators = operators
-        self._outbox = outbox
         self._metrics = metrics
         self._fenced = fenced
         self._read_again = read_again
@@ -125,7 +104,7 @@ class RespondRole:
         self._away = False  # the journal was, and everything is read again
         self._told: list[Input] = []  # what people are to be told, and no journal holds yet
         self._lock = asyncio.Lock()
-        self._lease_until = 0.0
+        self._lease = Lease()
         self._kept: Mapping[TP, int] = {}
         self._at_work: dict[str, Run] = {}
 
@@ -159,10 +138,10 @@ class RespondRole:
             expected = set(state.waiting.get(_SIGNALS_KEY, ()))
             self._active = _Active(state, taken.journal, state.entry, time.monotonic(), expected=expected)
             self._away = False
-            self._lease_until = time.monotonic() + LEASE_S
-            self._webhooks.start(self._has_lease)
+            self._lease.begin(time.monotonic())
+            self._publisher.start(self._lease.holds)
             self._metrics.active.set(1)
-            self._publish(self._active, _now_ms())
+            self._active.state = self._publisher.publish(state, _now_ms())
         took_s = time.monotonic() - began
         log.warning("respond is active after %.1f s: epoch %d, entry %d", took_s, state.epoch, state.entry)
 
@@ -174,7 +153,7 @@ class RespondRole:
         state, entries = journal.record(state, [], decisions, _now_ms())
         if entries:
             await asyncio.to_thread(taken.journal.commit, entries)
-        self._tell(decisions)
+        self._publisher.tell(decisions)
         return state
 
     async def leave(self, revoked: frozenset[TP]) -> None:
@@ -183,14 +162,14 @@ class RespondRole:
             self._ours = False
             async with self._lock:
                 if self._active is not None:
-                    saved = self._save_state(self._active)
+                    saved = self._save(self._active)
                     await asyncio.wait({saved}, timeout=LEAVE_S)
                 await self._stand_by()
 
     async def lose(self, lost: frozenset[TP]) -> None:
         """The session ran out, and another process may have taken over already: nothing more is written either."""
         if any(tp.topic == SIGNALS for tp in lost):
-            self._lease_until = 0.0
+            self._lease.end()
             self._ours = False
             async with self._lock:
                 await self._stand_by()
@@ -198,7 +177,7 @@ class RespondRole:
     async def _stand_by(self) -> None:
         self._active = None
         self._kept = {}
-        await self._webhooks.stop()
+        await self._publisher.stop()
         self._metrics.active.set(0)
 
     def kept(self) -> Mapping[TP, int]:
@@ -235,7 +214,7 @@ class RespondRole:
                 if run.stale or self._away:
                     return None
                 raise RuntimeError(f"{run.tp.topic} was read before this process took over")
-            inputs, dead = self._inputs(active.state, run.tp, records)
+            inputs, dead = inputs_of(records, run.tp, active.state, self._operators)
             if run.tp.topic == SIGNALS:
                 active.expected.difference_update(records.offsets)
                 active.offsets |= {
@@ -249,7 +228,7 @@ class RespondRole:
                 if error is not None:
                     dead.append(dead_record(*run.tp, records, index, "handler_failed", told("deciding", error)))
             # on their way before the journal says that their records are answered: it is not asked for them again
-            letters = [self._send(record) for record in dead]
+            letters = [self._publisher.send(record) for record in dead]
             await self._act(active, decided, run)
         return letters
 
@@ -261,7 +240,7 @@ class RespondRole:
         """Batches, expiries and re-sent directives, ten times a second until cancelled."""
         while True:
             await asyncio.sleep(TIMER_S)
-            self._renew_lease()
+            self._lease.renew()
             try:
                 async with self._lock:
                     if self._active is not None:
@@ -270,19 +249,11 @@ class RespondRole:
                 await self._begin_again(away)
 
     async def _turn(self, active: _Active) -> None:
-        self._told += self._deliveries()
+        self._told += self._publisher.deliveries()
         await self._prove(active)
         await self._act(active, self._decider.decide(active.state, [Clock(), *self._told], _now_ms()))
         self._told = []
         self._save_when_due(active)
-
-    def _has_lease(self) -> bool:
-        return time.monotonic() <= self._lease_until
-
-    def _renew_lease(self) -> None:
-        """Ten times a second; one that has run out is not renewed by time."""
-        if self._has_lease():
-            self._lease_until = time.monotonic() + LEASE_S
 
     async def _commit(self, active: _Active, entries: list[JournalEntry]) -> None:
         """Nobody had taken over when this began: whoever is fenced cannot commit.
@@ -296,7 +267,7 @@ class RespondRole:
             self._away = True
             await self._stand_by()
             raise
-        self._lease_until = max(self._lease_until, began + LEASE_S)
+        self._lease.begin(began)
 
     async def _begin_again(self, away: JournalAway) -> None:
         """Takes over anew, as after a restart, unless the partition is another's by now: nothing of the step was kept."""
@@ -312,7 +283,7 @@ class RespondRole:
 
         A process that was replaced meanwhile ends here. One that was not goes on with the next epoch.
         """
-        while not self._has_lease():
+        while not self._lease.holds():
             log.warning("this process stood still for more than %g s: has another one taken over?", LEASE_S)
             state, entry = journal.takeover(active.state, _now_ms())
             await self._commit(active, [entry])
@@ -334,9 +305,9 @@ class RespondRole:
                 raise
         active.state = state
         self._kept = {TP(SIGNALS, 0): min(active.offsets.values())} if active.offsets else {}
-        if self._has_lease():  # else the next step proves it first
-            self._publish(active, _now_ms())
-        self._tell(decided.decisions)
+        if self._lease.holds():  # else the next step proves it first
+            active.state = self._publisher.publish(active.state, _now_ms())
+        self._publisher.tell(decided.decisions)
 
     def _waiting(self, active: _Active, state: RespondState) -> list[int]:
         """Offsets of the signals whose answer is still to come, oldest first."""
@@ -349,127 +320,15 @@ class RespondRole:
         for run in self._at_work.values():
             run.sign()
 
-    def _publish(self, active: _Active, now_ms: int) -> None:
-        active.state = mark_failed(active.state, active.unsent)
-        active.unsent.clear()
-        names = due(active.state, now_ms)
-        for name in names:
-            with self._alone(f"publishing what is wanted of {name}"):
-                self._publish_one(active, name, now_ms)
-        active.state = mark_sent(active.state, names, now_ms)
-
-    def _publish_one(self, active: _Active, name: str, now_ms: int) -> None:
-        directive = directive_for(active.state, name, now_ms)
-        value = directive.to_bytes()
-        headers = ((KIND_HEADER, Directive.KIND.encode()), *self._key.headers(Directive.KIND, value))
-        sent = self._send(Outgoing(DIRECTIVES, name.encode(), value, headers))
-        sent.add_done_callback(partial(_note_failure, active.unsent, name, directive.epoch))
-        with self._alone(f"telling the webhook of {name}"):
-            if self._webhooks.lacks(name, directive.epoch):
-                self._webhooks.want(message_for(active.state, name, now_ms))
-
-    @contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
-        """What is on record is done for each endpoint by itself: where it raises for one, the others get theirs. A directive
-        is due again within a second while it holds."""
-        try:
-            yield
-        except (*MACHINE_ERRORS, KafkaException, OutboxFull, OutboxClosed):
-            raise
-        except Exception:
-            self._metrics.handler_failures.labels(DIRECTIVES).inc()
-            log.exception("%s failed", what)
-
-    def _deliveries(self) -> list[Input]:
-        """What became of webhooks since the last call."""
-        self._metrics.webhooks_failing.set(self._webhooks.failing())
-        now_s = time.monotonic()
-        return [
-            Delivered(news.message.endpoint, news.kind, news.message.id, sentence(news, now_s))
-            for news in self._webhooks.news()
-        ]
-
-    def _tell(self, decisions: list[Decision]) -> None:
-        for decision in decisions:
-            self._metrics.decisions.labels(decision.kind, decision.outcome).inc()
-            with self._alone(f"telling people of {decision.kind} on {decision.endpoint}"):
-                alert = alert_for(decision)
-                if alert is not None:
-                    log.warning("%s", alert.line())
-
-    def _inputs(self, state: RespondState, tp: TP, records: Records) -> tuple[dict[int, Input], list[Outgoing]]:
-        """The inputs of a run that the journal does not answer yet, by number, and dead letters of those that are none."""
-        inputs: dict[int, Input] = {}
-        dead: list[Outgoing] = []
-        for index, offset in enumerate(records.offsets):
-            if state.has_applied(tp.topic, tp.partition, offset):
-                continue
-            detail = ""
-            try:
-                reason, parsed = self._parse(tp, records, index)
-            except MACHINE_ERRORS:
-                raise
-            except Exception as error:
-                log.exception("%s[%d] %d cannot be read", *tp, offset)
-                reason, parsed, detail = "handler_failed", None, told("reading", error)
-            if parsed is not None:
-                inputs[index] = parsed
-            elif reason is not None:
-                dead.append(dead_record(*tp, records, index, reason, detail))
-        return inputs, dead
-
-    def _parse(self, tp: TP, records: Records, index: int) -> tuple[DeadReason | None, Input | None]:
-        value, headers = records.values[index], records.headers[index]
-        kind = header_of(headers, KIND_HEADER) or b""
-        model = _PARSERS.get(kind)
-        if model is None or (model is Command) != (tp.topic == COMMANDS):
-            return "unknown_kind", None
-        if value is None:
-            return "tombstone", None
-        if model is Command:
-            try:
-                self._operators.verify(Command.KIND, value, headers)
-            except SignatureRefused as refused:
-                log.warning("a command was refused: %s", refused.reason)
-                return ("unsigned_control" if refused.reason == "unsigned" else "bad_signature"), None
-        try:
-            return None, model.model_validate_json(value)
-        except ValidationError:
-            return "wrong_shape", None
-
     def _save_when_due(self, active: _Active) -> None:
         aged = time.monotonic() - active.saved_at >= journal.SAVE_EVERY_MS / 1000
         grown = active.state.entry - active.saved_entry
         if grown >= journal.SAVE_EVERY_ENTRIES or (aged and grown > 0):
-            self._save_state(active)
+            self._save(active)
 
-    def _save_state(self, active: _Active) -> asyncio.Future[Confirmed]:
-        """Nobody waits for it: it spares a takeover a part of the journal, and is no part of what is known."""
-        headers = ((KIND_HEADER, b"respond_state"), (OFFSET_HEADER, str(active.journal.next_offset).encode()))
+    def _save(self, active: _Active) -> asyncio.Future[Confirmed]:
         active.saved_entry, active.saved_at = active.state.entry, time.monotonic()
-        try:
-            saved = self._send(Outgoing(RESPOND_STATE, STATE_KEY, to_bytes(active.state), headers, 0))
-        except (StateRefused, ValueError) as error:
-            saved = asyncio.get_running_loop().create_future()
-            saved.set_exception(error)
-        saved.add_done_callback(_say_unsaved)
-        return saved
-
-    def _send(self, record: Outgoing) -> asyncio.Future[Confirmed]:
-        self._metrics.sent(record)
-        return self._outbox().send(record.topic, record.key, record.value, record.headers, record.partition)
-
-
-def _note_failure(unsent: dict[str, int], name: str, epoch: int, sent: asyncio.Future[Confirmed]) -> None:
-    """A directive that did not arrive is sent again within a second or two."""
-    if not sent.cancelled() and (error := sent.exception()) is not None:
-        log.warning("a directive of %s was not confirmed: %s", name, error)
-        unsent[name] = epoch
-
-
-def _say_unsaved(saved: asyncio.Future[Confirmed]) -> None:
-    if not saved.cancelled() and (error := saved.exception()) is not None:
-        log.warning("the state was not saved (%s): a takeover reads more of the journal", error)
+        return self._publisher.save(active.state, active.journal.next_offset)
 
 
 def _answered(state: RespondState, run: Run | None, waiting: list[int]) -> list[InputRange]:

@@ -21,11 +21,9 @@ from schemas.errors import StateRefused
 from schemas.signals import EndpointState, Signal
 from schemas.topics import ACTIONS, COMMANDS, DIRECTIVES, SIGNALS
 from schemas.wire import KIND_HEADER, Wire
-from streams.metrics import Metrics
 from streams.records import Records, header_of
-from streams.respond import RespondRole
+from streams.respond_inputs import inputs_of
 from streams.transport.run import TP
-from streams.transport.settings import KafkaConnection
 from tests.fuzz.case import START_MS, Case, Execute, Swallowed, Target
 from tests.responders.given import (
     Responder,
@@ -37,7 +35,7 @@ from tests.responders.given import (
     view,
 )
 
-OPERATOR, SIGNING = SigningKey.generate(), SigningKey.generate()
+OPERATOR = SigningKey.generate()
 COMMANDS_GIVEN = ("fallback", "restore", "limit", "unlimit", "kill", "unkill")
 
 
@@ -90,17 +88,9 @@ def signed_command(case: Case) -> Case:
 
 def respond() -> Target:
     """Signals, endpoint states and commands: parsed, decided one by one, journaled, made directives, saved."""
-    given = mandate()
+    given, operators = mandate(), Keyring([OPERATOR.public_base64])
 
     def make() -> Execute:
-        role = RespondRole(
-            KafkaConnection(bootstrap="127.0.0.1:9"),
-            given,
-            SIGNING,
-            Keyring([OPERATOR.public_base64]),
-            _no_outbox,
-            Metrics("x"),
-        )
         state, now_ms, first = RespondState(), START_MS, {SIGNALS: 0, COMMANDS: 0}
 
         def execute(cases: Sequence[Case]) -> Hashable:
@@ -114,7 +104,7 @@ def respond() -> Target:
                 [case.value for case in cases], [case.key for case in cases], [list(case.headers) for case in cases],
                 offsets, [case.at_ms for case in cases],
             )  # fmt: skip
-            inputs, dead = role._inputs(state, TP(topic, 0), records)
+            inputs, dead = inputs_of(records, TP(topic, 0), state, operators)
             behaviour |= {DeadLetter.from_bytes(record.value).reason for record in dead}
             decisions: list[Decision] = []
             for each in [*inputs.values(), Clock()]:
@@ -145,10 +135,6 @@ def respond() -> Target:
         return [*control_records(SIGNALS), *control_records(COMMANDS)]
 
     return Target("respond", make, seeds, signed=signed_command, most=8, share=2)
-
-
-def _no_outbox() -> Any:
-    raise AssertionError("nothing is sent here")
 
 
 def journal() -> Target:

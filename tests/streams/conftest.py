@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from schemas.topics import ACTIONS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE, SIGNALS
-from streams import journal_log, respond
+from streams import journal_log, publishing
 from streams.embedded_broker import EmbeddedBroker
 from streams.transport.settings import KafkaConnection
 from tests.streams.broker import produce
@@ -30,7 +30,7 @@ def real(kafka: RealKafka, monkeypatch: pytest.MonkeyPatch) -> KafkaConnection:
     for name in ("ACTIONS", "RESPOND_STATE", "DIRECTIVES"):
         topic = kafka.unique(name.lower())
         kafka.create_topics({topic: 1})
-        for module in (respond, journal_log):
+        for module in (publishing, journal_log):
             monkeypatch.setattr(module, name, topic, raising=False)
     monkeypatch.setattr(journal_log, "TRANSACTIONAL_ID", kafka.unique("respond"))
     return KafkaConnection(bootstrap=kafka.bootstrap)

@@ -12,7 +12,7 @@ from responders.webhook_responder import WebhookResponder
 from schemas.actions import Directive, JournalEntry
 from schemas.topics import SIGNALS
 from schemas.wire import KIND_HEADER, Wire
-from streams import journal_log, respond
+from streams import journal_log, publishing
 from streams.metrics import Metrics
 from streams.reading import read_to_end
 from streams.records import listed
@@ -86,7 +86,7 @@ def journal_on(connection: KafkaConnection) -> list[JournalEntry]:
 def directives_on(connection: KafkaConnection) -> list[Directive]:
     """Each is verified with the public key."""
     keyring, found = Keyring([SIGNING.public_base64]), []
-    for message in read_to_end(connection, respond.DIRECTIVES, 0):
+    for message in read_to_end(connection, publishing.DIRECTIVES, 0):
         keyring.verify("directive", message.value() or b"", listed(message.headers()))
         found.append(Directive.from_bytes(message.value() or b""))
     return found

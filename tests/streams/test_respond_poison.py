@@ -15,7 +15,7 @@ from responders.state import RespondState
 from schemas.actions import Decision
 from schemas.deadletter import DeadLetter
 from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE, SIGNALS
-from streams import deciding, respond
+from streams import deciding, publishing, respond
 from streams.deciding import Decider
 from streams.embedded_broker import EmbeddedBroker
 from streams.metrics import Metrics
@@ -163,7 +163,7 @@ def test_a_step_that_raises_for_one_endpoint_leaves_the_others_their_directives(
     def of_a(given: Any, *rest: Any) -> bool:
         return (rest[0] if rest else given.endpoint) == "a"
 
-    raising(monkeypatch, respond, step, of_a)
+    raising(monkeypatch, publishing, step, of_a)
     monkeypatch.setattr("responders.webhook_responder.WebhookResponder.lacks", lambda *_: True)
 
     async def story() -> None:

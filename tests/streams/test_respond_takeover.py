@@ -13,7 +13,7 @@ from responders.delivery import Answer
 from responders.webhook_responder import WebhookResponder
 from schemas.signals import Signal
 from schemas.topics import COMMANDS, RESPOND_STATE, SIGNALS
-from streams import journal_log, respond
+from streams import journal_log, publishing, respond
 from streams.embedded_broker import EmbeddedBroker
 from streams.respond import RespondRole
 from streams.transport.run import TP, Run
@@ -115,7 +115,7 @@ def test_a_process_that_stood_still_while_another_took_over_does_nothing_more(re
         async with role_on(real, fenced=True, webhooks=webhooks) as old, role_on(real, fenced=True) as new:
             await old.join(OURS)
             await old.handle(trouble("a", first=0))
-            old._lease_until = 0.0  # as after a SIGSTOP of seconds
+            old._lease.end()  # as after a SIGSTOP of seconds
             await new.join(OURS)
             before = (
                 sent.copy(),
@@ -143,7 +143,7 @@ def test_a_process_that_stood_still_and_was_not_replaced_goes_on_under_the_next_
             await role.handle(two_floods())
             assert role._active is not None
             epoch = role._active.state.epoch
-            role._lease_until = 0.0
+            role._lease.end()
             await tick(role, lambda: role._active is not None and role._active.state.epoch > epoch + 1)
             assert await asyncio.to_thread(limited, real) == ["bob", "eve"], "what waited is decided all the same"
 
@@ -190,7 +190,7 @@ def test_without_the_topic_of_states_the_journal_is_enough_and_nobody_waits_for_
     real: KafkaConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = "palisade.respond_state.gone"
-    monkeypatch.setattr(respond, "RESPOND_STATE", gone)
+    monkeypatch.setattr(publishing, "RESPOND_STATE", gone)
     monkeypatch.setattr(journal_log, "RESPOND_STATE", gone)
     monkeypatch.setattr(respond.journal, "SAVE_EVERY_ENTRIES", 1)
 
@@ -270,7 +270,7 @@ def test_where_journal_and_state_are_gone_what_the_directives_order_is_kept(
         for name in ("ACTIONS", "RESPOND_STATE"):
             topic = kafka.unique(name.lower())
             kafka.create_topics({topic: 1})
-            for module in (respond, journal_log):
+            for module in (publishing, journal_log):
                 monkeypatch.setattr(module, name, topic, raising=False)
 
     check_a_lost_journal(real, gone)
