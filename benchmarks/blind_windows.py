@@ -303,7 +303,7 @@ def running(
 def windows(broker: Broker, role: Role, members: int, trials: int) -> list[float]:
     """Seconds of each kill."""
     with ExitStack() as stack:
-        kafka = stack.enter_context(ApacheKafka()) if broker == "kafka" else None
+        kafka = stack.enter_context(ApacheKafka(lasts=True)) if broker == "kafka" else None
         if kafka is not None:
             create_topics(KafkaConnection(bootstrap=kafka.bootstrap), PARTITIONS, 1)
         made, supervisor = stack.enter_context(running(broker, kafka, role, members, ENDPOINTS))
@@ -332,7 +332,7 @@ def restart_with_state(endpoints: int) -> float:
     stopped in order, so that no session has to run out."""
     names = tuple(f"e{number}" for number in range(endpoints))
     with ExitStack() as stack:
-        kafka = stack.enter_context(ApacheKafka())
+        kafka = stack.enter_context(ApacheKafka(lasts=True))
         create_topics(KafkaConnection(bootstrap=kafka.bootstrap), PARTITIONS, 1)
         made, supervisor = stack.enter_context(running("kafka", kafka, "detect", 1, names))
         switch_profile_on(made, names)

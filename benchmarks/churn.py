@@ -214,7 +214,7 @@ def _stack(folder: Path, supervisor: Supervisor, exits: ExitStack, *, embedded: 
     policy.write_text(demo_policy())
     if embedded:
         return prepare(folder, config, policy, start_broker(supervisor, PARTITIONS), embedded=True)
-    kafka = exits.enter_context(ApacheKafka())
+    kafka = exits.enter_context(ApacheKafka(lasts=True))
     create_topics(KafkaConnection(bootstrap=kafka.bootstrap), PARTITIONS, 1)
     return prepare(folder, config, policy, kafka.bootstrap, embedded=False)
 

@@ -136,7 +136,7 @@ def plain_loop(connection: KafkaConnection, events: int) -> float:
 
 def measure(events: int, together: int, *, answered: bool = True) -> tuple[Result, float | None]:
     """One load on a broker of its own, and the plain loop's cost where records are single events. Raises CouldNotRun."""
-    with ApacheKafka() as broker, tempfile.TemporaryDirectory() as folder:
+    with ApacheKafka(lasts=True) as broker, tempfile.TemporaryDirectory() as folder:
         connection = KafkaConnection(bootstrap=broker.bootstrap)
         create_topics(connection, PARTITIONS, 1)
         config = PalisadeConfig(

@@ -232,7 +232,7 @@ def _stack(broker: str, folder: Path, endpoints: list[str], supervisor: Supervis
     policy.write_text(yaml.safe_dump(yaml.safe_load(demo_policy())))
     if broker == "embedded":
         return prepare(folder, config, policy, start_broker(supervisor, LANES), embedded=True)
-    kafka = exits.enter_context(ApacheKafka())
+    kafka = exits.enter_context(ApacheKafka(lasts=True))
     create_topics(KafkaConnection(bootstrap=kafka.bootstrap), LANES, 1)
     return prepare(folder, config, policy, kafka.bootstrap, embedded=False)
 

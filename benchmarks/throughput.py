@@ -392,7 +392,7 @@ def _broker() -> Iterator[Broker]:
         return
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, set(cores[1:] or cores))
-    with ApacheKafka() as kafka:
+    with ApacheKafka(lasts=True) as kafka:
         os.sched_setaffinity(0, cores)
         yield Broker(kafka.bootstrap)
 

@@ -230,6 +230,8 @@ class KafkaConfig(Config):
     partitions: int = Field(4, ge=1, le=10_000)
     """Partitions of the input topics; never changed in place."""
     replication: int = Field(1, ge=1)
+    session_timeout_s: float = Field(10.0, ge=6.0, le=60.0)
+    """A dead worker keeps its partitions so long; respond's 6 s stand. Brokers refuse less than 6 s."""
     embedded: bool = False
     """The broker of `palisade dev`: it compacts nothing and fences nobody, so snapshots lie in `data_dir`."""
 

@@ -11,7 +11,12 @@ __all__ = ["embedded_broker", "kafka"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults", choices=("short", "full"), default="short", help="the scale of tests/faults")
+    parser.addoption(
+        "--faults",
+        choices=("together", "short", "full"),
+        default="together",
+        help="tests/faults: a few of each on shared stages, the same one fault after the other, or at length",
+    )
 
 
 @pytest.fixture

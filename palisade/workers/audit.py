@@ -56,7 +56,10 @@ def run(settings: Settings, name: str, ports: Ports) -> int:
         connection=settings.connection,
         topics=LIMITS,
         hooks=Hooks(on_assigned=join, on_revoked=leave),
-        settings=WorkerSettings(consumer=reading(settings, **{"fetch.message.max.bytes": LARGEST_RECORD})),
+        settings=WorkerSettings(
+            session_s=settings.config.kafka.session_timeout_s,
+            consumer=reading(settings, **{"fetch.message.max.bytes": LARGEST_RECORD}),
+        ),
     )
     for topic in (*AUDITED, FEEDBACK):
         run_topic(app, topic, sink.handle, in_flight=IN_FLIGHT)

@@ -44,7 +44,7 @@ def run(settings: Settings, name: str, ports: Ports) -> int:
         connection=connection,
         topics={PREDICTIONS: TopicLimits(linger_s=0.05), REPORTS: TopicLimits(), LABELLED: TopicLimits()},
         hooks=Hooks(join, lambda tps: role.leave(tps), start_at, on_lost=lambda tps: role.lose(tps)),
-        settings=WorkerSettings(consumer=reading(settings)),
+        settings=WorkerSettings(session_s=settings.config.kafka.session_timeout_s, consumer=reading(settings)),
     )
     store = (
         DirectoryStore(settings.data_dir / "snapshots")

@@ -56,7 +56,7 @@ def run(settings: Settings, name: str, ports: Ports) -> int:
         connection=connection,
         topics={REQUESTS: LIMITS, RESPONSES: LIMITS},
         hooks=Hooks(join, lambda tps: role.leave(tps), start_at, kept=lambda: role.kept()),
-        settings=WorkerSettings(consumer=reading(settings)),
+        settings=WorkerSettings(session_s=settings.config.kafka.session_timeout_s, consumer=reading(settings)),
     )
     role = IngestRole(
         _logs(settings, (partitions, targets), fallbacks, signer),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,11 +36,11 @@ class Ran:
 
 
 class Ground:
-    """Hands out stages and notes what the checker says of them, for one fault."""
+    """Hands out stages and notes what the checker says of them, for the faults that are made there."""
 
-    def __init__(self, folder: Path, scale: Scale, ran: Ran) -> None:
+    def __init__(self, folder: Path, scale: Scale, rans: Mapping[str, Ran]) -> None:
         self._folder = folder
-        self._ran = ran
+        self._rans = rans
         self._stages = 0
         self.scale = scale
 
@@ -52,12 +52,21 @@ class Ground:
     def stage(self, setup: Setup | None = None) -> Iterator[Stage]:
         """A stage of its own, with everything running and a load that has not begun."""
         self._stages += 1
-        with Stage(self._folder / f"stage-{self._stages}", setup or Setup(), self._ran.verdicts.append) as stage:
+        with Stage(self._folder / f"stage-{self._stages}", setup or Setup(), self._note) as stage:
             yield stage
 
+    def of(self, fault: str) -> Ground:
+        """The same, for one of several faults."""
+        return Ground(self._folder, self.scale, {fault: self._rans[fault]})
+
     def made(self, faults: int = 1) -> None:
-        """So many faults were made."""
-        self._ran.runs += faults
+        """So many were made, of the only fault."""
+        (ran,) = self._rans.values()
+        ran.runs += faults
+
+    def _note(self, verdicts: list[Verdict]) -> None:
+        for ran in self._rans.values():
+            ran.verdicts.append(verdicts)
 
 
 def line(results: dict[str, Ran]) -> dict[str, object]:

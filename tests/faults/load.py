@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +28,6 @@ GUARDED, PLAIN, VERSION = "credit", "fraud", "v1"
 CALLERS = 30
 ROWS, CALLS = 32, 8
 """A beat's rows of `credit` and calls of `fraud`."""
-BEAT_S = 0.05
 NUMBERS = ("income", "debt", "age", "score")
 PLANS = ("free", "basic", "pro")
 Phase = Literal["calm", "shift", "strange", "odd", "flood", "errors"]
@@ -71,6 +71,7 @@ class Load:
         *,
         seed: int = 1,
         bounded: int = 1_000_000,
+        beat_s: float = 0.05,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`clock`: of the services, seconds since the epoch."""
@@ -81,6 +82,8 @@ class Load:
         self._seed = seed
         self._clock = clock
         self._bounded = bounded
+        self._beat_s = beat_s
+        self._paused = threading.Event()
         self._boot = f"load-{time.time_ns()}"
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
@@ -112,6 +115,15 @@ class Load:
     def stopped(self) -> bool:
         return self._halt.is_set()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No beats meanwhile."""
+        self._paused.set()
+        try:
+            yield
+        finally:
+            self._paused.clear()
+
     @property
     def phase(self) -> Phase:
         return PHASES[self.beats // PHASE_BEATS % len(PHASES)]
@@ -140,8 +152,8 @@ class Load:
         self._send(topic, key, value, headers, rows)
 
     def _run(self) -> None:
-        while not self._halt.wait(BEAT_S):
-            if self.beats < self._bounded:
+        while not self._halt.wait(self._beat_s):
+            if self.beats < self._bounded and not self._paused.is_set():
                 self._beat()
             self._producer.poll(0)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from functools import cached_property
+from typing import Self
 
 from palisade_client._directives import DirectiveState
 from palisade_client._keys import public_keys
@@ -76,7 +77,10 @@ class Responders:
 
 
 class Follower:
-    """Takes and refuses directives of an endpoint as its Guard does. `taken`: when, and its epoch, of each that was taken."""
+    """Takes and refuses directives of an endpoint as its Guard does. `taken`: when, and its epoch, of each that was taken.
+
+    At its end, AssertionError if an epoch was lower than one before it.
+    """
 
     def __init__(self, stage: Stage, endpoint: str) -> None:
         env = stage.stack.client_env
@@ -98,5 +102,10 @@ class Follower:
 
     def on_end(self) -> None: ...
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._transport.close(1.0)
+        epochs = [epoch for _, epoch in self.taken]
+        assert kind is not None or epochs == sorted(epochs)

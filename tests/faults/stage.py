@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,6 +53,8 @@ PARTITIONS = 2
 SAMPLE_S = 0.1
 BACK_OFF_S = 0.2
 """Who is killed again and again does not wait longer each time."""
+SESSION_S = 6.0
+"""The shortest: workers die all the time here."""
 SETTLE_S = 240.0
 READY_S = 180.0
 ALL_ROLES = ("ingest", "detect", "respond", "audit")
@@ -62,14 +65,15 @@ READS: Mapping[str, tuple[str, ...]] = {**READ, "audit": (*AUDITED, FEEDBACK)}
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What to start. `kafka`: a broker of its own on Apache Kafka, else the embedded one; `inside`: in the test's own process,
-    where it can be told to refuse. `replicas`: of each role; `roles`: which run at all. `env`: of all roles. `config`: more of
-    it."""
+    where it can be told to refuse. `replicas`: of each role; `roles`: which run at all. `beat_s`: of the load. `env`: of all roles.
+    `config`: more of it."""
 
     kafka: bool = False
     inside: bool = False
     partitions: int = PARTITIONS
     replicas: Mapping[str, int] = field(default_factory=dict)
     roles: Sequence[str] = ALL_ROLES
+    beat_s: float = 0.05
     env: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 1
@@ -117,7 +121,11 @@ class Stage:
         policy.write_text(demo_policy())
         endpoints = (EndpointConfig(name=GUARDED), EndpointConfig(name=PLAIN, guard=False, trust_requests=True))
         config = PalisadeConfig.model_validate(
-            {"kafka": KafkaConfig(partitions=self.setup.partitions), "endpoints": endpoints, **self.setup.config}
+            {
+                "kafka": KafkaConfig(partitions=self.setup.partitions, session_timeout_s=SESSION_S),
+                "endpoints": endpoints,
+                **self.setup.config,
+            }
         )
         cluster = cluster_of(self.connection_to(bootstrap)).cluster_id if self.setup.kafka else None
         self.stack = prepare(
@@ -130,7 +138,8 @@ class Stage:
         self._activate()
         self.commits = self._exits.enter_context(CommitSampler(self.connection))
         signer = SigningKey.load(self.stack.keys.producer)
-        self.load = Load(self.connection, signer, seed=self.setup.seed, bounded=1_000_000 if self.setup.kafka else 900)
+        bounded = 1_000_000 if self.setup.kafka else 900
+        self.load = Load(self.connection, signer, seed=self.setup.seed, bounded=bounded, beat_s=self.setup.beat_s)
         self._exits.callback(self._end_load)
 
     def _open_broker(self) -> str:
@@ -177,9 +186,12 @@ class Stage:
     # -- breaking it
 
     def kill(self, name: str) -> int:
-        """kill -9 of a worker, which the supervisor starts again. Returns the pid."""
+        """kill -9 of a worker, which the supervisor starts again. Returns the pid once it has ended."""
+        ended = self.exits_of(name)
         self._expected[name] += 1
-        return self.supervisor.kill(name)
+        pid = self.supervisor.kill(name)
+        until(lambda: self.exits_of(name) > ended, f"the end of {name}", READY_S)
+        return pid
 
     def await_back(self, name: str, exits: int) -> None:
         """Until processes of that name have ended so often in this run, and the one that runs now is ready."""
@@ -289,6 +301,11 @@ class Stage:
         assert not [each.name for each in verdicts if each.status == "violated"], where
         assert {each.name for each in verdicts if each.status == "holds"} >= set(must), where
         return verdicts
+
+
+def fresh_seed() -> int:
+    """A seed of this run alone, which failures print."""
+    return random.SystemRandom().randrange(1_000_000)
 
 
 def alarms(stage: Stage) -> Counter[str]:

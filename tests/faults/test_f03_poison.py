@@ -30,10 +30,11 @@ from streams.records import header_of, headers_of
 from streams.transport.settings import kafka_settings
 from tests.faults.ground import Ground
 from tests.faults.load import GUARDED, PLAIN, VERSION
+from tests.faults.outages import await_beats
 from tests.faults.stage import PARTITIONS, Stage
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.fault("F3")]
+pytestmark = [pytest.mark.slow, pytest.mark.shared, pytest.mark.fault("F3")]
 
 KINDS: Mapping[str, str] = {
     PREDICTIONS: "prediction",
@@ -121,23 +122,35 @@ class Sender:
 def test_poison_on_every_topic_is_one_dead_letter_each_and_stops_nobody(ground: Ground) -> None:
     with ground.stage() as stage:
         stage.load.start()
-        sender = Sender(stage)
-        for number, poison in enumerate(poisons()):
-            beats = stage.load.beats
-            for topic, kind in KINDS.items():
-                told = [name for name, _ in poison.headers]
-                headers: Headers = [*poison.headers] if KIND_HEADER in told else [(KIND_HEADER, kind), *poison.headers]
-                sender.send(topic, GUARDED, poison.value, poison.name, headers)
-                ground.made()
-            _odd_numbers(sender, number)
-            until(lambda: stage.load.beats > beats + BETWEEN, "traffic between them", 60)  # noqa: B023
-        refused = {place: name for place, name in sender.places.items() if not name.startswith("taken")}
-        until(lambda: refused.keys() <= _letters(stage).keys(), "a dead letter of each", 120, 0.5)
+        refused = poisoned(stage, ground)
         stage.settle()
-        assert stage.ended == []  # nobody was restarted
-        letters = _letters(stage)
-        assert {refused[place]: letters[place] for place in refused if letters[place] != 1} == {}
+        assert stage.ended == []
+        assert letters_amiss(stage, refused) == {}
         stage.prove()
+
+
+def poisoned(stage: Stage, ground: Ground) -> dict[Place, str]:
+    """Each poison to each topic; returns what each is called that must end as a dead letter, as it has by now."""
+    ended = list(stage.ended)
+    sender = Sender(stage)
+    for number, poison in enumerate(poisons()):
+        for topic, kind in KINDS.items():
+            told = [name for name, _ in poison.headers]
+            headers: Headers = [*poison.headers] if KIND_HEADER in told else [(KIND_HEADER, kind), *poison.headers]
+            sender.send(topic, GUARDED, poison.value, poison.name, headers)
+            ground.made()
+        _odd_numbers(sender, number)
+        await_beats(stage, BETWEEN)
+    refused = {place: name for place, name in sender.places.items() if not name.startswith("taken")}
+    until(lambda: refused.keys() <= _letters(stage).keys(), "a dead letter of each", 120, 0.5)
+    assert stage.ended == ended  # nobody was restarted
+    return refused
+
+
+def letters_amiss(stage: Stage, refused: Mapping[Place, str]) -> dict[str, int]:
+    """What has not one dead letter, and how many it has."""
+    letters = _letters(stage)
+    return {name: letters[place] for place, name in refused.items() if letters[place] != 1}
 
 
 def _odd_numbers(sender: Sender, number: int) -> None:

@@ -19,7 +19,7 @@ from schemas.topics import ACTIONS, DEAD_LETTERS, DIRECTIVES, LABELLED, PREDICTI
 from streams.transport.settings import kafka_settings
 from tests.faults.ground import Ground
 from tests.faults.outages import await_beats, lasts
-from tests.faults.stage import Setup, Stage
+from tests.faults.stage import Setup, Stage, fresh_seed
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 
@@ -45,36 +45,47 @@ OF_COMMITS = (
 )
 
 
+@pytest.mark.shared
 @pytest.mark.fault("F5")
 def test_what_a_broker_without_enough_replicas_refuses_is_written_again(ground: Ground) -> None:
     with ground.stage(Setup(kafka=True)) as stage:
         stage.load.start()
-        for topics, seconds in ROUNDS[ground.scale]:
-            await_beats(stage, 30)
-            _need_replicas(stage, topics, 2)
-            lasts(seconds)
-            _need_replicas(stage, topics, 1)
-            ground.made()
-        await_beats(stage, 60)
+        writes_refused(stage, ground)
         stage.settle()
         stage.prove(must=("I1", "I2", "I4", "I5", "I6", "I9"))
-        assert stage.ended == []
 
 
+def writes_refused(stage: Stage, ground: Ground) -> None:
+    ended = list(stage.ended)
+    for topics, seconds in ROUNDS[ground.scale]:
+        await_beats(stage, 30)
+        _need_replicas(stage, topics, 2)
+        lasts(seconds)
+        _need_replicas(stage, topics, 1)
+        ground.made()
+    await_beats(stage, 60)
+    assert stage.ended == ended
+
+
+@pytest.mark.shared
 @pytest.mark.fault("F5")
 def test_a_commit_that_is_refused_is_made_again_and_passes_nothing(ground: Ground) -> None:
-    chance = random.Random(seed := random.SystemRandom().randrange(1_000_000))
-    with ground.stage(Setup(inside=True, seed=seed)) as stage:
-        assert stage.embedded is not None
+    with ground.stage(Setup(inside=True, seed=fresh_seed())) as stage:
         stage.load.start()
-        for _ in range(COMMITS[ground.scale]):
-            await_beats(stage, chance.randrange(10, 30))
-            stage.embedded.refuse("OffsetCommit", chance.choices(OF_COMMITS, k=chance.randrange(1, 10)))
-            ground.made()
-        await_beats(stage, 40)
+        commits_refused(stage, ground)
         stage.settle()
         stage.prove(must=("I1", "I2", "I4", "I6", "I9"))
-        assert stage.ended == [], f"seed {seed}"
+
+
+def commits_refused(stage: Stage, ground: Ground) -> None:
+    assert stage.embedded is not None
+    chance = random.Random(stage.setup.seed)
+    for _ in range(COMMITS[ground.scale]):
+        await_beats(stage, chance.randrange(10, 30))
+        stage.embedded.refuse("OffsetCommit", chance.choices(OF_COMMITS, k=chance.randrange(1, 10)))
+        ground.made()
+    await_beats(stage, 40)
+    assert stage.ended == [], f"seed {stage.setup.seed}"
 
 
 def _need_replicas(stage: Stage, topics: Sequence[str], number: int) -> None:

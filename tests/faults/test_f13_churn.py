@@ -20,7 +20,7 @@ from tests.faults.load import GUARDED, VERSION, Headers
 from tests.faults.stage import Setup, Stage
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.fault("F13"), pytest.mark.kafka, pytest.mark.slow]
+pytestmark = [pytest.mark.fault("F13"), pytest.mark.shared, pytest.mark.kafka, pytest.mark.slow]
 
 STEPS_A_MINUTE = 600
 FLOOD_PER_S = 400
@@ -91,22 +91,25 @@ def limited_now(stage: Stage) -> set[str]:
 
 
 def test_made_up_names_cost_no_memory_and_free_nobody(ground: Ground) -> None:
-    steps = STEPS_A_MINUTE if ground.full else STEPS_A_MINUTE // 10
     with ground.stage(Setup(kafka=True)) as stage:
         stage.load.start()
-        with Service(stage) as service:
-            until(lambda: stage.load.beats > LEARNED_BEATS, "ordinary traffic to be learned", 240.0)
-            service.floods.append("before")
-            until(lambda: limited_ever(stage, "before"), "who floods before the churn to be limited", 120.0, 1.0)
-            key = SigningKey.load(stage.stack.keys.producer)
-            churn = Churn("f13", key, lambda topic, key, *rest: stage.load.send_as(topic, key.decode(), *rest))
-            for step in range(steps):
-                churn.step()
-                if step == steps // 3:
-                    service.floods.append("within")
-            ground.made()
-            until(lambda: limited_ever(stage, "within"), "who floods within the churn to be limited", 240.0, 1.0)
-            until(lambda: limited_now(stage) >= {"before", "within"}, "both to be limited after it", 60.0, 1.0)
+        made_up_names(stage, ground)
         stage.settle()
-        verdicts = {each.name: each for each in stage.prove(must=("I1", "I2", "I4", "I6", "I9"))}
-        assert verdicts["I9"].status == "holds", verdicts["I9"].words
+        stage.prove(must=("I1", "I2", "I4", "I6", "I9"))
+
+
+def made_up_names(stage: Stage, ground: Ground) -> None:
+    steps = STEPS_A_MINUTE if ground.full else STEPS_A_MINUTE // 20
+    with Service(stage) as service:
+        until(lambda: stage.load.beats > LEARNED_BEATS, "ordinary traffic to be learned", 240.0)
+        service.floods.append("before")
+        until(lambda: limited_ever(stage, "before"), "who floods before the churn to be limited", 120.0, 1.0)
+        key = SigningKey.load(stage.stack.keys.producer)
+        churn = Churn("f13", key, lambda topic, key, *rest: stage.load.send_as(topic, key.decode(), *rest))
+        for step in range(steps):
+            churn.step()
+            if step == steps // 3:
+                service.floods.append("within")
+        ground.made()
+        until(lambda: limited_ever(stage, "within"), "who floods within the churn to be limited", 240.0, 1.0)
+        until(lambda: limited_now(stage) >= {"before", "within"}, "both to be limited after it", 60.0, 1.0)

@@ -14,7 +14,7 @@ from tests.faults.respond_pair import WITHIN_S, Follower, Responders
 from tests.faults.stage import Setup, Stage
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.fault("F15")]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.shared, pytest.mark.fault("F15")]
 ROUNDS, FULL_ROUNDS = 1, 10
 
 
@@ -47,16 +47,17 @@ def died_in_the_act(stage: Stage, responders: Responders) -> None:
 
 def test_of_two_responders_the_older_one_does_nothing_more(ground: Ground) -> None:
     with ground.stage(Setup(kafka=True, replicas={"respond": 2})) as stage:
-        responders, follower = Responders(stage), Follower(stage, GUARDED)
         stage.load.start()
-        until(lambda: follower.limited, "the first limit", WITHIN_S)
-        draw = random.Random(stage.setup.seed)
-        for _ in range(FULL_ROUNDS if ground.full else ROUNDS):
-            stood_still(stage, responders, follower, draw.uniform(0, 8 if ground.full else 1))
-            died_in_the_act(stage, responders)
-            ground.made(2)
-        epochs = [epoch for _, epoch in follower.taken]
-        assert epochs == sorted(epochs)
-        follower.close()
+        with Follower(stage, GUARDED) as follower:
+            two_at_once(stage, ground, follower)
         stage.settle()
         stage.prove(must=("I1", "I5", "I6", "I7", "I8"))
+
+
+def two_at_once(stage: Stage, ground: Ground, follower: Follower) -> None:
+    responders, draw = Responders(stage), random.Random(stage.setup.seed)
+    until(lambda: follower.limited, "the first limit", WITHIN_S)
+    for _ in range(FULL_ROUNDS if ground.full else ROUNDS):
+        stood_still(stage, responders, follower, draw.uniform(0, 8 if ground.full else 1))
+        died_in_the_act(stage, responders)
+        ground.made(2)

@@ -27,6 +27,9 @@ VERSION = "4.1.0"
 LIBRARIES = Path(__file__).resolve().parents[2] / ".cache" / "kafka-libs" / VERSION
 READY_S = 180.0  # 4 s on an empty directory, 13 s after kill -9 with a gigabyte of log, more on a loaded machine
 
+BRIEF = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+"""For a broker of a minute or two: half the processor time of its start, which compiling takes otherwise."""
+
 POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
   <groupId>palisade.tests</groupId><artifactId>kafka-libs</artifactId><version>1</version>
@@ -42,12 +45,16 @@ class KafkaUnavailable(RuntimeError):
 
 
 class ApacheKafka:
-    """One broker. A context manager; its folder goes with it unless one was given."""
+    """One broker. A context manager; its folder goes with it unless one was given. `lasts`: for longer than some minutes, or
+    to measure with."""
 
-    def __init__(self, folder: Path | None = None, *, heap: str = "-Xmx512m", ports: int = 2) -> None:
+    def __init__(
+        self, folder: Path | None = None, *, heap: str = "-Xmx512m", ports: int = 2, lasts: bool = False
+    ) -> None:
         self._own = folder is None
         self._folder = folder or Path(tempfile.mkdtemp(prefix="apache-kafka-"))
         self._heap = heap
+        self._brief = () if lasts else BRIEF
         self._ports = free_ports(ports)
         self._process: subprocess.Popen[bytes] | None = None
         self._admin: AdminClient | None = None
@@ -64,7 +71,7 @@ class ApacheKafka:
     def start(self) -> Self:
         """Start, or start again with the same data. Returns when the broker answers. Raises KafkaUnavailable."""
         # what the JVM unpacks and measures goes with the folder, also after a kill -9
-        own = ["-XX:-UsePerfData", f"-Djava.io.tmpdir={self._folder}"]
+        own = ["-XX:-UsePerfData", *self._brief, f"-Djava.io.tmpdir={self._folder}"]
         java = [find_java(), *own, "-cp", f"{fetch_libraries()}/*"]
         properties = self._folder / "server.properties"
         if not properties.exists():
