@@ -190,11 +190,9 @@ class RespondRole:
         run.open()
         self._at_work[run.tp.topic] = run
         try:
-            letters = await self._decide(run, records)
-            if letters is None:
+            if not await self._decide(run, records):
                 run.abandon()
                 return
-            await asyncio.gather(*letters)
         except JournalAway as away:
             run.abandon()
             await self._begin_again(away)
@@ -206,13 +204,13 @@ class RespondRole:
         finally:
             del self._at_work[run.tp.topic]
 
-    async def _decide(self, run: Run, records: Records) -> list[asyncio.Future[Confirmed]] | None:
-        """The dead letters, on their way, of a run whose decisions are journaled and published; None if it will be read again."""
+    async def _decide(self, run: Run, records: Records) -> bool:
+        """Whether the run's dead letters are there, and its decisions journaled and published; else it will be read again."""
         async with self._lock:
             active = self._active
             if active is None:
                 if run.stale or self._away:
-                    return None
+                    return False
                 raise RuntimeError(f"{run.tp.topic} was read before this process took over")
             inputs, dead = inputs_of(records, run.tp, active.state, self._operators)
             if run.tp.topic == SIGNALS:
@@ -227,10 +225,11 @@ class RespondRole:
             for index, error in zip(inputs, decided.failed, strict=True):
                 if error is not None:
                     dead.append(dead_record(*run.tp, records, index, "handler_failed", told("deciding", error)))
-            # on their way before the journal says that their records are answered: it is not asked for them again
-            letters = [self._publisher.send(record) for record in dead]
+            if dead:  # there before the journal says that their records are answered, for nobody asks again
+                letters = asyncio.gather(*(self._publisher.send(record) for record in dead))
+                await attended(letters, Turns(sign=self._sign))
             await self._act(active, decided, run)
-        return letters
+        return True
 
     def tell(self, news: Sequence[Input]) -> None:
         """For people, and on record with the next turn of this process's."""

@@ -9,10 +9,14 @@ from confluent_kafka import KafkaException
 
 from responders import journal
 from responders.state import RespondState, as_dict, to_bytes
+from schemas.actions import JournalEntry
 from schemas.deadletter import DeadLetter
 from schemas.topics import ACTIONS, COMMANDS, DEAD_LETTERS, RESPOND_STATE, SIGNALS
 from streams import deciding, journal_log
+from streams.journal_log import Journal
+from streams.publishing import Publisher
 from streams.reading import read_to_end
+from streams.records import Outgoing
 from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection
 from tests.responders.given import command, failing, view
@@ -117,6 +121,39 @@ def test_an_input_that_cannot_be_decided_is_a_dead_letter_and_the_others_of_its_
         ("handler_failed", 6, "poison")
     ]
     assert directives_on(embedded)[-1].route == "fallback"
+
+
+def test_what_the_journal_calls_answered_has_its_dead_letter_already(
+    embedded: KafkaConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    commit = Journal.commit
+
+    def committing(self: Journal, entries: list[JournalEntry]) -> None:
+        if any(answered.topic == SIGNALS for entry in entries for answered in entry.inputs):
+            happened.append("journaled")
+        commit(self, entries)
+
+    def confirmed_late(_: Publisher, record: Outgoing) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        sent = loop.create_future()
+        if record.topic == DEAD_LETTERS:
+            sent.add_done_callback(lambda _: happened.append("letter"))
+        loop.call_later(0.2, sent.set_result, None)
+        return sent
+
+    monkeypatch.setattr(Journal, "commit", committing)
+    monkeypatch.setattr(Publisher, "send", confirmed_late)
+
+    async def story() -> None:
+        async with role_on(embedded, fenced=False) as role:
+            await role.join(OURS)
+            at = now()
+            failure = failing("a", at_ms=at, first_ms=at)
+            await role.handle(run_of(SIGNALS, (view("a", at), False), (b"[", False), (failure, False)))
+
+    asyncio.run(story())
+    assert happened == ["letter", "journaled"], "a process that is killed between them loses none"
 
 
 def test_runs_before_the_takeover_are_never_decided(embedded: KafkaConnection) -> None:
