@@ -112,7 +112,8 @@ def prepare(
     effective = config.model_dump(mode="json", exclude_none=True)
     _absolute(effective, config_home)
     if embedded:  # how to log in to the user's own brokers is of no use there
-        effective["kafka"] = {"partitions": config.kafka.partitions, "replication": 1}
+        kept = ("partitions", "session_timeout_s")
+        effective["kafka"] = {name: effective["kafka"][name] for name in kept} | {"replication": 1}
     effective["kafka"] |= {"bootstrap": bootstrap, "embedded": embedded}
     effective["data_dir"] = "." if cluster_id is None else f"kafka-{clean_id(cluster_id).replace(':', '_')}"
     effective["operator_keys"] = [*config.operator_keys, DevKeys.public(keys.operator)]

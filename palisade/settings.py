@@ -300,7 +300,8 @@ def _refused(settings: Mapping[str, Setting]) -> str | None:
 
 def connection_of(kafka: KafkaConfig, home: Path, where: str = "") -> KafkaConnection:
     """The connection that a configuration describes. Raises ConfigError."""
-    fields: dict[str, Any] = kafka.model_dump(exclude={"partitions", "replication", "embedded", *SECRET_FILES})
+    ours = {"partitions", "replication", "session_timeout_s", "embedded"}
+    fields: dict[str, Any] = kafka.model_dump(exclude={*ours, *SECRET_FILES})
     for name, secret in SECRET_FILES.items():
         if (file := getattr(kafka, name)) is not None:
             try:

@@ -129,3 +129,10 @@ def test_the_files_of_a_webhook_are_found_from_the_folder_of_the_effective_confi
     effective = load(stack.config_path).config.endpoints[0].webhook
     assert effective is not None
     assert effective.secret_files == (str(tmp_path / "hook.secret"),)
+
+
+def test_how_long_a_session_lasts_is_the_users_word_on_either_broker(tmp_path: Path) -> None:
+    config = PalisadeConfig(kafka=KafkaConfig(session_timeout_s=6.0))
+    for embedded in (True, False):
+        stack = prepare(tmp_path, config, None, "127.0.0.1:1", embedded=embedded)
+        assert load(stack.config_path).config.kafka.session_timeout_s == 6.0
