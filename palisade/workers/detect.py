@@ -31,6 +31,8 @@ def run(settings: Settings, name: str, ports: Ports) -> int:
         assigned.clear()
         assigned.update(tps)
         await profiles.caught_up()
+        if not tps:  # more members than partitions: it stands by
+            say_ready("detect", name, partitions=0)
 
     async def start_at(committed: Mapping[TP, int]) -> Mapping[TP, int]:
         starts = await role.start_at(committed, frozenset(assigned))

@@ -44,6 +44,8 @@ def run(settings: Settings, name: str, ports: Ports) -> int:
     async def join(tps: frozenset[TP]) -> None:
         assigned.clear()
         assigned.update(tps)
+        if not tps:  # more members than partitions: it stands by
+            say_ready("ingest", name, partitions=0)
 
     async def start_at(committed: Mapping[TP, int]) -> Mapping[TP, int]:
         starts = await role.start_at(committed, frozenset(assigned))

@@ -44,7 +44,7 @@ def storm_of_rebalances(stage: Stage, ground: Ground) -> None:
 
 
 def _change(stage: Stage, chance: random.Random) -> None:
-    """One member joins, leaves in order, or dies; at least one stays."""
+    """One member joins, leaves in order, or dies; at least one stays. There may be more than partitions."""
     members = [name for name in stage.supervisor.names if name.startswith("detect")]
     what = chance.choice(["join", "leave", "kill"])
     if what == "join" and len(members) < MEMBERS:

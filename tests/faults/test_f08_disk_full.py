@@ -13,7 +13,7 @@ from tests.faults.outages import await_beats, committed, written
 from tests.faults.stage import Setup, Stage
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.shared]
+pytestmark = pytest.mark.slow
 
 ROUNDS = {"short": 1, "full": 5}
 

@@ -17,7 +17,6 @@ from tests.faults import test_f04_broker_away as f04
 from tests.faults import test_f05_refused as f05
 from tests.faults import test_f06_rebalances as f06
 from tests.faults import test_f07_clickhouse_away as f07
-from tests.faults import test_f08_disk_full as f08
 from tests.faults import test_f09_out_of_order as f09
 from tests.faults import test_f10_clocks as f10
 from tests.faults import test_f11_control_topic as f11
@@ -26,7 +25,6 @@ from tests.faults import test_f13_churn as f13
 from tests.faults import test_f14_zombies as f14
 from tests.faults import test_f15_two_responders as f15
 from tests.faults import test_f16_upgrades as f16
-from tests.faults.disks import disk
 from tests.faults.ground import Ground
 from tests.faults.load import GUARDED
 from tests.faults.respond_pair import Follower
@@ -102,14 +100,13 @@ def test_a_clickhouse_that_is_away_and_an_audit_that_is_behind(ground: Ground, t
         stage.prove(must=("I1", "I2", "I4", "I6", "I9"))
 
 
-@pytest.mark.fault("F8", "F9", "F10")
-def test_disorder_wrong_clocks_and_a_full_disk(ground: Ground, tmp_path: Path) -> None:
-    with disk(tmp_path / "stage-1" / "dev") as full, ground.stage() as stage:
+@pytest.mark.fault("F9", "F10")
+def test_disorder_and_wrong_clocks(ground: Ground) -> None:
+    with ground.stage() as stage:
         clock = f10.ServiceClock()
         stage.load = load = f09.Disordered(stage, LATE_S, clock)
         load.start()
         f10.clocks_set(stage, ground.of("F10"), clock)
-        f08.no_space(stage, ground.of("F8"), full)
         stage.settle()
         f09.ended_once_each(stage, ground.of("F9"), load)
         history = stage.history()
