@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
@@ -69,6 +68,7 @@ from streams.records import Outgoing, header_of, listed
 from streams.transport.settings import KafkaConnection
 from tests.support.apache_kafka import ApacheKafka, KafkaUnavailable
 from tests.support.kafka import BROKER
+from tests.support.ports import free_port
 
 LOADS = {
     "json-1": Load(1, 1_200_000),
@@ -190,7 +190,7 @@ class Bench:
             self._activate(load)
             begin_ms = self._write(name, load, PREDICTIONS, "lz4")
             config = self._config(load)
-            port = _free_port()
+            port = free_port()
             command = ["-m", "palisade.cli.main", "worker", "detect", "--config", str(config)]
             command += ["--metrics-port", str(port)]
             if self._profile_calls:
@@ -369,12 +369,6 @@ def _cpu_s(pid: int) -> float:
     """CPU seconds of a process, all its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _rss_mb(pid: int) -> float:

@@ -24,6 +24,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's where PyYAML has it, as its wheels do: a thousand endpoints are read in 0.5 s of CPU time instead of 3.4."""
 PROBE = "probe"
 """What librdkafka takes for `ssl_ca_location` to look for the system's certificates itself."""
+ADVICE_ON_NESTING = "nests too deeply, or contains itself; write it out flat"
 ADVICE_ON_FILES = "; name an existing file, relative to this one"
 ADVICE_ON_MAKING: dict[tuple[str, ...], str] = {
     ("signing_key_file",): "; make it with `palisade keys create`",
@@ -150,11 +151,12 @@ def _document(path: Path) -> _Document:
     try:
         return _Document(yaml.compose(text, Loader=LOADER), yaml.load(text, Loader=LOADER))
     except RecursionError as error:
-        raise ConfigError("nests too deeply, or contains itself; write it out flat", str(path)) from error
+        raise ConfigError(ADVICE_ON_NESTING, str(path)) from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+        mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
         line = f":{mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"not YAML: {getattr(error, 'problem', error)}", f"{path}{line}") from error
+        why = ADVICE_ON_NESTING if "nesting depth" in problem else f"not YAML: {problem}"  # as libyaml says it
+        raise ConfigError(why, f"{path}{line}") from error
 
 
 def _checked(document: _Document, path: Path, model: type[Model]) -> Model:

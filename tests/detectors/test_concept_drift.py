@@ -82,19 +82,19 @@ def test_amounts_are_judged_by_the_owners_tolerance() -> None:
 @pytest.mark.parametrize(("usual", "worse", "most"), [(0.02, 0.1, 400), (0.1, 0.3, 150), (0.3, 0.6, 120)])
 def test_a_model_that_gets_worse_is_told_within_so_many_labels(usual: float, worse: float, most: int) -> None:
     late = []
-    for seed in range(5):
+    for seed in range(9):
         found = firing(detector().update(stream([usual] * 2_000 + [worse] * 1_500, seed)))
         assert found[0].at.offset >= 2_000
         late.append(found[0].at.offset - 2_000)
 
-    assert sorted(late)[2] <= most
+    assert sorted(late)[4] <= most
 
 
 def test_stationary_errors_alarm_no_more_often_than_stated() -> None:
-    """6 services of a month each, 5,000 labels: 0.3 alarms are within the share of 0.05; 3 or more come once in 270 times."""
+    """12 services of a month each, 5,000 labels: 0.6 alarms are within the share of 0.05; 4 or more come once in 300 times."""
     alarms = 0
     record = {wrong: logs.label(1, wrong=wrong).labelled for wrong in (True, False)}
-    for seed in range(6):
+    for seed in range(12):
         drawn = np.random.default_rng(seed).random(5_000) < (0.02, 0.1, 0.3)[seed % 3]
         one, found = detector(), 0
         for n, wrong in enumerate(drawn.tolist()):
@@ -103,7 +103,7 @@ def test_stationary_errors_alarm_no_more_often_than_stated() -> None:
             found += len(firing(one.update([LabelledAt(label, at)])))
         alarms += found > 0
 
-    assert alarms < 3
+    assert alarms < 4
 
 
 def test_better_is_no_alarm() -> None:

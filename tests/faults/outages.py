@@ -10,16 +10,36 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from schemas.actions import JournalEntry
 from schemas.roles import Role, group_of
 from schemas.topics import ACTIONS
+from streams.failpoints import Point
 from streams.reading import read_to_end
 from streams.transport.settings import kafka_settings
 from tests.faults.stage import Stage
 from tests.support.waiting import until
+
+KILLS = 5
 
 
 def await_beats(stage: Stage, beats: int) -> None:
     """So many more beats of the load, however long they take."""
     goal = stage.load.beats + beats
     until(lambda: stage.load.beats >= goal, f"beat {goal}", 120)
+
+
+def raise_at_start(stage: Stage, name: str, point: Point) -> None:
+    """Kills a worker until one that starts in its place gets to the point and raises there; returns when one is back.
+
+    A start reads again only where more was committed than saved. Raises AssertionError after `KILLS` kills.
+    """
+    armed, exits = stage.arm(name, point, "raise"), stage.exits_of(name)
+    for _ in range(KILLS):
+        stage.await_saved("predictions")
+        exits += 1
+        stage.kill(name)
+        stage.await_back(name, exits)
+        await_beats(stage, 20)
+        if not armed.exists():
+            return
+    raise AssertionError(f"{armed.name} was not reached in {KILLS} starts")
 
 
 def lasts(seconds: float) -> None:

@@ -78,6 +78,11 @@ class Setup:
     config: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 1
 
+    @property
+    def bounded(self) -> int:
+        """Beats of a load that the broker keeps all of."""
+        return 1_000_000 if self.kafka else 900
+
 
 class Stage:
     """Everything that runs. Commits are sampled all the time; whoever is killed on purpose counts as asked to end."""
@@ -138,8 +143,8 @@ class Stage:
         self._activate()
         self.commits = self._exits.enter_context(CommitSampler(self.connection))
         signer = SigningKey.load(self.stack.keys.producer)
-        bounded = 1_000_000 if self.setup.kafka else 900
-        self.load = Load(self.connection, signer, seed=self.setup.seed, bounded=bounded, beat_s=self.setup.beat_s)
+        setup = self.setup
+        self.load = Load(self.connection, signer, seed=setup.seed, bounded=setup.bounded, beat_s=setup.beat_s)
         self._exits.callback(self._end_load)
 
     def _open_broker(self) -> str:
@@ -208,6 +213,8 @@ class Stage:
         """Until detect has saved state of this log (`predictions`, `reports`, `labelled`) in some partition."""
 
         def saved() -> bool:
+            if not self.setup.kafka:  # state lies in a folder there
+                return any((self.stack.data / "snapshots").glob(f"{log}*/manifest.json"))
             found = (read_newest(self.connection, SNAPSHOTS, k, f"{log}|") for k in range(self.setup.partitions))
             return any(len(newest) > 1 for newest in found)  # the manifest, and a part
 

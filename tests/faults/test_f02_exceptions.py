@@ -13,7 +13,7 @@ from streams.failpoints import Point
 from streams.reading import read_to_end
 from streams.records import header_of, headers_of
 from tests.faults.ground import Ground
-from tests.faults.outages import await_beats
+from tests.faults.outages import raise_at_start
 from tests.faults.stage import ALL_ROLES, PARTITIONS, Stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared, pytest.mark.fault("F2")]
@@ -36,7 +36,7 @@ COMMITS: tuple[tuple[str, Point], ...] = tuple(
     (role, point) for role in ALL_ROLES for point in ("before_commit", "after_commit")
 )
 STARTING: tuple[Point, ...] = ("in_restore", "in_replay")
-"""What a worker does only at its start, so that it is killed first."""
+"""What a worker does only at its start."""
 ROUNDS = 3
 WITHIN_S = 180.0
 
@@ -47,7 +47,7 @@ def test_an_exception_in_any_step_costs_no_record_and_stops_nothing(ground: Grou
         for _ in range(ROUNDS if ground.full else 1):
             raised_in_each_role(stage, ground)
         for point in STARTING:
-            _raises_at_a_start(stage, point)
+            raise_at_start(stage, "detect", point)
             ground.made()
         stage.settle()
         assert failed_records(stage) == []
@@ -77,19 +77,6 @@ def _end_and_go_on(stage: Stage, points: Sequence[tuple[str, Point]]) -> None:
     for name, exits, armed in waited:
         stage.await_tripped(armed, WITHIN_S)
         stage.await_back(name, exits)
-
-
-def _raises_at_a_start(stage: Stage, point: Point) -> None:
-    """The successor of a worker that was killed raises while it takes back state, or while it reads again: which it does
-    only where more was committed than saved, so that it may take another kill."""
-    name = _worker(stage, "detect")
-    armed = stage.arm("detect", point, "raise")
-    while armed.exists():
-        stage.await_saved("predictions")
-        exits = stage.exits_of(name) + 1
-        stage.kill(name)
-        stage.await_back(name, exits)
-        await_beats(stage, 20)
 
 
 def _worker(stage: Stage, role: str) -> str:

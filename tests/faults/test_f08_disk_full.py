@@ -28,7 +28,7 @@ def test_a_disk_that_is_full_stops_no_detection_and_space_alone_mends_it(ground:
 
 
 def no_space(stage: Stage, ground: Ground, full: Disk) -> None:
-    until(lambda: list((stage.folder / "dev" / "snapshots").glob("*/manifest.json")), "a snapshot", 60)
+    stage.await_saved("predictions")
     for _ in range(ROUNDS[ground.scale]):
         await_beats(stage, 20)
         full.fill()

@@ -32,8 +32,8 @@ class Disordered(Load):
     """Each record waits for a time of its own before it is sent, and some are sent twice: a request where its response is."""
 
     def __init__(self, stage: Stage, late_s: float, clock: Callable[[], float] = time.time) -> None:
-        bounded = 1_000_000 if stage.setup.kafka else 900
-        super().__init__(stage.connection, SigningKey.load(stage.stack.keys.producer), bounded=bounded, clock=clock)
+        key = SigningKey.load(stage.stack.keys.producer)
+        super().__init__(stage.connection, key, bounded=stage.setup.bounded, clock=clock)
         self._random = random.Random(9)
         self._late_s = late_s
         self._number = count()

@@ -39,7 +39,7 @@ class ServiceClock:
 def test_clocks_of_services_that_are_set_change_nothing_but_flags(ground: Ground) -> None:
     with ground.stage(Setup(kafka=ground.full)) as stage:
         clock, key = ServiceClock(), SigningKey.load(stage.stack.keys.producer)
-        stage.load = Load(stage.connection, key, bounded=1_000_000 if ground.full else 900, clock=clock)
+        stage.load = Load(stage.connection, key, bounded=stage.setup.bounded, clock=clock)
         stage.load.start()
         clocks_set(stage, ground, clock)
         stage.settle()

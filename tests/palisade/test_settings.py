@@ -247,5 +247,5 @@ def test_certificates_are_found_from_the_folder_of_the_configuration(tmp_path: P
 
 
 def test_a_document_that_nests_without_end_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nest"):
+    with pytest.raises(ConfigError, match="nests too deeply"):
         load(write(tmp_path, "endpoints: " + "[" * 5_000))
