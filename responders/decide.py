@@ -323,8 +323,9 @@ def _release_recovered(desk: Desk, target: Target, action: Action) -> None:
         _release(desk, target, action, "signal_recovered")
     elif refusal.reason != action.release_refused:
         kind: ActionKind = "restore" if target.caller is None else "unlimit"
-        # told again once a renewal was over, too: a decision of its own, with an id of its own
-        cause = Cause(stable_id(action.action_id, desk.now_ms), rule=action.rule)
+        # told again once a renewal was over, too: a decision of its own with an id of its own, for a renewal has an epoch;
+        # the moment would not do, inputs of one batch share it
+        cause = Cause(stable_id(action.action_id, desk.state.epoch), rule=action.rule)
         desk.issue(kind, refusal.reason, target, cause, "refused", detail=refusal.detail)
         if refusal.reason == "held_for_person":
             desk.issue("notify", refusal.reason, target, cause, detail=refusal.detail)

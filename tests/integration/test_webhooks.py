@@ -143,6 +143,7 @@ def test_respond_is_killed_between_journal_and_delivery_and_other_endpoints_are_
         served_by(credit, "fallback")
         over_credit()
         served_by(credit, "primary")
+        until(lambda: fleet.count("credit", "webhook_delivered") == 4, "all deliveries to credit in the journal")
     assert fleet.count("fraud", "webhook_delivered") == 0
     until(lambda: fleet.count("fraud", "webhook_failing") == 1, "the alarm in the journal")
     assert "FAILING since" in palisade("status", "--config", fleet.stack.config_path)[1]

@@ -303,12 +303,16 @@ def test_the_third_trip_of_a_caller_protects_until_a_person_or_its_expiry(respon
     assert brief(responder.later(9 * MINUTE)) == [("unlimit", "expired", "published")]
 
 
-def test_a_release_that_is_held_again_after_a_renewal_is_a_decision_of_its_own(responder: Responder) -> None:
+@pytest.mark.parametrize("wait_ms", [MINUTE, 0], ids=["a minute later", "in the same millisecond"])
+def test_a_release_that_is_held_again_after_a_renewal_is_a_decision_of_its_own(
+    responder: Responder, wait_ms: int
+) -> None:
     for _ in range(3):
         responder.later(10 * MINUTE)
         responder.take(caller_signal())
+        responder.later(MINUTE)
         first = responder.take(caller_signal(state="recovered", seq=1))
-    responder.later(MINUTE)
+    responder.later(wait_ms)
     responder.take(caller_signal(incident_id="another", signal_id="another"))
     again = responder.take(caller_signal(incident_id="another", signal_id="another-end", state="recovered", seq=1))
 
