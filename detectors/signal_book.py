@@ -251,8 +251,13 @@ def _key(reading: Reading) -> str:
 
 
 def signal_as(reading: Reading, state: SignalState, incident_id: str, seq: int) -> Signal:
-    """`reading` as a signal of an incident; without an `incident_id` it is the first of its own."""
+    """`reading` as a signal of an incident; without an `incident_id` it is the first of its own.
+
+    Its id stands for all that it says, numbers apart: what was told but not committed is told again, and a detector that
+    lost its state meanwhile may have something else to say at the same row.
+    """
     at = reading.at
+    first_ms = reading.first_ms - (at.ms - at.told_ms)
     signal_id = stable_id(
         reading.detector_hash,
         reading.kind,
@@ -261,6 +266,10 @@ def signal_as(reading: Reading, state: SignalState, incident_id: str, seq: int) 
         reading.caller_auth or "",
         reading.subject,
         state,
+        incident_id,
+        seq,
+        reading.severity,
+        first_ms,
         at.topic,
         at.partition,
         at.offset,
@@ -287,7 +296,7 @@ def signal_as(reading: Reading, state: SignalState, incident_id: str, seq: int) 
         shares=[CallerShare(caller=caller, caller_auth=auth, share=share) for caller, auth, share in reading.shares],
         evidence=reading.evidence,
         atlas=list(reading.atlas),
-        first_ms=reading.first_ms - (at.ms - at.told_ms),
+        first_ms=first_ms,
         at_ms=at.told_ms,
         log_topic=at.topic,
         log_partition=at.partition,

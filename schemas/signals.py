@@ -57,8 +57,8 @@ class CallerShare(Wire):
 class Signal(Wire):
     """A detector's statement about a subject, at a row of one log.
 
-    `signal_id` = H(detector hash, kind, endpoint, version, subject, its identity, state, topic, partition, offset, row): equal in
-    each replay.
+    `signal_id` = H(detector hash, kind, endpoint, version, subject, its identity, state, incident, seq, severity, first_ms, topic,
+    partition, offset, row): equal in each replay, and another one where a detector that lost its state says something else.
     `incident_id` is the first signal's id and stays through `opened`, `updated`, `recovered`; `seq` counts within it.
     `first_ms` is the log's time of the first evidence, `at_ms` of the row that closed the crossing block or report.
     `usual_rate` and `rate` (events/s) are given where the subject is a caller.

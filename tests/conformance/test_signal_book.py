@@ -53,6 +53,17 @@ def test_two_versions_that_one_tick_speaks_of_are_two_incidents() -> None:
     assert first[0].incident_id != second[0].incident_id
 
 
+@pytest.mark.parametrize("lost", [0, 1_000], ids=["from the start", "from an update on"])
+def test_what_a_book_without_its_state_says_otherwise_at_the_same_row_has_another_id(lost: int) -> None:
+    log = [reading(ms) for ms in range(0, 4_001, 500)]
+    told = {signal.signal_id: signal for signal in SignalBook(RECOVER_MS).fold(log)}
+    again = SignalBook(RECOVER_MS).fold([each for each in log if each.at.ms >= lost])
+
+    assert {signal.log_offset for signal in again} <= {signal.log_offset for signal in told.values()}
+    assert all(told.get(signal.signal_id, signal) == signal for signal in again)
+    assert {signal.signal_id in told for signal in again} == {lost == 0}
+
+
 @pytest.mark.parametrize("auth", BOTH)
 def test_an_incident_of_a_clock_that_was_set_back_is_updated_and_recovers_as_others_do(auth: str) -> None:
     day = 86_400_000
