@@ -190,12 +190,15 @@ def test_without_the_topic_of_states_the_journal_is_enough_and_nobody_waits_for_
     real: KafkaConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = "palisade.respond_state.gone"
+    longer_than_deciding_may_take = 1_000 * (int(journal_log.COMMIT_TIMEOUT_S) + 2)
+    extra = {**real.extra, "topic.metadata.propagation.max.ms": longer_than_deciding_may_take}
+    impatient = real.model_copy(update={"extra": extra})
     monkeypatch.setattr(publishing, "RESPOND_STATE", gone)
     monkeypatch.setattr(journal_log, "RESPOND_STATE", gone)
     monkeypatch.setattr(respond.journal, "SAVE_EVERY_ENTRIES", 1)
 
     async def story() -> None:
-        async with role_on(real, fenced=True) as first:
+        async with role_on(impatient, fenced=True) as first:
             await first.join(OURS)
             await first.handle(trouble("a", first=0))
             await tick(first, lambda: first._active is not None and first._active.saved_entry > 1)
@@ -203,7 +206,7 @@ def test_without_the_topic_of_states_the_journal_is_enough_and_nobody_waits_for_
             await first.handle(trouble("b", first=2))
             assert time.monotonic() - began < journal_log.COMMIT_TIMEOUT_S, "deciding waited for the save"
             await first.lose(OURS)
-        async with role_on(real, fenced=True) as second:
+        async with role_on(impatient, fenced=True) as second:
             await second.join(OURS)
             assert second._active is not None
             assert {n for n, e in second._active.state.endpoints.items() if e.route is not None} == {"a", "b"}
