@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from typing import Literal
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
@@ -25,12 +26,15 @@ def await_beats(stage: Stage, beats: int) -> None:
     until(lambda: stage.load.beats >= goal, f"beat {goal}", 120)
 
 
-def raise_at_start(stage: Stage, name: str, point: Point) -> None:
-    """Kills a worker until one that starts in its place gets to the point and raises there; returns when one is back.
+def trip_at_start(stage: Stage, name: str, point: Point, what: Literal["raise", "kill"]) -> None:
+    """Kills a worker until one that starts in its place gets to the point, and raises or dies there; returns when one is back.
 
     A start reads again only where more was committed than saved. Raises AssertionError after `KILLS` kills.
     """
-    armed, exits = stage.arm(name, point, "raise"), stage.exits_of(name)
+    if what == "kill":
+        stage.expect_exit(name)
+    exits = stage.exits_of(name)
+    armed = stage.arm(name, point, what)
     for _ in range(KILLS):
         stage.await_saved("predictions")
         exits += 1

@@ -10,7 +10,7 @@ import pytest
 
 from streams.failpoints import Point
 from tests.faults.ground import Ground
-from tests.faults.outages import await_beats
+from tests.faults.outages import await_beats, trip_at_start
 from tests.faults.stage import Setup, Stage, alarms, fresh_seed
 from tests.support.waiting import until
 
@@ -23,16 +23,14 @@ ROUNDS: tuple[tuple[tuple[str, Point], ...], ...] = (
     (("detect", "published"), ("audit", "inserted")),
     (("detect", "before_commit"), ("audit", "after_commit"), ("ingest", "before_commit")),
     (("detect", "in_snapshot"),),
-    (("detect", "in_restore"),),
-    (("detect", "in_replay"),),
 )
 """Points at which workers are killed, those of a round side by side."""
+STARTING: tuple[Point, ...] = ("in_restore", "in_replay")
+"""Points that only a worker which starts again gets to."""
 AUDITED = {"short": (15_000, 1), "full": (1_000_000, 12)}
 """Rows, and how often the audit is killed while it inserts them."""
 ALARMS = {"feature_drift", "prediction_drift", "outliers", "odd_input", "caller_rate", "errors", "concept_drift"}
 """What the load's attacks make the detectors say: state that is compared is not trivial."""
-RESTART = ("in_restore", "in_replay")
-"""Points that only a worker which starts again gets to."""
 
 
 @pytest.mark.shared
@@ -51,6 +49,9 @@ def killed_at_points_and_at_random(stage: Stage, ground: Ground) -> None:
         await_beats(stage, 20)
         _kill_at(stage, points)
         ground.made(len(points))
+    for point in STARTING:
+        trip_at_start(stage, "detect", point, "kill")
+        ground.made()
     for number in range(RANDOM_KILLS[ground.scale]):
         await_beats(stage, chance.randrange(5, 60))
         stage.kill(KILLED[number % len(KILLED)])
@@ -63,13 +64,8 @@ def _kill_at(stage: Stage, points: Sequence[tuple[str, Point]]) -> None:
     waited: list[tuple[Path, str, int]] = []
     for role, point in points:
         stage.expect_exit(role)
-        exits = stage.exits_of(role) + 1 + (point in RESTART)
-        if point in RESTART:
-            stage.await_saved("predictions")
-        armed = stage.arm(role, point)
-        if point in RESTART:
-            stage.kill(role)
-        waited.append((armed, role, exits))
+        exits = stage.exits_of(role) + 1
+        waited.append((stage.arm(role, point), role, exits))
     for armed, role, exits in waited:
         stage.await_tripped(armed, 120)
         stage.await_back(role, exits)

@@ -13,7 +13,7 @@ from streams.failpoints import Point
 from streams.reading import read_to_end
 from streams.records import header_of, headers_of
 from tests.faults.ground import Ground
-from tests.faults.outages import raise_at_start
+from tests.faults.outages import trip_at_start
 from tests.faults.stage import ALL_ROLES, PARTITIONS, Stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared, pytest.mark.fault("F2")]
@@ -47,7 +47,7 @@ def test_an_exception_in_any_step_costs_no_record_and_stops_nothing(ground: Grou
         for _ in range(ROUNDS if ground.full else 1):
             raised_in_each_role(stage, ground)
         for point in STARTING:
-            raise_at_start(stage, "detect", point)
+            trip_at_start(stage, "detect", point, "raise")
             ground.made()
         stage.settle()
         assert failed_records(stage) == []
