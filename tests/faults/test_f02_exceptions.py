@@ -14,7 +14,7 @@ from streams.reading import read_to_end
 from streams.records import header_of, headers_of
 from tests.faults.ground import Ground
 from tests.faults.outages import trip_at_start
-from tests.faults.stage import ALL_ROLES, PARTITIONS, Stage
+from tests.faults.stage import ALL_ROLES, PARTITIONS, Setup, Stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared, pytest.mark.fault("F2")]
 
@@ -42,7 +42,7 @@ WITHIN_S = 180.0
 
 
 def test_an_exception_in_any_step_costs_no_record_and_stops_nothing(ground: Ground) -> None:
-    with ground.stage() as stage:
+    with ground.stage(Setup(kafka=ground.full)) as stage:
         stage.load.start()
         for _ in range(ROUNDS if ground.full else 1):
             raised_in_each_role(stage, ground)

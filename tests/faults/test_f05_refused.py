@@ -35,7 +35,8 @@ APART: Rounds = (
 )
 ROUNDS: dict[str, Rounds] = {"short": TOGETHER, "full": (*TOGETHER, *APART * 4)}
 """What is refused together, and for how long. The journal's own patience is 10 s."""
-COMMITS = {"short": 4, "full": 60}
+COMMITS = {"short": 4, "full": 30}
+"""No more than the embedded broker keeps the events of."""
 OF_COMMITS = (
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.NOT_COORDINATOR,

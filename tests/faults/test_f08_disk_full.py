@@ -16,11 +16,13 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.slow
 
 ROUNDS = {"short": 1, "full": 5}
+BEAT_S = {"short": 0.05, "full": 0.25}
+"""The embedded broker keeps what comes in 900 of them."""
 
 
 @pytest.mark.fault("F8")
 def test_a_disk_that_is_full_stops_no_detection_and_space_alone_mends_it(ground: Ground, tmp_path: Path) -> None:
-    with disk(tmp_path / "stage-1" / "dev") as full, ground.stage(Setup()) as stage:
+    with disk(tmp_path / "stage-1" / "dev") as full, ground.stage(Setup(beat_s=BEAT_S[ground.scale])) as stage:
         stage.load.start()
         no_space(stage, ground, full)
         stage.settle()

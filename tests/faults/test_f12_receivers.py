@@ -61,7 +61,7 @@ def test_receivers_that_misbehave_delay_nobody_else_and_each_webhook_has_its_end
 ) -> None:
     secret = tmp_path / "hook.secret"
     secret.write_text(SECRET)
-    with receivers() as told, ground.stage(Setup(config=told.config(secret))) as stage:
+    with receivers() as told, ground.stage(Setup(kafka=ground.full, config=told.config(secret))) as stage:
         stage.load.start()
         misbehaving(stage, ground, told)
         stage.settle()

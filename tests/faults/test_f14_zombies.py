@@ -9,7 +9,7 @@ import pytest
 from streams.failpoints import Point
 from streams.watchdog import EXIT_CODE, WatchdogLimits
 from tests.faults.ground import Ground
-from tests.faults.stage import Stage
+from tests.faults.stage import Setup, Stage
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.fault("F14"), pytest.mark.shared, pytest.mark.slow]
@@ -38,7 +38,7 @@ first round."""
 def test_a_worker_that_lives_and_stands_still_is_ended_and_the_next_one_goes_on(ground: Ground) -> None:
     limits = WatchdogLimits()
     assert max(limits.polling_s, limits.loop_s, limits.handler_s) + TWO_LOOKS_S < FOUND_S
-    with ground.stage() as stage:
+    with ground.stage(Setup(kafka=ground.full)) as stage:
         stage.load.start()
         standing_still(stage, ground)
         stage.settle()
