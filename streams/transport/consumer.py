@@ -278,6 +278,7 @@ class Consumer(base.Consumer):
             self.options.limits,
             on_idle=lambda: self._soon(self._idle.set),
             on_failure=lambda _run, error: self.failed(error),
+            on_ready=self.fed,
             kept=self.options.hooks.kept,
         )
 

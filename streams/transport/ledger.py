@@ -26,7 +26,9 @@ class TopicLimits:
 
     max_bytes: estimate of the bytes read and not yet finished; above it the topic alone is paused, until half of it.
     run_max: records in one run. run_bytes: their bytes, an Arrow stream's counted four times; a larger record is a run
-    of its own. 2 MiB are 2,000 JSON events or 512 KiB of Arrow, 20 to 50 ms of work on the loop: a report waits that long. linger_s: how long a run may wait for company at low rates.
+    of its own. 2 MiB are 2,000 JSON events or 512 KiB of Arrow, 20 to 50 ms of work on the loop: a report waits that long. linger_s: how long
+    a run may wait for company at low rates; above 0 it also waits while one before it is not begun, so that a handler which
+    is behind gets few large runs: a record costs it a hundredth there.
     """
 
     max_bytes: int = 64 * MIB
@@ -72,7 +74,7 @@ class Ledger:
     never committed over. It is asked in any thread.
 
     Thread-safe: the polling thread adds, the loop takes and commits, any thread finishes. `on_idle` and `on_failure` are
-    called outside the lock, in the thread that finished.
+    called outside the lock, in the thread that finished; `on_ready`, where a run can be taken, in the one that began another.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Ledger:
         *,
         on_idle: Callable[[], None] = lambda: None,
         on_failure: Callable[[Run, BaseException], None] = lambda _run, _error: None,
+        on_ready: Callable[[], None] = lambda: None,
         kept: Callable[[], Mapping[TP, int]] = dict,
         clock: Callable[[], float] = monotonic,
     ) -> None:
@@ -91,6 +94,7 @@ class Ledger:
         self._default = TopicLimits()
         self._on_idle = on_idle
         self._on_failure = on_failure
+        self._on_ready = on_ready
         self._kept = kept
         self._clock = clock
         self._withheld = False
@@ -146,10 +150,9 @@ class Ledger:
                     gathering = _Gathering(now)
                 start = max(start, stop)
             full = len(gathering.records) >= limits.run_max or gathering.weight >= limits.run_bytes
-            if full or now - gathering.since >= limits.linger_s:
-                self._append(tp, gathering)
-            else:
-                self._gathering[tp] = gathering
+            self._gathering[tp] = gathering
+            if full or self._ripe(tp, now):
+                self._append(tp, self._gathering.pop(tp))
             first, last = records[0].offset(), records[-1].offset()
             if first is not None and last is not None:
                 self._first.setdefault(tp, first)
@@ -159,7 +162,7 @@ class Ledger:
     def ripen(self, now: float) -> bool:
         """Turn what has lingered long enough into runs. True when there were any."""
         with self._lock:
-            ripe = [tp for tp, has in self._gathering.items() if now - has.since >= self.limits(tp.topic).linger_s]
+            ripe = [tp for tp in self._gathering if self._ripe(tp, now)]
             for tp in ripe:
                 self._append(tp, self._gathering.pop(tp))
         return bool(ripe)
@@ -167,8 +170,19 @@ class Ledger:
     def next_ripe(self, now: float) -> float | None:
         """Seconds until `ripen` has something to do; `None` when nothing lingers."""
         with self._lock:
-            waits = [has.since + self.limits(tp.topic).linger_s - now for tp, has in self._gathering.items()]
+            waits = [
+                has.since + self.limits(tp.topic).linger_s - now
+                for tp, has in self._gathering.items()
+                if not self._queues(tp)
+            ]
         return max(0.0, min(waits)) if waits else None
+
+    def _ripe(self, tp: TP, now: float) -> bool:
+        return not self._queues(tp) and now - self._gathering[tp].since >= self.limits(tp.topic).linger_s
+
+    def _queues(self, tp: TP) -> bool:
+        """What gathers has company to wait for: a run before it is not begun."""
+        return self.limits(tp.topic).linger_s > 0 and bool(self._inbox.get(tp) or self._handed.get(tp))
 
     def _append(self, tp: TP, gathering: _Gathering) -> None:
         run = Run(self, tp, gathering.records, gathering.since, gathering.lost, gathering.size)
@@ -237,6 +251,11 @@ class Ledger:
             handed.popleft()
             self._begun.add(run)
             self._turned_at[run.tp.topic] = self._sign_at[run.tp.topic] = self._clock()
+            ready = run.tp in self._gathering and not self._queues(run.tp)
+            if ready:
+                self._append(run.tp, self._gathering.pop(run.tp))
+        if ready:
+            self._on_ready()
 
     def sign(self, run: Run) -> None:
         """The handler is still at work on this run. Called between any two pieces of work, so without the lock."""

@@ -201,9 +201,43 @@ def test_a_full_run_does_not_linger() -> None:
     ledger = Ledger(limits={"t": TopicLimits(linger_s=0.05, run_max=4)})
     ledger.add(A, records(0, 3), 10.0)
     ledger.add(A, records(3, 6), 10.01)
-    assert [(run.first, run.next) for run in taken(ledger)] == [(0, 4), (4, 8)]
-    ledger.ripen(10.06)
+    full = taken(ledger)
+    assert [(run.first, run.next) for run in full] == [(0, 4), (4, 8)]
+    for run in full:
+        run.begin()
     assert [(run.first, run.next) for run in taken(ledger)] == [(8, 9)]
+
+
+def test_behind_a_run_that_is_not_begun_records_gather_up_to_the_bounds_and_are_a_run_once_it_is() -> None:
+    ready: list[int] = []
+    ledger = Ledger(limits={"t": TopicLimits(linger_s=0.05, run_max=6)}, on_ready=lambda: ready.append(1))
+    ledger.add(A, records(0, 3), 10.0)
+    ledger.ripen(10.06)
+    (first,) = taken(ledger)
+    for at in (3, 4):
+        ledger.add(A, records(at, 1), 11.0 + at)
+        assert not ledger.ripen(11.5 + at)
+    assert (taken(ledger), ledger.next_ripe(20.0), ready) == ([], None, [])
+
+    first.begin()
+    assert ready == [1]
+    (gathered,) = taken(ledger)
+    assert (gathered.first, gathered.next) == (3, 5)
+
+    ledger.add(A, records(5, 7), 21.0)
+    assert [(run.first, run.next) for run in taken(ledger)] == [(5, 11)]
+
+
+def test_another_partition_and_a_topic_that_does_not_linger_wait_for_nobody_s_beginning() -> None:
+    ledger = Ledger(limits={"t": TopicLimits(linger_s=0.05)})
+    for tp in (A, B):
+        ledger.add(tp, [FakeRecord(0, topic=tp.topic, partition=tp.partition)], 10.0)
+        ledger.ripen(10.06)
+    assert [run.tp for run in taken(ledger)] == [A, B]
+    at_once = Ledger()
+    for at in (0, 1):
+        at_once.add(A, records(at, 1), 10.0)
+    assert len(taken(at_once)) == 2
 
 
 def test_the_oldest_unfinished_run_gives_its_age() -> None:
