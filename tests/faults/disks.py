@@ -18,7 +18,10 @@ class Disk(Protocol):
 
     whole: bool
 
-    def fill(self) -> None: ...
+    def fill(self) -> None:
+        """Takes what is free now; again, what has become free since."""
+        ...
+
     def free(self) -> None: ...
 
 
@@ -31,7 +34,7 @@ class Tmpfs:
         self._filler = folder / "filler"
 
     def fill(self) -> None:
-        with self._filler.open("wb", buffering=0) as filler:
+        with self._filler.open("ab", buffering=0) as filler:
             try:
                 while True:
                     filler.write(os.urandom(MIB // 4))
@@ -51,6 +54,8 @@ class Unusable:
         self._snapshots, self._aside = folder / "snapshots", folder / "snapshots-aside"
 
     def fill(self) -> None:
+        if self._aside.exists():
+            return
         self._snapshots.rename(self._aside)
         self._snapshots.write_text("")
 

@@ -33,11 +33,10 @@ def no_space(stage: Stage, ground: Ground, full: Disk) -> None:
     stage.await_saved("predictions")
     for _ in range(ROUNDS[ground.scale]):
         await_beats(stage, 20)
-        full.fill()
         said = len(_log(stage, "detect")), len(_log(stage, "audit"))
-        until(lambda said=said: "was not saved" in _log(stage, "detect")[said[0] :], "a snapshot that fails", 60)
+        _until_full(stage, full, "detect", said[0], "was not saved")
         if full.whole:
-            until(lambda said=said: " space" in _log(stage, "audit")[said[1] :], "an insert that fails", 60)
+            _until_full(stage, full, "audit", said[1], " space")
         detected = written(stage, VERDICTS)
         until(lambda detected=detected: written(stage, VERDICTS) > detected, "verdicts meanwhile", 60)
         assert stage.ended == []
@@ -47,6 +46,16 @@ def no_space(stage: Stage, ground: Ground, full: Disk) -> None:
         ground.made()
     stage.kill("detect")  # what was saved before, while and after is taken back
     await_beats(stage, 20)
+
+
+def _until_full(stage: Stage, full: Disk, name: str, since: int, word: str) -> None:
+    """Until this role says that it could not write; what others remove meanwhile is taken, too."""
+
+    def said() -> bool:
+        full.fill()
+        return word in _log(stage, name)[since:]
+
+    until(said, f"{name} to say {word!r}", 60, 0.5)
 
 
 def _log(stage: Stage, name: str) -> str:
