@@ -17,8 +17,9 @@ from tests.faults.stage import READY_S, Setup, Stage, fresh_seed
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 
 MEMBERS, PARTITIONS = 4, 4
-CHANGES = {"short": 4, "full": 120}
-BEATS_BETWEEN = {"short": 30, "full": 60}
+CHANGES = {"short": 4, "full": 80}
+BEATS_BETWEEN = {"short": 30, "full": 160}
+"""8 s at length: a group that changes more often than a session of 6 s runs out never comes to rest, and owns nothing meanwhile."""
 OWNED_AGAIN_S = 60.0
 
 
