@@ -65,6 +65,7 @@ class Poller:
         self._rewinds_asked = self._rewinds_done = 0
         self._unread_since: float | None = None  # something is assigned, and nobody has asked to read it yet
         self.joined = False  # the group has said which partitions are ours, maybe none
+        self.outside_since: float | None = None  # the broker answers, and we are no member of the group
         self._wanted: list[str] = []
         self._subscribed: list[str] = []
         self._queue: deque[tuple[dict[TP, int], concurrent.futures.Future[None]]] = deque()
@@ -184,6 +185,7 @@ class Poller:
         if now - self._watermarks_at >= bounds.watermarks_s:
             self._watermarks_at = now
             self._refresh_watermarks()
+            self._look_for_group(now)
 
     def _add(self, tp: TP, records: list[Record], now: float) -> bool:
         """Hands records to the ledger, with what retention removed before them."""
@@ -257,6 +259,23 @@ class Poller:
             marks = self._consumer.get_watermark_offsets(TopicPartition(*tp), cached=True)
             if marks is not None and marks[1] >= 0:
                 self.watermarks[tp] = marks
+
+    def _look_for_group(self, now: float) -> None:
+        """Since when this is no member although the broker answers. librdkafka 2.16 was seen to stay outside for good after a
+        session that ran out while the broker restarted: nothing is assigned then, and nothing else stands still."""
+        if not self._subscribed or (self.joined and self._consumer.memberid()):
+            self.outside_since = None
+        elif not self._answers(TopicPartition(self._subscribed[0], 0)):
+            self.outside_since = None  # nobody is a member while the broker is away
+        elif self.outside_since is None:
+            self.outside_since = now
+
+    def _answers(self, part: TopicPartition) -> bool:
+        try:
+            return self._consumer.get_watermark_offsets(part, timeout=self._bounds.full_s, cached=False) is not None
+        except KafkaException as error:
+            self._on_error(error.args[0])
+            return False
 
     def _on_error(self, error: KafkaError) -> None:
         """Raise what cannot get better; log the rest, each code at most every few seconds."""

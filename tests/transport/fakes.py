@@ -79,6 +79,7 @@ class FakeConsumer:
         self.committed_error: KafkaError | None = None
         self.callbacks: dict[str, Callable[..., None]] = {}
         self.closed = threading.Event()
+        self.member = "member-1"  # empty while the group does not know us
 
     def _note(self, name: str, what: Any = None) -> None:
         self.calls.append((name, threading.current_thread().name, what))
@@ -98,6 +99,10 @@ class FakeConsumer:
         self.scheduled.append(lambda: self.callbacks["on_lost"](self, [TopicPartition(*tp) for tp in tps]))
 
     # -- the interface
+
+    def memberid(self) -> str:
+        self._note("memberid")
+        return self.member
 
     def subscribe(self, topics: list[str], **callbacks: Callable[..., None]) -> None:
         self._note("subscribe", topics)

@@ -352,6 +352,20 @@ async def test_partitions_that_nobody_asks_to_read_end_the_worker() -> None:
     assert isinstance(error, LoopStuck)
 
 
+async def test_a_worker_that_stays_outside_of_its_group_while_the_broker_answers_shows() -> None:
+    host, consumer = Host(), consumer_with(t=1)
+    async with polling(host, consumer):
+        await host.until(lambda: host.poller.outside_since is not None)  # not yet joined
+        await joined(host, A)
+        await host.until(lambda: host.poller.outside_since is None)
+        consumer.member = ""  # its session ran out, and no callback has told so
+        await host.until(lambda: host.poller.outside_since is not None)
+        consumer.member = "member-2"
+        await host.until(lambda: host.poller.outside_since is None)
+        consumer.lose(A)
+        await host.until(lambda: host.poller.outside_since is not None)
+
+
 async def test_no_commit_is_left_waiting_after_the_end() -> None:
     async def assigned(_: Host) -> None:
         await asyncio.Event().wait()
