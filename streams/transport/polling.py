@@ -65,7 +65,7 @@ class Poller:
         self._rewinds_asked = self._rewinds_done = 0
         self._unread_since: float | None = None  # something is assigned, and nobody has asked to read it yet
         self.joined = False  # the group has said which partitions are ours, maybe none
-        self.outside_since: float | None = None  # the broker answers, and we are no member of the group
+        self.outside_since: float | None = None  # we are no member of the group, though the broker answers
         self._wanted: list[str] = []
         self._subscribed: list[str] = []
         self._queue: deque[tuple[dict[TP, int], concurrent.futures.Future[None]]] = deque()
@@ -213,12 +213,11 @@ class Poller:
         marks = self._marks(tp)
         return None if marks is None else marks[1]
 
-    def _marks(self, tp: TP) -> tuple[int, int] | None:
-        """The first offset of the log and its end, as the broker says now; None where nobody answers."""
+    def _marks(self, tp: TP, timeout_s: float | None = None) -> tuple[int, int] | None:
+        """The first offset of the log and its end, as the broker says now; None where nobody answers (in `committed_s`)."""
+        timeout = self._bounds.committed_s if timeout_s is None else timeout_s
         try:
-            return self._consumer.get_watermark_offsets(
-                TopicPartition(*tp), timeout=self._bounds.committed_s, cached=False
-            )
+            return self._consumer.get_watermark_offsets(TopicPartition(*tp), timeout=timeout, cached=False)
         except KafkaException as error:
             self._on_error(error.args[0])
             return None
@@ -265,17 +264,14 @@ class Poller:
         session that ran out while the broker restarted: nothing is assigned then, and nothing else stands still."""
         if not self._subscribed or (self.joined and self._consumer.memberid()):
             self.outside_since = None
-        elif not self._answers(TopicPartition(self._subscribed[0], 0)):
-            self.outside_since = None  # nobody is a member while the broker is away
         elif self.outside_since is None:
             self.outside_since = now
+        elif now - self.outside_since > self._bounds.join_s and not self._answers():
+            self.outside_since = now  # nobody is a member while the broker is away
 
-    def _answers(self, part: TopicPartition) -> bool:
-        try:
-            return self._consumer.get_watermark_offsets(part, timeout=self._bounds.full_s, cached=False) is not None
-        except KafkaException as error:
-            self._on_error(error.args[0])
-            return False
+    def _answers(self) -> bool:
+        """Asked only of who is outside for longer than joining takes: no start or rebalance waits for it."""
+        return self._marks(TP(self._subscribed[0], 0), self._bounds.full_s) is not None
 
     def _on_error(self, error: KafkaError) -> None:
         """Raise what cannot get better; log the rest, each code at most every few seconds."""
@@ -461,13 +457,7 @@ class Poller:
         beyond = []
         for tp, offset in committed.items():
             self.beat = now = monotonic()
-            try:
-                marks = self._consumer.get_watermark_offsets(
-                    TopicPartition(*tp), timeout=max(0.01, deadline - now), cached=False
-                )
-            except KafkaException as error:
-                self._on_error(error.args[0])
-                continue
+            marks = self._marks(tp, max(0.01, deadline - now))
             if marks is not None and 0 <= marks[1] < offset:
                 log.warning("%s[%d] ends at %d, before the committed %d: it starts anew", *tp, marks[1], offset)
                 beyond.append(tp)

@@ -74,6 +74,7 @@ class Host(Protocol):
 class PollingBounds:
     """Seconds, except read_max (records taken in one round).
 
+    join_s: what joining may take before it is asked whether the broker is there.
     loop_s is above drain + flush + one commit + session timeout, so that a loop which is merely busy is not called stuck.
     """
 
@@ -82,6 +83,7 @@ class PollingBounds:
     full_s: float = 0.5
     wake_s: float = 0.1
     loop_s: float = 90.0
+    join_s: float = 10.0
     committed_s: float = 5.0
     log_every_s: float = 5.0
     watermarks_s: float = 1.0
