@@ -11,8 +11,9 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 from pydantic import ValidationError
 
 from schemas.errors import PalisadeError
@@ -30,6 +31,9 @@ MAX_BYTES = 512 << 20
 MAX_ACTIVE = 100_000
 """Activations remembered, one an endpoint's version."""
 WAIT_S = 10.0
+ASK_S = 30.0
+"""Between questions whether the broker is still there, while nothing comes."""
+ANSWER_S = 5.0
 PROFILE_KEY, ACTIVE_KEY = "profile|", "active|"
 """How keys begin: the profile's name follows, or endpoint and version."""
 _SIGNED = frozenset({SIGNATURE_HEADER, KEY_ID_HEADER})
@@ -75,8 +79,9 @@ def active_record(active: Active) -> Outgoing:
 class ProfileTopic:
     """Follows the topic in a thread of its own. `start` returns at once; `caught_up` waits for the first full read."""
 
-    def __init__(self, connection: KafkaConnection) -> None:
+    def __init__(self, connection: KafkaConnection, *, ask_s: float = ASK_S) -> None:
         self._connection = connection
+        self._ask_s = ask_s
         self._profiles: dict[str, bytes] = {}
         self._bytes = 0
         self._active: dict[tuple[str, str], Active] = {}
@@ -130,24 +135,36 @@ class ProfileTopic:
         settings = kafka_settings(
             self._connection, "consumer", group=READER_GROUP, overrides={"enable.partition.eof": True}
         )
-        consumer = Consumer(settings)
-        consumer.assign([TopicPartition(PROFILES, 0, OFFSET_BEGINNING)])
-        try:
-            while not self._halt.is_set():
-                message = consumer.poll(0.2)
-                if message is None:
-                    continue
-                error = message.error()
-                if error is None:
-                    self._take(message.key() or b"", message.value(), headers_of(message))
-                elif error.name() == "_PARTITION_EOF":
-                    self._tell_caught_up()
-                else:
-                    log.warning("reading %s: %s", PROFILES, error.str())
-        except KafkaException:
-            log.exception("%s is not followed any more; activations will wait in vain", PROFILES)
-        finally:
-            consumer.close()
+        while not self._halt.is_set():
+            consumer = Consumer(settings)
+            try:
+                consumer.assign([TopicPartition(PROFILES, 0, OFFSET_BEGINNING)])
+                self._read(consumer)
+            except KafkaException as error:
+                log.warning("reading %s from its beginning again: %s", PROFILES, error)
+                self._halt.wait(self._ask_s)
+            finally:
+                consumer.close()
+
+    def _read(self, consumer: Consumer) -> None:
+        """Until the end, or until nobody answers: librdkafka can forget every broker (its issue 5301), and says nothing then."""
+        asked_at = monotonic()
+        while not self._halt.is_set():
+            message = consumer.poll(0.2)
+            if message is not None:
+                self._look_at(message)
+            elif monotonic() - asked_at > self._ask_s:
+                consumer.get_watermark_offsets(TopicPartition(PROFILES, 0), timeout=ANSWER_S)
+                asked_at = monotonic()
+
+    def _look_at(self, message: Message) -> None:
+        error = message.error()
+        if error is None:
+            self._take(message.key() or b"", message.value(), headers_of(message))
+        elif error.name() == "_PARTITION_EOF":
+            self._tell_caught_up()
+        else:
+            log.warning("reading %s: %s", PROFILES, error.str())
 
     def _tell_caught_up(self) -> None:
         with self._changed:

@@ -86,13 +86,28 @@ class Readers:
         self._connection = connection
         self._embedded = embedded
         self._kept: dict[str, Retention] = {}
-        self._asking = Consumer(kafka_settings(connection, "consumer", group=READER_GROUP))
-        self._consumers = {
-            role: Consumer(kafka_settings(connection, "consumer", group=group_of(role))) for role in READ
-        }
+        self._clients: dict[str, Consumer] = {}
 
     def look(self, now_ms: int) -> list[Behind]:
-        """Every role that is in use, topic by topic. Raises KafkaException or TimeoutError where nobody answers."""
+        """Every role that is in use, topic by topic. Raises KafkaException or TimeoutError where nobody answers; the next look
+        asks through new clients then, as librdkafka can forget every broker (its issue 5301)."""
+        try:
+            return self._look(now_ms)
+        except KafkaException:
+            while self._clients:
+                self._clients.popitem()[1].close()
+            raise
+
+    def _client(self, group: str) -> Consumer:
+        if group not in self._clients:
+            self._clients[group] = Consumer(kafka_settings(self._connection, "consumer", group=group))
+        return self._clients[group]
+
+    @property
+    def _asking(self) -> Consumer:
+        return self._client(READER_GROUP)
+
+    def _look(self, now_ms: int) -> list[Behind]:
         topics = sorted({topic for read in READ.values() for topic in read})
         known = self._asking.list_topics(timeout=ANSWER_S).topics
         partitions = [TP(topic, number) for topic in topics if topic in known for number in known[topic].partitions]
@@ -184,7 +199,7 @@ class Readers:
     def _committed(self, role: Role, partitions: Sequence[TP]) -> dict[TP, int | None]:
         if not partitions:
             return {}
-        places = self._consumers[role].committed([TopicPartition(*tp) for tp in partitions], timeout=ANSWER_S)
+        places = self._client(group_of(role)).committed([TopicPartition(*tp) for tp in partitions], timeout=ANSWER_S)
         return {
             TP(place.topic, place.partition): place.offset if place.offset >= 0 else None
             for place in places

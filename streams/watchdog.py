@@ -37,7 +37,6 @@ class WatchdogLimits:
     handed_s and handler_s are above loop_s, so that a slow loop is called by its name. handler_s: of a handler that gives no
     sign, while no output waits for the broker. run_s counts only while the broker confirms what is sent; else a run waits
     for its outcomes, which message.timeout (120 s) ends. commit_s is above a broker outage that a worker must survive (60 s).
-    group_s: outside of the group while the broker answers; above any rebalance of members that these limits keep alive.
     """
 
     polling_s: float = 10.0
@@ -46,7 +45,6 @@ class WatchdogLimits:
     handler_s: float = 12.0
     run_s: float = 60.0
     commit_s: float = 120.0
-    group_s: float = 120.0
 
 
 class Watchdog:
@@ -184,11 +182,6 @@ def transport_probes(
         there = poller()
         return uncommitted.age(now, bool(there.ledger.due()), there.committed_at) if there else None
 
-    def group(now: float) -> float | None:
-        there = poller()
-        since = there.outside_since if there else None
-        return None if since is None else now - since
-
     return [
         Probe("polling", bounds.polling_s, polling),
         Probe("loop", bounds.loop_s, LoopHeartbeat(loop).age),
@@ -196,5 +189,4 @@ def transport_probes(
         Probe("handlers", bounds.handler_s, handlers),
         Probe("runs", bounds.run_s, runs),
         Probe("commits", bounds.commit_s, commits),
-        Probe("group", bounds.group_s, group),
     ]

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import methodcaller
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from palisade_client._log import log_fault, logger
@@ -21,6 +22,11 @@ LOOK_UP_S = 1.0
 """Pause between attempts to find the directives topic."""
 GROUPS = "palisade-guard-"
 """How the groups begin that are only named; the broker must let us ask about them."""
+ASK_S = 20.0
+"""Between questions whether the broker is still there, while no directive comes."""
+RENEW_S = 60.0
+"""Nothing delivered, or nobody answering, for so long: the client is made anew. librdkafka 2.12 to 2.16 forgets every broker
+where one that shuts down says that there is none (its issue 5301), and then never asks again."""
 LEAVE_S = 0.5
 """How long `close` waits for the following thread; it is a daemon, so nothing depends on its end."""
 
@@ -106,7 +112,14 @@ class KafkaTransport:
     background = True
 
     def __init__(
-        self, bootstrap: str, settings: Mapping[str, Any], *, predictions: bool = False, allow_plaintext: bool = False
+        self,
+        bootstrap: str,
+        settings: Mapping[str, Any],
+        *,
+        predictions: bool = False,
+        allow_plaintext: bool = False,
+        ask_s: float = ASK_S,
+        renew_s: float = RENEW_S,
     ) -> None:
         from confluent_kafka import Producer  # here, so that importing the package stays cheap
 
@@ -128,11 +141,14 @@ class KafkaTransport:
         common = {"partitioner": "murmur2_random", "linger.ms": 0, "enable.idempotence": True}
         self._make = partial(Producer, self._base | common | lane)
         self._producer = self._make()
+        self._ask_s, self._renew_s = ask_s, renew_s
+        self._failing_since: float | None = None
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def send(self, topic: str, key: str, value: bytes, headers: Mapping[str, bytes], done: Done) -> bool:
         def on_delivery(error: Any, message: Any) -> None:
+            self._failing_since = None if error is None else self._failing_since or monotonic()
             done(Delivery(error is None, None if error is not None else _append_time(message)))
 
         try:
@@ -142,7 +158,7 @@ class KafkaTransport:
         except Exception as error:
             if not _is_fatal(error):
                 raise
-            self._begin_anew()
+            self._begin_anew("Kafka's producer has failed for good and is replaced")
             return False
         return True
 
@@ -151,6 +167,9 @@ class KafkaTransport:
             self._producer.poll(0)
         except Exception:  # noqa: BLE001 - a fatal error, or a callback of the service's settings: no fault of a call
             log_fault("deliveries could not be told")
+        since = self._failing_since
+        if since is not None and monotonic() - since > self._renew_s:
+            self._begin_anew("nothing was delivered for long: Kafka's producer is replaced")
 
     def flush(self, timeout_s: float) -> None:
         try:
@@ -171,11 +190,15 @@ class KafkaTransport:
         for thread in self._threads:
             thread.join(LEAVE_S)
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, why: str) -> None:
         """After a fatal error, such as a broker that lost what it had confirmed, a producer sends nothing ever again."""
-        log_fault("Kafka's producer has failed for good and is replaced")
-        self.poll()  # tells what became of its records
-        self._producer = self._make()
+        log_fault(why)
+        ended, self._producer, self._failing_since = self._producer, self._make(), None
+        try:
+            ended.purge()
+            ended.poll(0)  # tells what became of its records
+        except Exception:  # noqa: BLE001 - as in `poll`
+            log_fault("deliveries could not be told")
 
     def abandon(self) -> None:
         """Called in a forked child: the parent's librdkafka threads are not here, so its destructor would never end."""
@@ -194,37 +217,60 @@ class KafkaTransport:
             "isolation.level": "read_uncommitted",  # epochs fence, and a directive must not wait for a transaction
             "check.crcs": True,
         }
-        consumer = Consumer(self._base | settings)
-        try:
-            self._assign(consumer, endpoint)
-            while not self._stop.is_set():
-                self._step(consumer, follower)
-        finally:
-            consumer.close()
+        place: Any = None
+        while not self._stop.is_set():
+            consumer = Consumer(self._base | settings)
+            try:
+                place = place or self._place(consumer, endpoint)
+                if place is not None:
+                    consumer.assign([place])
+                    self._read(consumer, place, follower)
+            finally:
+                consumer.close()
 
-    def _assign(self, consumer: Any, endpoint: str) -> None:
+    def _place(self, consumer: Any, endpoint: str) -> Any:
+        """The beginning of the endpoint's partition; None when it was not found for long."""
         from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 
-        while not self._stop.is_set():
+        until = monotonic() + self._renew_s
+        while not self._stop.is_set() and monotonic() < until:
             try:
                 topic = consumer.list_topics(DIRECTIVES, timeout=2.0).topics[DIRECTIVES]
                 if topic.error is None and topic.partitions:
-                    partition = partition_of(endpoint, len(topic.partitions))
-                    consumer.assign([TopicPartition(DIRECTIVES, partition, OFFSET_BEGINNING)])
-                    return
+                    return TopicPartition(DIRECTIVES, partition_of(endpoint, len(topic.partitions)), OFFSET_BEGINNING)
                 log_fault("palisade.directives cannot be followed yet:", topic.error)
             except KafkaException as error:
                 log_fault("palisade.directives cannot be followed yet:", error)
             self._stop.wait(LOOK_UP_S)
+        return None
+
+    def _read(self, consumer: Any, place: Any, follower: Follower) -> None:
+        """Until the end, or until nobody has answered for long; `place.offset` is what comes next."""
+        from confluent_kafka import KafkaException
+
+        answered_at = asked_at = monotonic()
+        while not self._stop.is_set() and asked_at - answered_at <= self._renew_s:
+            offset = self._step(consumer, follower)
+            if offset is not None:
+                place.offset, answered_at = offset + 1, monotonic()
+            if monotonic() - max(asked_at, answered_at) > self._ask_s:
+                asked_at = monotonic()
+                try:
+                    consumer.get_watermark_offsets(place, timeout=2.0)
+                    answered_at = asked_at
+                except KafkaException as error:
+                    log_fault("following palisade.directives:", error)
 
     @staticmethod
-    def _step(consumer: Any, follower: Follower) -> None:
+    def _step(consumer: Any, follower: Follower) -> int | None:
+        """The offset of the record that came, if one did."""
         from confluent_kafka import KafkaError
 
+        message = None
         try:
             message = consumer.poll(0.2)
             if message is None:
-                return
+                return None
             error = message.error()
             if error is None:
                 follower.on_record(_record(message))
@@ -234,6 +280,7 @@ class KafkaTransport:
                 log_fault("following palisade.directives:", error)
         except Exception:  # noqa: BLE001 - a fault of ours must not end the following
             log_fault("a directive could not be handled")
+        return None if message is None or message.error() is not None else int(message.offset())
 
 
 def _is_fatal(error: Exception) -> bool:

@@ -65,7 +65,7 @@ class Poller:
         self._rewinds_asked = self._rewinds_done = 0
         self._unread_since: float | None = None  # something is assigned, and nobody has asked to read it yet
         self.joined = False  # the group has said which partitions are ours, maybe none
-        self.outside_since: float | None = None  # we are no member of the group, though the broker answers
+        self._outside_since: float | None = None  # no group knows us
         self._wanted: list[str] = []
         self._subscribed: list[str] = []
         self._queue: deque[tuple[dict[TP, int], concurrent.futures.Future[None]]] = deque()
@@ -140,7 +140,7 @@ class Poller:
 
     def _run(self) -> None:
         try:
-            self._consumer = self._make({**self._settings, "error_cb": self._on_error})
+            self._consumer = self._new_consumer()
             while not self._halt.is_set():
                 self._round()
         except Halted:
@@ -149,6 +149,9 @@ class Poller:
             self._host.failed(error)
         finally:
             self._end()
+
+    def _new_consumer(self) -> Client:
+        return self._make({**self._settings, "error_cb": self._on_error})
 
     def _round(self) -> None:
         self.beat = monotonic()
@@ -260,18 +263,21 @@ class Poller:
                 self.watermarks[tp] = marks
 
     def _look_for_group(self, now: float) -> None:
-        """Since when this is no member although the broker answers. librdkafka 2.16 was seen to stay outside for good after a
-        session that ran out while the broker restarted: nothing is assigned then, and nothing else stands still."""
-        if not self._subscribed or (self.joined and self._consumer.memberid()):
-            self.outside_since = None
-        elif self.outside_since is None:
-            self.outside_since = now
-        elif now - self.outside_since > self._bounds.join_s and not self._answers():
-            self.outside_since = now  # nobody is a member while the broker is away
+        """Makes the consumer anew once no group has known it for long.
 
-    def _answers(self) -> bool:
-        """Asked only of who is outside for longer than joining takes: no start or rebalance waits for it."""
-        return self._marks(TP(self._subscribed[0], 0), self._bounds.full_s) is not None
+        A broker that shuts down can say that the cluster has no broker; librdkafka 2.12 to 2.16 then forgets all that it
+        knows and asks nobody ever again (its issue 5301). Nothing is assigned to who is no member, so nothing is lost; and a
+        broker that is merely away is asked by a client that looks its name up again.
+        """
+        if not self._subscribed or self._consumer.memberid():
+            self._outside_since = None
+        elif self._outside_since is None:
+            self._outside_since = now
+        elif now - self._outside_since > self._bounds.renew_s:
+            log.warning("no group has known this consumer for %.0f s: it is made anew", self._bounds.renew_s)
+            self._close_consumer()
+            self._consumer = self._new_consumer()
+            self._subscribed, self._outside_since = [], None
 
     def _on_error(self, error: KafkaError) -> None:
         """Raise what cannot get better; log the rest, each code at most every few seconds."""
@@ -474,12 +480,14 @@ class Poller:
             _, future = self._queue.popleft()
             if future.set_running_or_notify_cancel():
                 future.set_exception(Halted("the polling thread has ended"))
-        consumer = getattr(self, "_consumer", None)
-        if consumer is not None:
-            try:
-                consumer.close()  # leaves the group at once
-            except (KafkaException, RuntimeError) as error:
-                log.warning("kafka: while leaving the group: %s", error)
+        if hasattr(self, "_consumer"):
+            self._close_consumer()
+
+    def _close_consumer(self) -> None:
+        try:
+            self._consumer.close()  # leaves the group at once
+        except (KafkaException, RuntimeError) as error:
+            log.warning("kafka: while leaving the group: %s", error)
 
 
 def _baseline(state: PartitionState) -> int:

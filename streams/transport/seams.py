@@ -74,7 +74,7 @@ class Host(Protocol):
 class PollingBounds:
     """Seconds, except read_max (records taken in one round).
 
-    join_s: what joining may take before it is asked whether the broker is there.
+    renew_s: for how long no group may know the consumer before it is made anew; above any session of a broker that restarts.
     loop_s is above drain + flush + one commit + session timeout, so that a loop which is merely busy is not called stuck.
     """
 
@@ -83,7 +83,7 @@ class PollingBounds:
     full_s: float = 0.5
     wake_s: float = 0.1
     loop_s: float = 90.0
-    join_s: float = 10.0
+    renew_s: float = 30.0
     committed_s: float = 5.0
     log_every_s: float = 5.0
     watermarks_s: float = 1.0

@@ -352,18 +352,39 @@ async def test_partitions_that_nobody_asks_to_read_end_the_worker() -> None:
     assert isinstance(error, LoopStuck)
 
 
-async def test_a_worker_that_stays_outside_of_its_group_while_the_broker_answers_shows() -> None:
+async def test_a_consumer_that_no_group_knows_for_long_is_made_anew() -> None:
+    host, first, second = Host(), consumer_with(t=1), consumer_with(t=1)
+    made = [first, second]
+    bounds = PollingBounds(poll_s=0.002, watermarks_s=0.01, renew_s=0.05)
+    host.poller = Poller(lambda _: made.pop(0), {}, host, host.loop, bounds=bounds)
+    host.consumer = first
+    host.poller.subscribe(["t"])
+    host.poller.start()
+    await joined(host, A)
+    first.lose(A)
+    first.member = ""
+    await host.until(lambda: not made and second.callbacks)
+    host.consumer = second
+    await joined(host, A)
+    runs = await host.runs(1, A)
+    host.poller.halt()
+    await asyncio.to_thread(host.poller.join, 60)
+
+    assert [len(run) for run in runs] == [1]
+    assert first.named("close") == second.named("close") == [None]
+
+
+async def test_a_member_that_waits_for_partitions_is_not_made_anew() -> None:
     host, consumer = Host(), consumer_with(t=1)
-    async with polling(host, consumer):
-        await host.until(lambda: host.poller.outside_since is not None)  # not yet joined
-        await joined(host, A)
-        await host.until(lambda: host.poller.outside_since is None)
-        consumer.member = ""  # its session ran out, and no callback has told so
-        await host.until(lambda: host.poller.outside_since is not None)
-        consumer.member = "member-2"
-        await host.until(lambda: host.poller.outside_since is None)
-        consumer.lose(A)
-        await host.until(lambda: host.poller.outside_since is not None)
+    bounds = PollingBounds(poll_s=0.002, watermarks_s=0.001, renew_s=0.0)
+    host.poller = Poller(lambda _: consumer, {}, host, host.loop, bounds=bounds)
+    host.poller.subscribe(["t"])
+    host.poller.start()
+    await host.until(lambda: len(consumer.named("memberid")) > 20)
+    host.poller.halt()
+    await asyncio.to_thread(host.poller.join, 60)
+
+    assert consumer.named("subscribe") == [["t"]]
 
 
 async def test_no_commit_is_left_waiting_after_the_end() -> None:
