@@ -7,6 +7,7 @@ nothing of the kind happened. Times are ms since the epoch, UTC: the broker's wh
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -323,34 +324,51 @@ class HistoryWriter:
     """Writes a history part by part, so that what is in memory is one part of each table."""
 
     PART_ROWS = 100_000
+    LOOSE_ROWS = 1_000
+    """Rows that are no table yet: a table of each would cost more than all else, as most records hold few."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._waiting: dict[str, list[pa.Table]] = {}
+        self._waiting_rows: Counter[str] = Counter()
+        self._loose: dict[str, list[Mapping[str, Any]]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for stale in [folder / RUN_FILE, *(folder / f"{name}{suffix}" for name in SCHEMAS for suffix in SUFFIXES)]:
             stale.unlink(missing_ok=True)
 
     def add(self, name: str, table: pa.Table) -> None:
         """Rows of a table; also none, which says that there were none."""
-        waiting = self._waiting.setdefault(name, [])
-        waiting.append(_conform(name, table))
-        if sum(part.num_rows for part in waiting) >= self.PART_ROWS:
+        self._gather(name)
+        self._waiting.setdefault(name, []).append(_conform(name, table))
+        self._waiting_rows[name] += table.num_rows
+        if self._waiting_rows[name] >= self.PART_ROWS:
             self._flush(name)
 
     def add_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        self.add(name, table_of(name, rows))
+        loose = self._loose.setdefault(name, [])
+        loose += rows
+        if len(loose) >= self.LOOSE_ROWS:
+            self._gather(name)
+
+    def _gather(self, name: str) -> None:
+        """What is loose becomes a table, also of no row."""
+        if (loose := self._loose.pop(name, None)) is not None:
+            self.add(name, table_of(name, loose))
 
     def drop(self, name: str) -> None:
         """Forgets a table of which only a part could be gathered: half of the evidence would be taken for all of it."""
+        self._loose.pop(name, None)
         self._waiting.pop(name, None)
+        del self._waiting_rows[name]
         if name in self._writers:
             self._writers.pop(name).close()
         (self._folder / f"{name}.parquet").unlink(missing_ok=True)
 
     def finish(self, run: Run) -> None:
         """The directory is a history from here on."""
+        for name in list(self._loose):
+            self._gather(name)
         for name in self._waiting:
             self._flush(name)
         self.close()
@@ -377,3 +395,4 @@ class HistoryWriter:
             self._writers[name] = pq.ParquetWriter(self._folder / f"{name}.parquet", SCHEMAS[name], compression="zstd")
         self._writers[name].write_table(pa.concat_tables(parts).unify_dictionaries())
         self._waiting[name] = []
+        self._waiting_rows[name] = 0
