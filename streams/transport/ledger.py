@@ -170,15 +170,16 @@ class Ledger:
     def next_ripe(self, now: float) -> float | None:
         """Seconds until `ripen` has something to do; `None` when nothing lingers."""
         with self._lock:
-            waits = [
-                has.since + self.limits(tp.topic).linger_s - now
-                for tp, has in self._gathering.items()
-                if not self._queues(tp)
-            ]
+            waits = [wait for tp in self._gathering if (wait := self._lingers_s(tp, now)) is not None]
         return max(0.0, min(waits)) if waits else None
 
     def _ripe(self, tp: TP, now: float) -> bool:
-        return not self._queues(tp) and now - self._gathering[tp].since >= self.limits(tp.topic).linger_s
+        wait = self._lingers_s(tp, now)
+        return wait is not None and wait <= 0
+
+    def _lingers_s(self, tp: TP, now: float) -> float | None:
+        """Seconds until what gathers waits for company no longer; None while a run before it is not begun."""
+        return None if self._queues(tp) else self._gathering[tp].since + self.limits(tp.topic).linger_s - now
 
     def _queues(self, tp: TP) -> bool:
         """What gathers has company to wait for: a run before it is not begun."""
