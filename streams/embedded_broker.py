@@ -33,8 +33,8 @@ PARTITION_BYTES = 5 << 20  # retention of the mock cluster, fixed in librdkafka
 FETCH_WAIT_MS = 10  # an empty fetch waits its full time here, whatever arrives meanwhile: this is the latency
 COMMAND_GAP_S = 0.001  # a command that comes as another is answered may not wake librdkafka's thread for a second
 _PRODUCER = 0  # rd_kafka_type_t
-Api = Literal["Produce", "OffsetCommit"]
-API_KEYS: Mapping[Api, int] = {"Produce": 0, "OffsetCommit": 8}
+Api = Literal["Produce", "ListOffsets", "OffsetCommit"]
+API_KEYS: Mapping[Api, int] = {"Produce": 0, "ListOffsets": 2, "OffsetCommit": 8}
 
 
 class EmbeddedBroker:

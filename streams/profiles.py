@@ -22,6 +22,8 @@ from schemas.roles import READER_GROUP
 from schemas.topics import PROFILES
 from schemas.wire import KEY_ID_HEADER, KIND_HEADER, SIGNATURE_HEADER
 from streams.records import Outgoing, RawHeaders, header_of, headers_of
+from streams.transport.log_ends import log_end
+from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection, kafka_settings
 
 log = logging.getLogger(__name__)
@@ -154,7 +156,7 @@ class ProfileTopic:
             if message is not None:
                 self._look_at(message)
             elif monotonic() - asked_at > self._ask_s:
-                consumer.get_watermark_offsets(TopicPartition(PROFILES, 0), timeout=ANSWER_S)
+                log_end(consumer, TP(PROFILES, 0), ANSWER_S)
                 asked_at = monotonic()
 
     def _look_at(self, message: Message) -> None:

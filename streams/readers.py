@@ -20,6 +20,7 @@ from responders.decide import Reader
 from schemas.roles import READER_GROUP, Role, group_of
 from schemas.topics import BY_NAME, COMMANDS, LABELLED, PREDICTIONS, REPORTS, REQUESTS, RESPONSES, SIGNALS, TOPICS
 from streams.embedded_broker import PARTITION_BYTES
+from streams.transport.log_ends import log_ends
 from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection, kafka_settings
 
@@ -183,7 +184,7 @@ class Readers:
         bounds: dict[TP, tuple[int, int]] = {}
         for tp in partitions:
             try:
-                bounds[tp] = self._asking.get_watermark_offsets(TopicPartition(*tp), timeout=ANSWER_S)
+                bounds[tp] = log_ends(self._asking, tp, ANSWER_S)
             except KafkaException as error:  # its leader is away
                 log.debug("%s[%d] tells no offsets: %s", *tp, error)
         young: dict[TP, dict[float, int]] = {tp: {} for tp in bounds}

@@ -9,6 +9,7 @@ from contextlib import suppress
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.roles import READER_GROUP
+from streams.transport.log_ends import log_end, log_ends
 from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection, kafka_settings
 from streams.transport.unreadable import Unreadable
@@ -25,6 +26,22 @@ REFUSALS = frozenset(
 TIMEOUT_S = 30.0
 """Without a record for so long the broker is away."""
 END_S = 5.0
+AGAIN_S = 0.2
+_PASSING = frozenset(
+    {
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+    }
+)
+"""What a broker or a client says while a leader is sought: asked again, it answers."""
 
 
 SteppedOver = Callable[[int, int], None]
@@ -47,7 +64,7 @@ def read_to_end(
         kafka_settings(connection, "consumer", group=READER_GROUP, overrides={"enable.partition.eof": True})
     )
     try:
-        low, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_S)
+        low, end = _ends(consumer, TP(topic, partition))
         if end <= low:
             return
         if last is not None:
@@ -62,8 +79,7 @@ def first_offset(connection: KafkaConnection, topic: str, partition: int) -> int
     """The first offset that retention left. Raises KafkaException."""
     consumer = Consumer(kafka_settings(connection, "consumer", group=READER_GROUP))
     try:
-        low, _ = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_S)
-        return int(low)
+        return _ends(consumer, TP(topic, partition))[0]
     finally:
         consumer.close()
 
@@ -104,17 +120,29 @@ def ends_of(connection: KafkaConnection, places: Sequence[TopicPartition]) -> di
     try:
         for place in places:
             with suppress(KafkaException):
-                _, ends[place.topic, place.partition] = consumer.get_watermark_offsets(place, timeout=END_S)
+                ends[place.topic, place.partition] = log_end(consumer, TP(place.topic, place.partition), END_S)
     finally:
         consumer.close()
     return ends
+
+
+def _ends(consumer: Consumer, tp: TP) -> tuple[int, int]:
+    """The first offset of the log and its end; asked again while its leader is sought, as after a broker's restart."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return log_ends(consumer, tp, TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
+                raise
+            time.sleep(AGAIN_S)
 
 
 def _to_end(consumer: Consumer, tp: TP, position: int, stepped_over: SteppedOver | None) -> Iterator[Message]:
     """`position`: the next offset to read."""
     unreadable = Unreadable(
         lambda _, offset: consumer.seek(TopicPartition(*tp, offset)),
-        lambda _: int(consumer.get_watermark_offsets(TopicPartition(*tp), timeout=TIMEOUT_S)[1]),
+        lambda _: _ends(consumer, tp)[1],
     )
     deadline = time.monotonic() + TIMEOUT_S
     while True:
@@ -124,8 +152,10 @@ def _to_end(consumer: Consumer, tp: TP, position: int, stepped_over: SteppedOver
             if now > deadline:
                 raise TimeoutError(f"{tp.topic} could not be read to its end: no answer in {TIMEOUT_S:.0f} s")
             continue
-        deadline = now + TIMEOUT_S
         error = message.error()
+        if error is not None and error.code() in _PASSING and now <= deadline:
+            continue
+        deadline = now + TIMEOUT_S
         if error is not None and error.code() == KafkaError._BAD_COMPRESSION:
             unreadable.failed(tp, int(message.offset() or 0), position, now)
             continue

@@ -11,6 +11,8 @@ from typing import NamedTuple, Self, cast
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
 from streams.records import headers_of
+from streams.transport.log_ends import log_end
+from streams.transport.run import TP
 
 POLL_S = 0.05
 MOST_A_POLL = 500
@@ -94,7 +96,7 @@ class Tap:
         asking = Consumer(self._settings)
         try:
             return {
-                (name, number): asking.get_watermark_offsets(TopicPartition(name, number), timeout=META_S)[1]
+                (name, number): log_end(asking, TP(name, number), META_S)
                 for name, number in self._next
                 if name == topic
             }

@@ -20,6 +20,7 @@ from confluent_kafka import OFFSET_END, OFFSET_STORED, KafkaError, KafkaExceptio
 
 from streams.failpoints import reach
 from streams.transport.ledger import PartitionState
+from streams.transport.log_ends import log_end, log_ends
 from streams.transport.run import TP, Record
 from streams.transport.seams import FATAL, Client, Figures, Halted, Host, LoopStuck, PollingBounds
 from streams.transport.settings import Setting
@@ -209,18 +210,16 @@ class Poller:
 
     def _low(self, tp: TP) -> int:
         """The first offset that the partition holds; 0 where nobody answers."""
-        marks = self._marks(tp)
-        return 0 if marks is None else marks[0]
-
-    def _log_end(self, tp: TP) -> int | None:
-        marks = self._marks(tp)
-        return None if marks is None else marks[1]
-
-    def _marks(self, tp: TP, timeout_s: float | None = None) -> tuple[int, int] | None:
-        """The first offset of the log and its end, as the broker says now; None where nobody answers (in `committed_s`)."""
-        timeout = self._bounds.committed_s if timeout_s is None else timeout_s
         try:
-            return self._consumer.get_watermark_offsets(TopicPartition(*tp), timeout=timeout, cached=False)
+            return log_ends(self._consumer, tp, self._bounds.committed_s)[0]
+        except KafkaException as error:
+            self._on_error(error.args[0])
+            return 0
+
+    def _log_end(self, tp: TP, timeout_s: float | None = None) -> int | None:
+        """None where nobody answers (in `committed_s`)."""
+        try:
+            return log_end(self._consumer, tp, self._bounds.committed_s if timeout_s is None else timeout_s)
         except KafkaException as error:
             self._on_error(error.args[0])
             return None
@@ -448,7 +447,14 @@ class Poller:
         if self._restarts:
             for tp in self._beyond_the_log(committed):
                 del committed[tp]
-            wanted = self._on_loop(self._host.start_at(committed))
+            try:
+                wanted = self._on_loop(self._host.start_at(committed))
+            except KafkaException as error:
+                self._on_error(error.args[0])
+                return None
+            except TimeoutError as error:
+                log.warning("where to read from is asked again: %s", error)
+                return None
             starts = {tp: min(start, committed.get(tp, start)) for tp, start in wanted.items() if tp in self.partitions}
         self._expected = committed | starts
         return starts
@@ -463,9 +469,9 @@ class Poller:
         beyond = []
         for tp, offset in committed.items():
             self.beat = now = monotonic()
-            marks = self._marks(tp, max(0.01, deadline - now))
-            if marks is not None and 0 <= marks[1] < offset:
-                log.warning("%s[%d] ends at %d, before the committed %d: it starts anew", *tp, marks[1], offset)
+            end = self._log_end(tp, max(0.01, deadline - now))
+            if end is not None and 0 <= end < offset:
+                log.warning("%s[%d] ends at %d, before the committed %d: it starts anew", *tp, end, offset)
                 beyond.append(tp)
         return beyond
 

@@ -13,6 +13,8 @@ from schemas.roles import Role, group_of
 from schemas.topics import ACTIONS
 from streams.failpoints import Point
 from streams.reading import read_to_end
+from streams.transport.log_ends import log_end
+from streams.transport.run import TP
 from streams.transport.settings import kafka_settings
 from tests.faults.stage import Stage
 from tests.support.waiting import until
@@ -69,7 +71,7 @@ def written(stage: Stage, topic: str) -> int:
     def asked() -> list[int]:
         try:
             known = consumer.list_topics(timeout=30).topics[topic].partitions
-            return [consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=30)[1] for number in known]
+            return [log_end(consumer, TP(topic, number), 30) for number in known]
         except KafkaException:
             return []
 

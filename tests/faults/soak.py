@@ -88,6 +88,14 @@ class Soak:
                 continue
             self.memory[name, pid].append((now, pages * 4096 / 1e6))
 
+    def samples(self) -> list[dict[str, float | str]]:
+        """All that was measured: role, process, seconds, MB."""
+        return [
+            {"role": role, "pid": pid, "at_s": round(at_s, 1), "mb": round(mb, 1)}
+            for (role, pid), seen in self.memory.items()
+            for at_s, mb in seen
+        ]
+
     def slopes(self) -> dict[str, float]:
         """MB an hour, by least squares, of the process of each name that was seen longest."""
         found = {}
@@ -113,6 +121,7 @@ def main() -> int:
         stage.load.start()
         soak = Soak(stage, random.Random(seed), print)
         soak.run(given.minutes)
+        (folder / "memory.json").write_text(json.dumps(soak.samples()))
         stage.settle(900)
         problem = ""
         try:

@@ -44,6 +44,8 @@ from streams.failpoints import VARIABLE, Point
 from streams.readers import READ
 from streams.reading import read_newest, read_to_end
 from streams.records import header_of, headers_of
+from streams.transport.log_ends import log_ends
+from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection, kafka_settings
 from tests.faults.load import GUARDED, PLAIN, VERSION, Load, training_table
 from tests.support.apache_kafka import ApacheKafka
@@ -331,7 +333,7 @@ def _ends(consumer: Consumer, topics: Iterable[str]) -> dict[tuple[str, int], in
     places = [(topic, partition) for topic in topics for partition in known[topic].partitions]
     ends = {}
     for place in places:
-        low, high = consumer.get_watermark_offsets(TopicPartition(*place), timeout=30)
+        low, high = log_ends(consumer, TP(*place), 30)
         if high > low:
             ends[place] = high
     return ends

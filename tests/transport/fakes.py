@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from confluent_kafka import OFFSET_STORED, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_STORED, KafkaError, KafkaException, TopicPartition
 
 from streams.transport.ledger import Ledger
 from streams.transport.run import TP
@@ -174,11 +174,14 @@ class FakeConsumer:
 
     def offsets_for_times(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
         self._note("ends", {part.topic for part in partitions})
-        return partitions
+        marks = {OFFSET_BEGINNING: (self.lows, 0), OFFSET_END: (self.ends, 100)}
+        return [
+            TopicPartition(part.topic, part.partition, known.get(TP(part.topic, part.partition), default))
+            for part in partitions
+            for known, default in [marks[part.offset]]
+        ]
 
-    def get_watermark_offsets(
-        self, partition: TopicPartition, timeout: float = 0.0, *, cached: bool
-    ) -> tuple[int, int]:
+    def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int]:
         self._note("watermarks")
         tp = TP(partition.topic, partition.partition)
         return self.lows.get(tp, 0), self.ends.get(tp, 100)

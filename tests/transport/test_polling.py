@@ -208,6 +208,24 @@ async def test_start_at_moves_reading_back_and_never_past_what_is_committed() ->
     assert again.first == 2
 
 
+@pytest.mark.parametrize(
+    "error", [KafkaException(KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION)), TimeoutError("no answer in 30 s")]
+)
+async def test_where_to_read_from_is_asked_again_when_the_broker_goes_away_meanwhile(error: Exception) -> None:
+    class Interrupted(Host):
+        async def start_at(self, committed: Mapping[TP, int]) -> Mapping[TP, int]:
+            if await super().start_at(committed) is not None and len(self.told) < 4:
+                raise error
+            return {A: 1}
+
+    host, consumer = Interrupted(), consumer_with(t=3)
+    consumer.stored = {A: 2}
+    async with polling(host, consumer, restarts=True):
+        await joined(host, A)
+        runs = await host.runs(2, A)
+    assert runs[0].first == 1
+
+
 async def test_a_committed_offset_above_the_end_of_the_log_is_none() -> None:
     host, consumer = Host(), consumer_with(t=10, u=10)
     consumer.stored, consumer.ends = {A: 6, B: 6}, {A: 5, B: 6}
