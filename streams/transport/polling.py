@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from confluent_kafka import OFFSET_END, OFFSET_STORED, KafkaError, KafkaException, TopicPartition
 
 from streams.failpoints import reach
+from streams.transport.error_log import ErrorLog
 from streams.transport.ledger import PartitionState
 from streams.transport.log_ends import log_end, log_ends
 from streams.transport.run import TP, Record
@@ -73,7 +74,7 @@ class Poller:
         self._gate = threading.Lock()  # guards the queue against the end of the thread
         self._ended = False
         self._halt = threading.Event()
-        self._logged: dict[int, float] = {}
+        self._errors = ErrorLog("consumer")
         self._watermarks_at = 0.0
         self._thread = threading.Thread(target=self._run, name="rdkafka", daemon=True)
         self._consumer: Client
@@ -279,13 +280,10 @@ class Poller:
             self._subscribed, self._outside_since = [], None
 
     def _on_error(self, error: KafkaError) -> None:
-        """Raise what cannot get better; log the rest, each code at most every few seconds."""
+        """Raise what cannot get better; log the rest."""
         if error.fatal() or error.code() in FATAL:
             raise KafkaException(error)
-        now, code = monotonic(), error.code()
-        if now - self._logged.get(code, -1e9) >= self._bounds.log_every_s:
-            self._logged[code] = now
-            log.warning("kafka: %s", error)
+        self._errors.say(error)
 
     # -- backpressure, each topic for itself
 

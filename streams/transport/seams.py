@@ -83,7 +83,6 @@ class PollingBounds:
     loop_s: float = 90.0
     renew_s: float = 30.0
     committed_s: float = 5.0
-    log_every_s: float = 5.0
     watermarks_s: float = 1.0
 
 

@@ -328,13 +328,14 @@ async def test_an_error_that_cannot_get_better_ends_the_worker(code: int) -> Non
     assert isinstance(error, KafkaException)
 
 
-async def test_an_error_that_gets_better_is_only_logged() -> None:
+async def test_an_error_that_gets_better_is_only_logged_and_once(caplog: pytest.LogCaptureFixture) -> None:
     host, consumer = Host(), consumer_with(t=1)
-    consumer.log[A].append(FakeRecord(1, error=KafkaError(KafkaError._TRANSPORT)))
-    consumer.log[A].extend(records(2, 1))
+    consumer.log[A] += [FakeRecord(n, error=KafkaError(KafkaError._TRANSPORT)) for n in range(1, 4)]
+    consumer.log[A] += records(4, 1)
     async with polling(host, consumer):
         await joined(host, A)
         assert sum(map(len, await host.runs(2))) == 2
+    assert sum("_TRANSPORT" in message for message in caplog.messages) == 1
 
 
 async def test_a_hook_that_raises_a_timeout_ends_the_worker_at_once() -> None:
