@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -164,10 +165,9 @@ class Stage:
         return start_broker(self.supervisor, self.setup.partitions)
 
     def _activate(self) -> None:
-        profile = build_profile(training_table(), prediction=("answer",), caller_column="caller")
         operator = Operator("tests", SigningKey.load(self.stack.keys.operator))
         for endpoint in (GUARDED, PLAIN):
-            activate_profile(self.connection, operator, profile.to_bytes(), endpoint, VERSION)
+            activate_profile(self.connection, operator, profile(), endpoint, VERSION)
 
     def _end_load(self) -> None:
         if self.load.beats and not self.load.stopped:
@@ -310,6 +310,12 @@ class Stage:
         assert not [each.name for each in verdicts if each.status == "violated"], where
         assert {each.name for each in verdicts if each.status == "holds"} >= set(must), where
         return verdicts
+
+
+@cache
+def profile() -> bytes:
+    """Of what the load sends while nothing happens; building it takes seconds."""
+    return build_profile(training_table(), prediction=("answer",), caller_column="caller").to_bytes()
 
 
 def fresh_seed() -> int:

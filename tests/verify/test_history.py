@@ -47,6 +47,25 @@ def test_parts_are_one_table_and_the_last_run_is_forgotten(tmp_path: Path, monke
     assert found.run.endpoints == 3
 
 
+@pytest.mark.parametrize("loose", [1, 3, 100])
+def test_rows_and_tables_of_one_name_stand_in_the_order_in_which_they_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loose: int
+):
+    monkeypatch.setattr(HistoryWriter, "LOOSE_ROWS", loose)
+    rows = [{"topic": "t", "partition": 0, "first": n, "last": 9, "at_ms": 1, "told": True} for n in range(6)]
+    with HistoryWriter(tmp_path) as writer:
+        writer.add_rows("lost", rows[:2])
+        writer.add("lost", table_of("lost", rows[2:4]))
+        writer.add_rows("lost", rows[4:])
+        writer.add_rows("sent", [])
+        writer.drop("sent")
+        writer.finish(Run())
+    found = History.load(tmp_path)
+
+    assert found["lost"]["first"].to_pylist() == [0, 1, 2, 3, 4, 5]
+    assert "sent" not in found
+
+
 def test_json_lines_by_hand_will_do(tmp_path: Path):
     (tmp_path / "run.json").write_text(json.dumps({"finished": True, "of_a_later_version": 1}))
     (tmp_path / "lost.jsonl").write_text(
