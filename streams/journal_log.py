@@ -77,7 +77,8 @@ class Journal:
         except KafkaException as error:
             # What waits for its report holds this journal: a fenced one would knock at the broker until the process ends.
             self._producer.purge()
-            self._producer.poll(0)
+            with suppress(KafkaException):
+                self._producer.flush(1.0)  # purge only asks the threads of the brokers to
             if self._may_pass(error.args[0]):
                 raise JournalAway(error.args[0].str()) from error
             raise

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 
@@ -22,6 +23,7 @@ from schemas.roles import READER_GROUP
 from schemas.topics import PROFILES
 from schemas.wire import KEY_ID_HEADER, KIND_HEADER, SIGNATURE_HEADER
 from streams.records import Outgoing, RawHeaders, header_of, headers_of
+from streams.transport.error_log import QUIET, ErrorLog
 from streams.transport.log_ends import log_end
 from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection, kafka_settings
@@ -33,8 +35,8 @@ MAX_BYTES = 512 << 20
 MAX_ACTIVE = 100_000
 """Activations remembered, one an endpoint's version."""
 WAIT_S = 10.0
-ASK_S = 30.0
-"""Between questions whether the broker is still there, while nothing comes."""
+ASK_S, RENEW_S = 20.0, 60.0
+"""Between questions whether the broker is still there, while nothing comes; and without an answer before a new client asks."""
 ANSWER_S = 5.0
 PROFILE_KEY, ACTIVE_KEY = "profile|", "active|"
 """How keys begin: the profile's name follows, or endpoint and version."""
@@ -81,9 +83,9 @@ def active_record(active: Active) -> Outgoing:
 class ProfileTopic:
     """Follows the topic in a thread of its own. `start` returns at once; `caught_up` waits for the first full read."""
 
-    def __init__(self, connection: KafkaConnection, *, ask_s: float = ASK_S) -> None:
+    def __init__(self, connection: KafkaConnection, *, ask_s: float = ASK_S, renew_s: float = RENEW_S) -> None:
         self._connection = connection
-        self._ask_s = ask_s
+        self._ask_s, self._renew_s = ask_s, renew_s
         self._profiles: dict[str, bytes] = {}
         self._bytes = 0
         self._active: dict[tuple[str, str], Active] = {}
@@ -137,27 +139,34 @@ class ProfileTopic:
         settings = kafka_settings(
             self._connection, "consumer", group=READER_GROUP, overrides={"enable.partition.eof": True}
         )
+        place = TopicPartition(PROFILES, 0, OFFSET_BEGINNING)
         while not self._halt.is_set():
-            consumer = Consumer(settings)
             try:
-                consumer.assign([TopicPartition(PROFILES, 0, OFFSET_BEGINNING)])
-                self._read(consumer)
+                consumer = Consumer({**QUIET, **settings, "error_cb": ErrorLog("profiles").say})
+                try:
+                    consumer.assign([place])
+                    self._read(consumer, place)
+                finally:
+                    consumer.close()
             except KafkaException as error:
-                log.warning("reading %s from its beginning again: %s", PROFILES, error)
-                self._halt.wait(self._ask_s)
-            finally:
-                consumer.close()
+                log.warning("%s is followed again in a second: %s", PROFILES, error)
+                self._halt.wait(1.0)
 
-    def _read(self, consumer: Consumer) -> None:
-        """Until the end, or until nobody answers: librdkafka can forget every broker (its issue 5301), and says nothing then."""
-        asked_at = monotonic()
-        while not self._halt.is_set():
+    def _read(self, consumer: Consumer, place: TopicPartition) -> None:
+        """Until the end, or until nobody has answered for long: librdkafka can forget every broker (its issue 5301), and says
+        nothing then. `place.offset` is what comes next."""
+        answered_at = asked_at = monotonic()
+        while not self._halt.is_set() and asked_at - answered_at <= self._renew_s:
             message = consumer.poll(0.2)
             if message is not None:
                 self._look_at(message)
-            elif monotonic() - asked_at > self._ask_s:
-                log_end(consumer, TP(PROFILES, 0), ANSWER_S)
+                if message.error() is None:
+                    place.offset, answered_at = int(message.offset() or 0) + 1, monotonic()
+            elif monotonic() - max(asked_at, answered_at) > self._ask_s:
                 asked_at = monotonic()
+                with suppress(KafkaException):
+                    log_end(consumer, TP(PROFILES, 0), ANSWER_S)
+                    answered_at = asked_at
 
     def _look_at(self, message: Message) -> None:
         error = message.error()

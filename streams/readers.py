@@ -20,6 +20,7 @@ from responders.decide import Reader
 from schemas.roles import READER_GROUP, Role, group_of
 from schemas.topics import BY_NAME, COMMANDS, LABELLED, PREDICTIONS, REPORTS, REQUESTS, RESPONSES, SIGNALS, TOPICS
 from streams.embedded_broker import PARTITION_BYTES
+from streams.transport.error_log import QUIET
 from streams.transport.log_ends import log_ends
 from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection, kafka_settings
@@ -101,7 +102,8 @@ class Readers:
 
     def _client(self, group: str) -> Consumer:
         if group not in self._clients:
-            self._clients[group] = Consumer(kafka_settings(self._connection, "consumer", group=group))
+            settings = kafka_settings(self._connection, "consumer", group=group)
+            self._clients[group] = Consumer({**QUIET, **settings})  # who looks says what failed
         return self._clients[group]
 
     @property

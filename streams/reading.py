@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.roles import READER_GROUP
 from streams.transport.log_ends import log_end, log_ends
 from streams.transport.run import TP
+from streams.transport.seams import PASSING
 from streams.transport.settings import KafkaConnection, kafka_settings
 from streams.transport.unreadable import Unreadable
 
@@ -27,23 +30,8 @@ TIMEOUT_S = 30.0
 """Without a record for so long the broker is away."""
 END_S = 5.0
 AGAIN_S = 0.2
-_PASSING = frozenset(
-    {
-        KafkaError._TRANSPORT,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.BROKER_NOT_AVAILABLE,
-        KafkaError.REPLICA_NOT_AVAILABLE,
-        KafkaError.NETWORK_EXCEPTION,
-        KafkaError.FENCED_LEADER_EPOCH,
-        KafkaError.UNKNOWN_LEADER_EPOCH,
-        KafkaError.OFFSET_NOT_AVAILABLE,
-    }
-)
-"""What a broker or a client says while a leader is sought: asked again, it answers."""
 
-
+T = TypeVar("T")
 SteppedOver = Callable[[int, int], None]
 """Told of offsets [first, next) that cannot be unpacked, before the record behind them."""
 
@@ -120,7 +108,8 @@ def ends_of(connection: KafkaConnection, places: Sequence[TopicPartition]) -> di
     try:
         for place in places:
             with suppress(KafkaException):
-                ends[place.topic, place.partition] = log_end(consumer, TP(place.topic, place.partition), END_S)
+                tp = TP(place.topic, place.partition)
+                ends[tp] = _again(partial(log_end, consumer, tp, END_S), END_S)
     finally:
         consumer.close()
     return ends
@@ -128,12 +117,17 @@ def ends_of(connection: KafkaConnection, places: Sequence[TopicPartition]) -> di
 
 def _ends(consumer: Consumer, tp: TP) -> tuple[int, int]:
     """The first offset of the log and its end; asked again while its leader is sought, as after a broker's restart."""
-    deadline = time.monotonic() + TIMEOUT_S
+    return _again(partial(log_ends, consumer, tp, TIMEOUT_S), TIMEOUT_S)
+
+
+def _again(ask: Callable[[], T], within_s: float) -> T:
+    """The answer, asked for again while what is said instead passes. Raises KafkaException."""
+    deadline = time.monotonic() + within_s
     while True:
         try:
-            return log_ends(consumer, tp, TIMEOUT_S)
+            return ask()
         except KafkaException as error:
-            if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
+            if error.args[0].code() not in PASSING or time.monotonic() > deadline:
                 raise
             time.sleep(AGAIN_S)
 
@@ -153,7 +147,7 @@ def _to_end(consumer: Consumer, tp: TP, position: int, stepped_over: SteppedOver
                 raise TimeoutError(f"{tp.topic} could not be read to its end: no answer in {TIMEOUT_S:.0f} s")
             continue
         error = message.error()
-        if error is not None and error.code() in _PASSING and now <= deadline:
+        if error is not None and error.code() in PASSING and now <= deadline:
             continue
         deadline = now + TIMEOUT_S
         if error is not None and error.code() == KafkaError._BAD_COMPRESSION:

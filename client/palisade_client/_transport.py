@@ -143,12 +143,13 @@ class KafkaTransport:
         self._producer = self._make()
         self._ask_s, self._renew_s = ask_s, renew_s
         self._failing_since: float | None = None
+        self._retired: Any = None  # a producer that was replaced, while it holds records
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def send(self, topic: str, key: str, value: bytes, headers: Mapping[str, bytes], done: Done) -> bool:
         def on_delivery(error: Any, message: Any) -> None:
-            self._failing_since = None if error is None else self._failing_since or monotonic()
+            self._note(error is None)
             done(Delivery(error is None, None if error is not None else _append_time(message)))
 
         try:
@@ -163,12 +164,23 @@ class KafkaTransport:
         return True
 
     def poll(self) -> None:
-        try:
-            self._producer.poll(0)
-        except Exception:  # noqa: BLE001 - a fatal error, or a callback of the service's settings: no fault of a call
-            log_fault("deliveries could not be told")
-        since = self._failing_since
-        if since is not None and monotonic() - since > self._renew_s:
+        retired = self._retired
+        for producer in (self._producer, retired):
+            try:
+                if producer is not None:
+                    producer.poll(0)
+            except Exception:  # noqa: BLE001 - a fatal error, or a callback of the service's settings: no fault of a call
+                log_fault("deliveries could not be told")
+        if retired is not None and not len(retired):
+            self._retired = None
+
+    def _note(self, delivered: bool) -> None:
+        now = monotonic()
+        if delivered:
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = now
+        elif now - self._failing_since > self._renew_s:
             self._begin_anew("nothing was delivered for long: Kafka's producer is replaced")
 
     def flush(self, timeout_s: float) -> None:
@@ -191,20 +203,21 @@ class KafkaTransport:
             thread.join(LEAVE_S)
 
     def _begin_anew(self, why: str) -> None:
-        """After a fatal error, such as a broker that lost what it had confirmed, a producer sends nothing ever again."""
+        """After a fatal error, such as a broker that lost what it had confirmed, a producer sends nothing ever again. What the
+        old one still holds is delivered or fails, and is told by `poll`."""
         log_fault(why)
-        ended, self._producer, self._failing_since = self._producer, self._make(), None
+        self._failing_since = None
         try:
-            ended.purge()
-            ended.poll(0)  # tells what became of its records
-        except Exception:  # noqa: BLE001 - as in `poll`
-            log_fault("deliveries could not be told")
+            self._retired, self._producer = self._producer, self._make()
+        except Exception:  # noqa: BLE001 - no fault of a call: a certificate that is just being replaced, say
+            log_fault("Kafka's producer could not be replaced yet")
 
     def abandon(self) -> None:
         """Called in a forked child: the parent's librdkafka threads are not here, so its destructor would never end."""
         import ctypes
 
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._producer))
+        for producer in (self._producer, self._retired):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(producer))
 
     def _follow(self, endpoint: str, follower: Follower) -> None:
         from confluent_kafka import Consumer
@@ -219,14 +232,18 @@ class KafkaTransport:
         }
         place: Any = None
         while not self._stop.is_set():
-            consumer = Consumer(self._base | settings)
             try:
-                place = place or self._place(consumer, endpoint)
-                if place is not None:
-                    consumer.assign([place])
-                    self._read(consumer, place, follower)
-            finally:
-                consumer.close()
+                consumer = Consumer(self._base | settings)
+                try:
+                    place = place or self._place(consumer, endpoint)
+                    if place is not None:
+                        consumer.assign([place])
+                        self._read(consumer, place, follower)
+                finally:
+                    consumer.close()
+            except Exception:  # noqa: BLE001 - whatever it is, a Guard that follows no directive is of no use
+                log_fault("palisade.directives is followed again in a second")
+                self._stop.wait(LOOK_UP_S)
 
     def _place(self, consumer: Any, endpoint: str) -> Any:
         """The beginning of the endpoint's partition; None when it was not found for long."""

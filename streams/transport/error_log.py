@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from time import monotonic
 
 from confluent_kafka import KafkaError
 
+from streams.transport.settings import Setting
+
 log = logging.getLogger(__name__)
 EVERY_S = 5.0
+QUIET: Mapping[str, Setting] = {"log_level": 2}
+"""For a client with an `ErrorLog`. librdkafka's own log says each error as often as it comes: 20 lines a second and client while
+a broker is away."""
 
 
 class ErrorLog:

@@ -21,7 +21,12 @@ def log_ends(consumer: AsksForOffsets, tp: TP, timeout_s: float) -> tuple[int, i
     Not `get_watermark_offsets`: it asks for both at once, and where one of the answers is an error (a leader that is just
     taking over) it gives the other one for both, so that a log full of records looks empty (librdkafka 2.16).
     """
-    return _offset(consumer, tp, OFFSET_BEGINNING, timeout_s), log_end(consumer, tp, timeout_s)
+    return log_begin(consumer, tp, timeout_s), log_end(consumer, tp, timeout_s)
+
+
+def log_begin(consumer: AsksForOffsets, tp: TP, timeout_s: float) -> int:
+    """The first offset that retention left. Raises KafkaException."""
+    return _offset(consumer, tp, OFFSET_BEGINNING, timeout_s)
 
 
 def log_end(consumer: AsksForOffsets, tp: TP, timeout_s: float) -> int:

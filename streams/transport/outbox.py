@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from streams.transport.error_log import ErrorLog
+from streams.transport.error_log import QUIET, ErrorLog
 from streams.transport.settings import Setting
 
 
@@ -72,7 +72,7 @@ class Outbox:
             return
         self._loop = loop = asyncio.get_running_loop()
         self._halt.clear()
-        self._producer = producer = Producer({**self._settings, "error_cb": ErrorLog("producer").say})
+        self._producer = producer = Producer({**QUIET, **self._settings, "error_cb": ErrorLog("producer").say})
         self._thread = threading.Thread(target=self._poll, args=(producer, loop), name="rdkafka-out", daemon=True)
         self._thread.start()
 

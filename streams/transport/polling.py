@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 from confluent_kafka import OFFSET_END, OFFSET_STORED, KafkaError, KafkaException, TopicPartition
 
 from streams.failpoints import reach
-from streams.transport.error_log import ErrorLog
+from streams.transport.error_log import QUIET, ErrorLog
 from streams.transport.ledger import PartitionState
-from streams.transport.log_ends import log_end, log_ends
+from streams.transport.log_ends import log_begin, log_end
 from streams.transport.run import TP, Record
-from streams.transport.seams import FATAL, Client, Figures, Halted, Host, LoopStuck, PollingBounds
+from streams.transport.seams import FATAL, PASSING, Client, Figures, Halted, Host, LoopStuck, PollingBounds
 from streams.transport.settings import Setting
 from streams.transport.unreadable import Unreadable
 
@@ -153,7 +153,7 @@ class Poller:
             self._end()
 
     def _new_consumer(self) -> Client:
-        return self._make({**self._settings, "error_cb": self._on_error})
+        return self._make({**QUIET, **self._settings, "error_cb": self._on_error})
 
     def _round(self) -> None:
         self.beat = monotonic()
@@ -210,12 +210,16 @@ class Poller:
         return (not at or self.ledger.add(tp, records[:at], now)) and self.ledger.add(tp, records[at:], now, lost)
 
     def _low(self, tp: TP) -> int:
-        """The first offset that the partition holds; 0 where nobody answers."""
-        try:
-            return log_ends(self._consumer, tp, self._bounds.committed_s)[0]
-        except KafkaException as error:
-            self._on_error(error.args[0])
-            return 0
+        """The first offset that the partition holds; 0 where nobody answers in `committed_s`."""
+        deadline = monotonic() + self._bounds.committed_s
+        while (left := deadline - monotonic()) > 0:
+            self.beat = monotonic()
+            try:
+                return log_begin(self._consumer, tp, left)
+            except KafkaException as error:
+                self._on_error(error.args[0])
+                self._halt.wait(0.1)
+        return 0
 
     def _log_end(self, tp: TP, timeout_s: float | None = None) -> int | None:
         """None where nobody answers (in `committed_s`)."""
@@ -269,13 +273,15 @@ class Poller:
         knows and asks nobody ever again (its issue 5301). Nothing is assigned to who is no member, so nothing is lost; and a
         broker that is merely away is asked by a client that looks its name up again.
         """
-        if not self._subscribed or self._consumer.memberid():
+        member = self._consumer.memberid()
+        if not self._subscribed or (member and self.joined):
             self._outside_since = None
         elif self._outside_since is None:
             self._outside_since = now
-        elif now - self._outside_since > self._bounds.renew_s:
-            log.warning("no group has known this consumer for %.0f s: it is made anew", self._bounds.renew_s)
-            self._close_consumer()
+        elif (outside_s := now - self._outside_since) > (self._bounds.rejoin_s if member else self._bounds.renew_s):
+            log.warning("no group has given this consumer anything for %.0f s: it is made anew", outside_s)
+            # closing can wait for a look-up of the broker's name; nobody uses it any more, and nothing is assigned to it
+            threading.Thread(target=_close, args=(self._consumer,), name="rdkafka-old", daemon=True).start()
             self._consumer = self._new_consumer()
             self._subscribed, self._outside_since = [], None
 
@@ -447,11 +453,11 @@ class Poller:
                 del committed[tp]
             try:
                 wanted = self._on_loop(self._host.start_at(committed))
-            except KafkaException as error:
-                self._on_error(error.args[0])
-                return None
-            except TimeoutError as error:
+            except (KafkaException, TimeoutError) as error:
+                if isinstance(error, KafkaException) and error.args[0].code() not in PASSING:
+                    raise
                 log.warning("where to read from is asked again: %s", error)
+                self._halt.wait(self._bounds.again_s)
                 return None
             starts = {tp: min(start, committed.get(tp, start)) for tp, start in wanted.items() if tp in self.partitions}
         self._expected = committed | starts
@@ -485,15 +491,17 @@ class Poller:
             if future.set_running_or_notify_cancel():
                 future.set_exception(Halted("the polling thread has ended"))
         if hasattr(self, "_consumer"):
-            self._close_consumer()
-
-    def _close_consumer(self) -> None:
-        try:
-            self._consumer.close()  # leaves the group at once
-        except (KafkaException, RuntimeError) as error:
-            log.warning("kafka: while leaving the group: %s", error)
+            _close(self._consumer)
 
 
 def _baseline(state: PartitionState) -> int:
     """Where what is not committed begins."""
     return state.first if state.committed is None else state.committed
+
+
+def _close(consumer: Client) -> None:
+    """Leaves the group at once."""
+    try:
+        consumer.close()
+    except (KafkaException, RuntimeError) as error:
+        log.warning("kafka: while leaving the group: %s", error)

@@ -27,6 +27,24 @@ FATAL = frozenset(
     }
 )
 
+# What is said while a leader is sought, or while a connection is made again: asked again, somebody answers.
+PASSING = frozenset(
+    {
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TIMED_OUT,
+        KafkaError._MSG_TIMED_OUT,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+    }
+)
+
 
 class LoopStuck(RuntimeError):
     """The event loop did not answer a rebalance or a rewind in time, or did not ask to read what was assigned: a worker
@@ -72,7 +90,9 @@ class Host(Protocol):
 class PollingBounds:
     """Seconds, except read_max (records taken in one round).
 
-    renew_s: for how long no group may know the consumer before it is made anew; above any session of a broker that restarts.
+    renew_s: for how long no group may know the consumer before it is made anew. rejoin_s: the same of one that is known and
+    waits for its partitions; above loop_s, for which a rebalance may wait for another member.
+    again_s: between two attempts to learn where to read from.
     loop_s is above drain + flush + one commit + session timeout, so that a loop which is merely busy is not called stuck.
     """
 
@@ -81,7 +101,9 @@ class PollingBounds:
     full_s: float = 0.5
     wake_s: float = 0.1
     loop_s: float = 90.0
-    renew_s: float = 30.0
+    renew_s: float = 15.0
+    rejoin_s: float = 120.0
+    again_s: float = 1.0
     committed_s: float = 5.0
     watermarks_s: float = 1.0
 

@@ -100,7 +100,6 @@ PRODUCER: Mapping[str, Setting] = {
 COMMON: Mapping[str, Setting] = {
     "reconnect.backoff.max.ms": 2_000,  # default 10 s delays recovery after an outage
     "socket.keepalive.enable": True,
-    "log_level": 2,  # default 6: 20 lines a second and client while a broker is away; `ErrorLog` says what matters
 }
 BY_ROLE: Mapping[Role, Mapping[str, Setting]] = {"consumer": CONSUMER, "producer": PRODUCER, "admin": {}}
 # Wrong values of these lose or repeat records silently, so they cannot be set from outside.

@@ -81,7 +81,7 @@ async def test_a_worker_s_consumer(broker: EmbeddedBroker, front: Front) -> None
 @pytest.mark.anyio
 async def test_the_topic_of_profiles(broker: EmbeddedBroker, front: Front) -> None:
     name, record = profile_record(b"{}")
-    topic = ProfileTopic(connection(front), ask_s=0.2)
+    topic = ProfileTopic(connection(front), ask_s=0.2, renew_s=0.1)
     topic.start()
     await asyncio.to_thread(until, lambda: front.told, "the client asks")
     front.let_through()
