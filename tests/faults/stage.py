@@ -267,6 +267,7 @@ class Stage:
     def _await_committed(self, role: str, topics: Iterable[str], within_s: float) -> None:
         """Until the group has committed what is in these topics now."""
         consumer = Consumer(kafka_settings(self.connection, "consumer", group=group_of(role)))  # type: ignore[arg-type]
+        lacking: dict[tuple[str, int], tuple[int, int]] = {}
         try:
             ends = _ends(consumer, topics)
 
@@ -276,9 +277,13 @@ class Stage:
                     found = {(one.topic, one.partition): one.offset for one in consumer.committed(places, timeout=10)}
                 except KafkaException:
                     return False
-                return all(found[place] >= end - 1 for place, end in ends.items())  # a marker may lie at the end
+                lacking.clear()  # a marker may lie at the end
+                lacking.update({place: (found[place], end) for place, end in ends.items() if found[place] < end - 1})
+                return not lacking
 
             until(reached, f"{role} to commit all; see {self.folder / 'logs'}", within_s, 0.1)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; committed, end: {lacking}") from None
         finally:
             consumer.close()
 

@@ -34,13 +34,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.together]
 
 LATE_S = 4.0
 SLOW_BEAT_S = 0.1
-"""The embedded broker keeps so many events and no more; and what is killed starts faster beside half the load."""
+"""Where several faults are made on the embedded broker, which keeps so many events and no more."""
 
 
 @pytest.mark.kafka
 @pytest.mark.fault("F1", "F2", "F3", "F4", "F5", "F6", "F14")
 def test_whatever_befalls_the_workers_their_state_is_that_of_an_undisturbed_run(ground: Ground) -> None:
-    with ground.stage(Setup(kafka=True, beat_s=SLOW_BEAT_S, seed=fresh_seed())) as stage:
+    with ground.stage(Setup(kafka=True, seed=fresh_seed())) as stage:
         stage.load.start()
         f02.raised_in_each_role(stage, ground.of("F2"))
         f14.standing_still(stage, ground.of("F14"))
@@ -60,7 +60,7 @@ def test_whatever_befalls_the_workers_their_state_is_that_of_an_undisturbed_run(
 @pytest.mark.kafka
 @pytest.mark.fault("F11", "F13", "F15", "F16")
 def test_two_responders_lost_topics_other_releases_and_made_up_names(ground: Ground) -> None:
-    with ground.stage(Setup(kafka=True, beat_s=SLOW_BEAT_S, replicas={"respond": 2}, seed=fresh_seed())) as stage:
+    with ground.stage(Setup(kafka=True, replicas={"respond": 2}, seed=fresh_seed())) as stage:
         stage.load.start()
         f13.made_up_names(stage, ground.of("F13"))  # first: of those who flood no more are limited than three at once
         with Follower(stage, GUARDED) as follower:
