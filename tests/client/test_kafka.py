@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -60,14 +59,6 @@ def read(broker: EmbeddedBroker, topic: str, partition: int, wanted: int) -> lis
     until(lambda: records.extend(consumer.consume(100, 0.1)) or len(records) >= wanted, f"{wanted} of {topic}")  # type: ignore[func-returns-value]
     consumer.close()
     return records
-
-
-def refuse_next_write(broker: EmbeddedBroker, code: int) -> None:
-    assert broker._library is not None
-    push = broker._library.rd_kafka_mock_push_request_errors_array
-    push.restype = None
-    push.argtypes = [ctypes.c_void_p, ctypes.c_int16, ctypes.c_size_t, ctypes.POINTER(ctypes.c_int)]
-    push(broker._cluster, 0, 1, (ctypes.c_int * 1)(code))  # 0: Produce
 
 
 def now_ms() -> int:
@@ -177,7 +168,7 @@ def test_a_producer_that_ends_for_good_is_replaced(broker: EmbeddedBroker) -> No
         transport.flush(5)
 
     send()
-    refuse_next_write(broker, OUT_OF_ORDER_SEQUENCE)
+    broker.refuse("Produce", [OUT_OF_ORDER_SEQUENCE])
     for _ in range(4):
         send()
     transport.close(5)

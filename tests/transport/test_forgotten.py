@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from streams.transport.run import TP
 from streams.transport.seams import PollingBounds
 from streams.transport.settings import KafkaConnection, kafka_settings
 from tests.support.forgotten import FORGETS, Front
+from tests.support.waiting import until
 from tests.transport.test_polling import Host
 
 Brokers = Callable[..., EmbeddedBroker]
@@ -45,13 +45,6 @@ def write(broker: EmbeddedBroker, topic: str, value: bytes, key: bytes = b"k") -
     producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 0})
     producer.produce(topic, value, key)
     assert producer.flush(10) == 0
-
-
-def until(seen: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not seen():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.002)
 
 
 @pytest.mark.anyio
@@ -83,7 +76,7 @@ async def test_the_topic_of_profiles(broker: EmbeddedBroker, front: Front) -> No
     name, record = profile_record(b"{}")
     topic = ProfileTopic(connection(front), ask_s=0.2, renew_s=0.1)
     topic.start()
-    await asyncio.to_thread(until, lambda: front.told, "the client asks")
+    await asyncio.to_thread(until, lambda: front.told, "the client asks", 60)
     front.let_through()
     write(broker, PROFILES, record.value or b"", record.key or b"")
     content = await topic.get(name, 60.0)
@@ -115,9 +108,9 @@ def test_a_guard_s_directives(broker: EmbeddedBroker, front: Front) -> None:
     transport, heard = KafkaTransport(front.bootstrap, FORGETS, ask_s=0.1, renew_s=0.2), Heard()
     write(broker, DIRECTIVES, b"first", b"JFK")
     transport.follow("JFK", heard)
-    until(lambda: front.told, "the client asks")
+    until(lambda: front.told, "the client asks", 60)
     front.let_through()
-    until(lambda: heard.values, "the directive is read")
+    until(lambda: heard.values, "the directive is read", 60)
     transport.close(1)
 
     assert heard.values == [b"first"]
@@ -131,10 +124,10 @@ def test_a_guard_s_reports(front: Front) -> None:
         transport.poll()
         return True in delivered
 
-    until(lambda: send() or front.told, "the client asks")
+    until(lambda: send() or front.told, "the client asks", 60)
     assert True not in delivered
     front.let_through()
-    until(send, "a report is delivered")
+    until(send, "a report is delivered", 60)
     transport.close(1)
 
     assert False in delivered  # what waited is told to have failed
