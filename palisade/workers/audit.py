@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 from palisade.settings import Settings
-from palisade.workers.common import LARGEST_RECORD, Ports, import_pandas, observed, partitions_of, reading, say_ready
+from palisade.workers.common import LARGEST_RECORD, Ports, observed, partitions_of, reading, say_ready, without_pandas
 from schemas.roles import group_of
 from schemas.topics import FEEDBACK, PREDICTIONS, VERDICTS
 from streams.app import Hooks, Probe, WatchdogLimits, WorkerSettings, make_app, outbox_of, run_topic, run_worker
@@ -33,7 +33,7 @@ WAITS_FOR_CLICKHOUSE = WatchdogLimits(run_s=math.inf)
 def run(settings: Settings, name: str, ports: Ports) -> int:
     """Role audit until SIGTERM; owns the embedded engine and its HTTP port where there is no server."""
     metrics, health = observed("audit", name, ports)
-    import_pandas()
+    without_pandas()
     engine, port = _clickhouse(settings)
     partitions = partitions_of(settings.connection, PREDICTIONS)
     endpoints = {endpoint.name: endpoint for endpoint in settings.config.endpoints}

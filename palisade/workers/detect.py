@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from palisade.detect_bank import PartitionLogs
 from palisade.settings import Settings
-from palisade.workers.common import Ports, import_pandas, observed, partitions_of, reading, say_ready, settle_memory
+from palisade.workers.common import Ports, observed, partitions_of, reading, say_ready, settle_memory, without_pandas
 from schemas.roles import group_of
 from schemas.topics import LABELLED, PREDICTIONS, REPORTS
 from streams.app import Hooks, TopicLimits, WorkerSettings, consumer_of, make_app, outbox_of, run_topic, run_worker
@@ -19,7 +19,7 @@ from streams.transport.run import TP
 
 def run(settings: Settings, name: str, ports: Ports) -> int:
     """Role detect until SIGTERM; returns the exit status."""
-    import_pandas()
+    without_pandas()
     connection = settings.connection
     metrics, health = observed("detect", name, ports)
     profiles = ProfileTopic(connection)

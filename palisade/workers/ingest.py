@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Mapping
 
 from palisade.settings import Settings
-from palisade.workers.common import Ports, import_pandas, observed, partitions_of, reading, say_ready, settle_memory
+from palisade.workers.common import Ports, observed, partitions_of, reading, say_ready, settle_memory, without_pandas
 from responders.fallback_health import FallbackHealth, health_urls
 from responders.signing import Keyring, SigningKey
 from schemas.errors import ConfigError
@@ -29,7 +29,7 @@ def run(settings: Settings, name: str, ports: Ports) -> int:
     """Role ingest until SIGTERM; returns the exit status."""
     connection = settings.connection
     metrics, health = observed("ingest", name, ports)
-    import_pandas()
+    without_pandas()
     partitions, targets = _partitions(settings), partitions_of(connection, PREDICTIONS)
     signer = _signer(settings)
     fallbacks = FallbackHealth(health_urls(settings.config.endpoints, settings.home))

@@ -13,8 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from streams.audit import engine
 from streams.audit.engine import (
     ENGINE_SETTINGS,
+    PURGE,
     ClickHouse,
     ClickHouseError,
     EmbeddedClickHouse,
@@ -221,6 +223,20 @@ def test_its_caches_have_bounds_of_their_own(embedded_clickhouse: EmbeddedClickH
     found = embedded_clickhouse.query_arrow("SELECT name, value FROM system.server_settings").to_pylist()
     settings = {row["name"]: row["value"] for row in found}
     assert {name: int(settings[name]) for name in ENGINE_SETTINGS} == dict(ENGINE_SETTINGS)
+
+
+def test_it_gives_back_memory_that_is_free(embedded_clickhouse: EmbeddedClickHouse) -> None:
+    assert embedded_clickhouse.command(PURGE) == ""
+
+
+def test_rows_are_in_where_memory_cannot_be_given_back(
+    fresh_tables: EmbeddedClickHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh_tables.command(DDL)
+    monkeypatch.setattr(engine, "PURGE_S", 0.0)
+    monkeypatch.setattr(engine, "PURGE", "SYSTEM UNHEARD OF")
+    fresh_tables.insert_arrow("rows", rows(0, 3))
+    assert fresh_tables.query_arrow("SELECT count() AS n FROM palisade.rows").to_pylist() == [{"n": 3}]
 
 
 def test_a_second_directory_in_the_process_is_refused_with_the_way_out(
