@@ -46,7 +46,7 @@ _AWAY = frozenset(
 )
 
 
-class JournalAway(Exception):
+class JournalAway(TimeoutError):
     """The broker did not confirm entries, which may or may not be there: only a new takeover knows where the journal ends."""
 
 
@@ -126,7 +126,7 @@ class TakenOver(NamedTuple):
 def take_over(connection: KafkaConnection, *, fenced: bool) -> TakenOver:
     """Fences the old process, reads state and journal to their ends, and commits the entry that begins the next epoch.
 
-    Blocking. KafkaException or TimeoutError on failure: this process must end, and nothing is lost.
+    Blocking. Raises KafkaException, or TimeoutError (JournalAway) where nobody answers: nothing is lost, and it can be tried again.
     """
     opened = Journal(connection, fenced=fenced)
     state, offset = _saved_state(connection)

@@ -119,12 +119,12 @@ class RespondRole:
         return self._active is not None
 
     async def join(self, assigned: frozenset[TP]) -> None:
-        """Takes over when the signals partition is ours. What is delivered again the journal tells."""
+        """Whether the signals partition is ours; `start_at` takes over then."""
         self._ours = any(tp.topic == SIGNALS for tp in assigned)
-        await self._be_active()
 
     async def start_at(self, _: Mapping[TP, int]) -> Mapping[TP, int]:
-        """Takes over anew, if the journal was away; reading goes on at what is committed."""
+        """Takes over, if that is to be done; reading goes on at what is committed, and of what is delivered again the journal
+        tells. Raises KafkaException or TimeoutError: what passes of them is asked again."""
         await self._be_active()
         return {}
 

@@ -8,6 +8,7 @@ from tests.support import told
 from tests.support.kafka import embedded_broker, kafka
 
 __all__ = ["embedded_broker", "kafka"]
+pytest_plugins = ("tests.faults.gathered",)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,6 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="together",
         help="tests/faults: a few of each on shared stages, the same one fault after the other, or at length",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: several workers each take a file at a time, and none is left alone with the longest."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture

@@ -30,11 +30,11 @@ def run(settings: Settings, name: str, ports: Ports) -> int:
     async def join(tps: frozenset[TP]) -> None:
         assigned.clear()
         assigned.update(tps)
-        await profiles.caught_up()
         if not tps:  # more members than partitions: it stands by
             say_ready("detect", name, partitions=0)
 
     async def start_at(committed: Mapping[TP, int]) -> Mapping[TP, int]:
+        await profiles.caught_up()
         starts = await role.start_at(committed, frozenset(assigned))
         if not gc.get_freeze_count():
             settle_memory()

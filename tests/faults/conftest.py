@@ -1,4 +1,4 @@
-"""The fixture `ground` of a test that is marked with its faults, which tests are run at which scale, and the table at the end."""
+"""The fixture `ground` of a test that is marked with its faults, and which tests are run at which scale."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.ground import NAMES, Ground, Ran, Scale, save, table
-
-_RESULTS = pytest.StashKey[dict[str, Ran]]()
-
-
-def results_of(config: pytest.Config) -> dict[str, Ran]:
-    return config.stash.setdefault(_RESULTS, {})
+from tests.faults.gathered import MADE
+from tests.faults.ground import NAMES, Ground, Ran, Scale
 
 
 @pytest.fixture
@@ -21,9 +16,9 @@ def ground(request: pytest.FixtureRequest, tmp_path: Path) -> Ground:
     mark = request.node.get_closest_marker("fault")
     assert mark is not None, "mark the test with its fault: @pytest.mark.fault('F1')"
     assert set(mark.args) <= set(NAMES)
-    results = results_of(request.config)
     scale: Scale = "full" if request.config.getoption("--faults") == "full" else "short"
-    return Ground(tmp_path, scale, {name: results.setdefault(name, Ran()) for name in mark.args})
+    made = request.node.stash[MADE] = {name: Ran() for name in mark.args}
+    return Ground(tmp_path, scale, made)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -33,14 +28,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    found = results_of(config)
-    results = {name: found[name] for name in NAMES if name in found}
-    if not results:
-        return
-    save(results)
-    terminalreporter.section("faults x invariants")
-    for row in table(results):
-        terminalreporter.write_line(row)

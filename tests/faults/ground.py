@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from palisade.verify.finding import Verdict
 from tests.faults.stage import Setup, Stage
@@ -28,6 +28,19 @@ class Ran:
     @property
     def violations(self) -> int:
         return sum(each.status == "violated" for verdicts in self.verdicts for each in verdicts)
+
+    def add(self, other: Ran) -> None:
+        self.runs += other.runs
+        self.verdicts += other.verdicts
+
+    def told(self) -> dict[str, Any]:
+        """As JSON's kinds of values."""
+        return {"runs": self.runs, "verdicts": [[asdict(each) for each in verdicts] for verdicts in self.verdicts]}
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Ran:
+        """Of what `told` gave."""
+        return cls(told["runs"], [[Verdict(**each) for each in verdicts] for verdicts in told["verdicts"]])
 
     def on(self, invariant: str) -> str:
         """`holds`, `violated`, or `-` where no run of this fault shows anything of it."""

@@ -21,7 +21,7 @@ from streams.embedded_broker import EmbeddedBroker
 from streams.reading import read_to_end
 from streams.records import listed
 from tests.palisade.conftest import Run
-from tests.streams.responding import OPERATOR, OURS, SIGNING, role_on, run_of, trouble
+from tests.streams.responding import OPERATOR, SIGNING, role_on, run_of, take_part, trouble
 
 Start = Callable[[Mapping[str, int]], EmbeddedBroker]
 ANN = Operator("person:ann", OPERATOR)
@@ -66,7 +66,7 @@ def serving(broker: EmbeddedBroker, tmp_path: Path) -> Serving:
 
     async def story() -> None:
         async with role_on(broker.connection, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             await role.handle(trouble("a", first=0))
 
     asyncio.run(story())
@@ -106,7 +106,7 @@ def test_the_command_alone_makes_the_responder_take_everything_back(serving: Ser
 
     async def story() -> None:
         async with role_on(broker.connection, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             await role.handle(run_of(COMMANDS, (ordered, True)))
 
     asyncio.run(story())

@@ -53,6 +53,12 @@ def trouble(endpoint: str, first: int) -> Run:
     return run_of(SIGNALS, (view(endpoint, at), False), (failing(endpoint, at_ms=at, first_ms=at), False), first=first)
 
 
+async def take_part(role: RespondRole) -> None:
+    """As the transport does: told of its partition, then asked where to read from."""
+    await role.join(OURS)
+    await role.start_at({})
+
+
 @asynccontextmanager
 async def role_on(
     connection: KafkaConnection,

@@ -21,7 +21,7 @@ from streams.transport.run import TP
 from streams.transport.settings import KafkaConnection
 from tests.responders.given import command, failing, view
 from tests.streams.broker import produce
-from tests.streams.responding import OURS, directives_on, journal_on, now, role_on, run_of, trouble
+from tests.streams.responding import OURS, directives_on, journal_on, now, role_on, run_of, take_part, trouble
 
 
 def persons(kind: str, endpoint: str = "a") -> object:
@@ -34,7 +34,7 @@ def test_a_failing_endpoint_is_journaled_and_then_told_its_fallback_in_a_signed_
 ) -> None:
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             run = trouble("a", first=0)
             await role.handle(run)
             assert run.finished
@@ -56,7 +56,7 @@ def test_what_a_journal_does_not_take_is_neither_kept_nor_told(
 
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             assert role._active is not None
             active = role._active
             before = as_dict(active.state)
@@ -75,7 +75,7 @@ def test_what_a_journal_does_not_take_is_neither_kept_nor_told(
 def test_a_command_without_a_good_signature_is_a_dead_letter_and_is_not_obeyed(embedded: KafkaConnection) -> None:
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             await role.handle(run_of(SIGNALS, (view("a", now()), False)))
             bad = [(persons("fallback"), False), (b'{"kind":"kill"}', True), (view("a", now()), False)]
             await role.handle(run_of(COMMANDS, *bad))  # type: ignore[arg-type]
@@ -103,7 +103,7 @@ def test_an_input_that_cannot_be_decided_is_a_dead_letter_and_the_others_of_its_
 
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             at = now()
             run = run_of(
                 SIGNALS,
@@ -147,7 +147,7 @@ def test_what_the_journal_calls_answered_has_its_dead_letter_already(
 
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             at = now()
             failure = failing("a", at_ms=at, first_ms=at)
             await role.handle(run_of(SIGNALS, (view("a", at), False), (b"[", False), (failure, False)))
@@ -170,7 +170,7 @@ def test_a_journal_with_foreign_records_can_still_be_taken_over(embedded: KafkaC
 
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             assert role._active is not None
             assert role._active.state.epoch == 1
 
@@ -186,7 +186,7 @@ def test_a_saved_state_that_names_no_offset_of_the_journal_is_not_used(
 
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             assert role._active is not None
             assert role._active.state.epoch == (8 if offset == b"" else 1)  # an empty one is the start of the journal
 
@@ -198,10 +198,10 @@ def check_takeover(connection: KafkaConnection, *, fenced: bool) -> None:
 
     async def story() -> None:
         async with role_on(connection, fenced=fenced) as old, role_on(connection, fenced=fenced) as new:
-            await old.join(OURS)
+            await take_part(old)
             await old.handle(trouble("a", first=0))
             assert old._active is not None
-            await new.join(OURS)
+            await take_part(new)
             assert new._active is not None
             assert new._active.state.epoch > old._active.state.epoch
             assert new._active.state.endpoints["a"].route is not None
@@ -253,12 +253,12 @@ def test_state_saved_on_leaving_spares_the_next_one_the_old_journal(
 
     async def story() -> None:
         async with role_on(embedded, fenced=False) as first:
-            await first.join(OURS)
+            await take_part(first)
             await first.handle(trouble("a", first=0))
             await first.leave(OURS | {TP(COMMANDS, 0)})
         monkeypatch.setattr(journal_log, "read_to_end", counted)
         async with role_on(embedded, fenced=False) as second:
-            await second.join(OURS)
+            await take_part(second)
             assert second._active is not None
             assert second._active.state.endpoints["a"].route is not None
 

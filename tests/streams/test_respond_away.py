@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 from schemas.topics import ACTIONS, DEAD_LETTERS, DIRECTIVES, RESPOND_STATE
 from streams import journal_log
 from streams.embedded_broker import EmbeddedBroker
-from tests.streams.responding import OURS, directives_on, journal_on, role_on, trouble
+from tests.streams.responding import OURS, directives_on, journal_on, role_on, take_part, trouble
 
 Start = Callable[[Mapping[str, int]], EmbeddedBroker]
 TOPICS = {ACTIONS: 1, RESPOND_STATE: 1, DIRECTIVES: 1, DEAD_LETTERS: 1}
@@ -44,7 +44,7 @@ def test_what_was_not_journaled_is_decided_once_after_a_new_takeover(broker: Emb
 
     async def story() -> None:
         async with role_on(broker.connection, fenced=False, read_again=again) as role:
-            await role.join(OURS)
+            await take_part(role)
             broker.down()
             run = trouble("a", first=0)
             await role.handle(run)
@@ -68,6 +68,26 @@ def test_what_was_not_journaled_is_decided_once_after_a_new_takeover(broker: Emb
     assert directives_on(broker.connection)[-1].route == "fallback"
 
 
+def test_a_takeover_that_nobody_confirms_is_tried_again(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unconfirmed(*_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._MSG_TIMED_OUT))
+
+    async def story() -> None:
+        async with role_on(broker.connection, fenced=False) as role:
+            await role.join(OURS)
+            with monkeypatch.context() as patch:
+                patch.setattr(journal_log.Journal, "_commit", unconfirmed)
+                with pytest.raises(TimeoutError):  # after which the transport asks again
+                    await role.start_at({})
+            assert not role.active
+            await role.start_at({})
+            assert role.active
+
+    asyncio.run(story())
+
+
 def test_a_responder_that_lost_its_partition_meanwhile_leaves_everything_to_the_next_one(
     broker: EmbeddedBroker,
 ) -> None:
@@ -75,7 +95,7 @@ def test_a_responder_that_lost_its_partition_meanwhile_leaves_everything_to_the_
 
     async def story() -> None:
         async with role_on(broker.connection, fenced=False, read_again=again) as role:
-            await role.join(OURS)
+            await take_part(role)
             broker.down()
             run = trouble("a", first=0)
             working = asyncio.ensure_future(role.handle(run))
@@ -123,7 +143,7 @@ def test_a_journal_that_refuses_for_good_ends_the_process(
 
     async def story() -> None:
         async with role_on(broker.connection, fenced=False, read_again=never) as role:
-            await role.join(OURS)
+            await take_part(role)
             assert role._active is not None
             monkeypatch.setattr(role._active.journal, "_commit", refuse)
             run = trouble("a", first=0)

@@ -22,7 +22,7 @@ from streams.metrics import Metrics
 from streams.reading import read_to_end
 from streams.transport.settings import KafkaConnection
 from tests.responders.given import T0, caller_signal, command, failing, mandate, view
-from tests.streams.responding import OURS, directives_on, journal_on, now, role_on, run_of, trouble
+from tests.streams.responding import OURS, directives_on, journal_on, now, role_on, run_of, take_part, trouble
 
 Start = Callable[[Mapping[str, int]], EmbeddedBroker]
 TOPICS = {ACTIONS: 1, RESPOND_STATE: 1, DIRECTIVES: 1, DEAD_LETTERS: 1, SIGNALS: 1}
@@ -134,7 +134,7 @@ def test_a_record_on_which_reading_raises_is_a_dead_letter_and_the_next_one_is_o
 
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             verify = role._operators.verify
 
             def broken(kind: str, value: bytes, headers: Any) -> None:
@@ -168,7 +168,7 @@ def test_a_step_that_raises_for_one_endpoint_leaves_the_others_their_directives(
 
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             for first, name in enumerate("ab"):
                 run = trouble(name, first=2 * first)
                 await role.handle(run)
@@ -190,7 +190,7 @@ def test_after_a_failure_behind_the_journals_commit_nothing_is_decided_on_the_st
 
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             monkeypatch.setattr(respond, "reach", raises)
             with pytest.raises(ZeroDivisionError):
                 await role.handle(trouble("a", first=0))
@@ -201,7 +201,7 @@ def test_after_a_failure_behind_the_journals_commit_nothing_is_decided_on_the_st
             await role.leave(OURS)
             turning.cancel()
         async with role_on(embedded, fenced=False) as successor:
-            await successor.join(OURS)
+            await take_part(successor)
 
     asyncio.run(story())
     entries = [entry.entry for entry in journal_on(embedded)]

@@ -20,7 +20,7 @@ from streams.transport.run import TP, Run
 from streams.transport.settings import KafkaConnection
 from tests.responders.given import caller_signal, command, view
 from tests.streams.broker import produce
-from tests.streams.responding import OURS, directives_on, journal_on, now, role_on, run_of, trouble
+from tests.streams.responding import OURS, directives_on, journal_on, now, role_on, run_of, take_part, trouble
 from tests.streams.test_respond_webhooks import HOOK
 from tests.support.kafka import RealKafka
 
@@ -58,12 +58,12 @@ def test_a_signal_that_waits_holds_back_the_commit_and_is_decided_once_by_whoeve
 ) -> None:
     async def story() -> None:
         async with role_on(embedded, fenced=False) as killed, role_on(embedded, fenced=False) as heir:
-            await killed.join(OURS)
+            await take_part(killed)
             await killed.handle(two_floods())
             assert await asyncio.to_thread(limited, embedded) == ["bob"]
             assert killed.kept() == {AT: 2}, "what waits is delivered again if this process dies now"
 
-            await heir.join(OURS)
+            await take_part(heir)
             assert heir._active is not None
             order = command("fallback", "b", issued_ms=now(), expires_ms=now() + 600_000)
             await heir.handle(run_of(COMMANDS, (order, True)))  # an entry that is made before the signals are back
@@ -72,7 +72,7 @@ def test_a_signal_that_waits_holds_back_the_commit_and_is_decided_once_by_whoeve
             assert await asyncio.to_thread(limited, embedded) == ["bob", "eve"]
 
         async with role_on(embedded, fenced=False) as third:
-            await third.join(OURS)
+            await take_part(third)
             await third.handle(two_floods())
             assert third.kept() == {}
             assert await asyncio.to_thread(limited, embedded) == ["bob", "eve"]
@@ -85,7 +85,7 @@ def test_a_commit_passes_what_waited_only_once_its_decision_is_in_the_journal(
 ) -> None:
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             await role.handle(two_floods())
             assert role._active is not None
             commit = role._active.journal.commit
@@ -113,10 +113,10 @@ def test_a_process_that_stood_still_while_another_took_over_does_nothing_more(re
 
         webhooks = WebhookResponder({"a": HOOK}, post, draw=lambda: 0.0)
         async with role_on(real, fenced=True, webhooks=webhooks) as old, role_on(real, fenced=True) as new:
-            await old.join(OURS)
+            await take_part(old)
             await old.handle(trouble("a", first=0))
             old._lease.end()  # as after a SIGSTOP of seconds
-            await new.join(OURS)
+            await take_part(new)
             before = (
                 sent.copy(),
                 await asyncio.to_thread(journal_on, real),
@@ -139,7 +139,7 @@ def test_a_process_that_stood_still_while_another_took_over_does_nothing_more(re
 def test_a_process_that_stood_still_and_was_not_replaced_goes_on_under_the_next_epoch(real: KafkaConnection) -> None:
     async def story() -> None:
         async with role_on(real, fenced=True) as role:
-            await role.join(OURS)
+            await take_part(role)
             await role.handle(two_floods())
             assert role._active is not None
             epoch = role._active.state.epoch
@@ -155,7 +155,7 @@ def test_a_process_that_stood_still_and_was_not_replaced_goes_on_under_the_next_
 def test_who_lost_its_session_writes_no_state(embedded: KafkaConnection) -> None:
     async def story() -> None:
         async with role_on(embedded, fenced=False) as role:
-            await role.join(OURS)
+            await take_part(role)
             await role.handle(trouble("a", first=0))
             await role.lose(OURS)
             with pytest.raises(RuntimeError, match="before this process took over"):
@@ -168,16 +168,16 @@ def test_who_lost_its_session_writes_no_state(embedded: KafkaConnection) -> None
 def test_a_state_of_a_process_that_was_replaced_is_no_step_back(embedded: KafkaConnection) -> None:
     async def story() -> None:
         async with role_on(embedded, fenced=False) as first:
-            await first.join(OURS)
+            await take_part(first)
             await first.leave(OURS)
         (stale,) = journal_log.read_to_end(embedded, RESPOND_STATE, 0)
         async with role_on(embedded, fenced=False) as second:
-            await second.join(OURS)
+            await take_part(second)
             await second.handle(trouble("a", first=0))
             await second.leave(OURS)
         produce(embedded, RESPOND_STATE, (stale.key() or b"", stale.value(), stale.headers() or []))
         async with role_on(embedded, fenced=False) as third:
-            await third.join(OURS)
+            await take_part(third)
             assert third._active is not None
             assert (third._active.state.epoch, third._active.state.entry) == (4, 4)
             assert third._active.state.record("a").route is not None
@@ -199,7 +199,7 @@ def test_without_the_topic_of_states_the_journal_is_enough_and_nobody_waits_for_
 
     async def story() -> None:
         async with role_on(impatient, fenced=True) as first:
-            await first.join(OURS)
+            await take_part(first)
             await first.handle(trouble("a", first=0))
             await tick(first, lambda: first._active is not None and first._active.saved_entry > 1)
             began = time.monotonic()
@@ -207,7 +207,7 @@ def test_without_the_topic_of_states_the_journal_is_enough_and_nobody_waits_for_
             assert time.monotonic() - began < journal_log.COMMIT_TIMEOUT_S, "deciding waited for the save"
             await first.lose(OURS)
         async with role_on(impatient, fenced=True) as second:
-            await second.join(OURS)
+            await take_part(second)
             assert second._active is not None
             assert {n for n, e in second._active.state.endpoints.items() if e.route is not None} == {"a", "b"}
 
@@ -219,11 +219,11 @@ def test_signals_that_begin_anew_are_decided_although_their_offsets_were_answere
 ) -> None:
     async def story() -> None:
         async with role_on(embedded, fenced=False) as first:
-            await first.join(OURS)
+            await take_part(first)
             await first.handle(trouble("a", first=500))
             await first.lose(OURS)
         async with role_on(embedded, fenced=False) as second:  # the log ends at 20
-            await second.join(OURS)
+            await take_part(second)
             await second.handle(trouble("b", first=5))
             assert second._active is not None
             assert second._active.state.record("b").route is not None
@@ -236,7 +236,7 @@ def check_a_lost_journal(connection: KafkaConnection, journal_gone: Callable[[],
 
     async def story() -> None:
         async with role_on(connection, fenced=True) as first:
-            await first.join(OURS)
+            await take_part(first)
             await first.handle(two_floods())
             await first.handle(trouble("b", first=3))
             await tick(first, lambda: first.kept() == {})
@@ -244,7 +244,7 @@ def check_a_lost_journal(connection: KafkaConnection, journal_gone: Callable[[],
         before = {each.endpoint: each for each in await asyncio.to_thread(directives_on, connection)}
         journal_gone()
         async with role_on(connection, fenced=True) as second:
-            await second.join(OURS)
+            await take_part(second)
             assert second._active is not None
             state = second._active.state
             assert {caller: action.action_id for caller, action in state.record("a").limits.items()} == {

@@ -21,7 +21,7 @@ from streams.transport.settings import KafkaConnection
 from tests.responders.given import command
 from tests.responders.receivers import to
 from tests.streams.broker import produce
-from tests.streams.responding import OURS, journal_on, now, role_on, run_of, trouble
+from tests.streams.responding import OURS, journal_on, now, role_on, run_of, take_part, trouble
 
 Start = Callable[[Mapping[str, int]], EmbeddedBroker]
 HOOK = Hook(to(9_999), (parse_secret("whsec_" + "a" * 44),), 1.0)
@@ -76,7 +76,7 @@ def test_a_flip_is_in_the_journal_before_its_receiver_is_told_and_so_is_the_rest
     async def story() -> None:
         receiver = Receiver(embedded)
         async with role_on(embedded, fenced=False, webhooks=receiver.responder("a")) as role, asyncio.timeout(30):
-            await role.join(OURS)
+            await take_part(role)
             await role.handle(trouble("a", first=0))
             data, entries = await receiver.told.get()
             assert (data["route"], data["endpoint"], data["reason"]) == ("fallback", "a", "endpoint_failing")
@@ -100,7 +100,7 @@ def test_an_endpoint_without_a_webhook_has_directives_alone(embedded: KafkaConne
     async def story() -> None:
         receiver = Receiver(embedded)
         async with role_on(embedded, fenced=False, webhooks=receiver.responder("a")) as role, asyncio.timeout(30):
-            await role.join(OURS)
+            await take_part(role)
             await role.handle(trouble("b", first=0))
             await role.handle(trouble("a", first=2))
             data, _ = await receiver.told.get()
@@ -117,7 +117,7 @@ def test_a_receiver_that_takes_nothing_is_told_to_people_and_on_record(
     async def story() -> None:
         receiver = Receiver(embedded, DOWN)
         async with role_on(embedded, fenced=False, webhooks=receiver.responder("a")) as role, asyncio.timeout(30):
-            await role.join(OURS)
+            await take_part(role)
             await role.handle(trouble("a", first=0))
             await receiver.told.get()
             failing = await until_journaled(role, embedded, "webhook_failing")
@@ -140,13 +140,13 @@ def test_a_standby_sends_nothing_and_who_takes_over_tells_what_holds_under_its_o
             role_on(embedded, fenced=False, webhooks=heir.responder("a")) as new,
             asyncio.timeout(30),
         ):
-            await old.join(OURS)
+            await take_part(old)
             await old.handle(trouble("a", first=0))
             before, _ = await dead.told.get()
             assert heir.told.empty()
             await old.leave(OURS)
             assert "webhook of a" not in {task.get_name() for task in asyncio.all_tasks()}
-            await new.join(OURS)
+            await take_part(new)
             after, _ = await heir.told.get()
             assert (after["route"], after["action_id"]) == ("fallback", before["action_id"])
             assert after["expires_at"] == before["expires_at"]
@@ -174,7 +174,7 @@ def test_other_endpoints_are_answered_while_one_receiver_hangs(embedded: KafkaCo
 
         webhooks = WebhookResponder({"a": HOOK, "b": HOOK}, post)
         async with role_on(embedded, fenced=False, webhooks=webhooks) as role, asyncio.timeout(30):
-            await role.join(OURS)
+            await take_part(role)
             await role.handle(trouble("a", first=0))
             assert await told.get() == "a"
             await role.handle(trouble("b", first=2))
@@ -192,7 +192,7 @@ def test_the_kill_switch_tells_receivers_to_go_back(embedded: KafkaConnection) -
     async def story() -> None:
         receiver = Receiver(embedded)
         async with role_on(embedded, fenced=False, webhooks=receiver.responder("a")) as role, asyncio.timeout(30):
-            await role.join(OURS)
+            await take_part(role)
             await role.handle(trouble("a", first=0))
             await receiver.told.get()
             at = now()
@@ -208,7 +208,7 @@ def test_what_is_wanted_while_a_message_is_undelivered_takes_its_place(embedded:
     async def story() -> None:
         receiver = Receiver(embedded, DOWN)
         async with role_on(embedded, fenced=False, webhooks=receiver.responder("a")) as role, asyncio.timeout(30):
-            await role.join(OURS)
+            await take_part(role)
             await role.handle(trouble("a", first=0))
             await receiver.told.get()
             at = now()
