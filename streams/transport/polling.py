@@ -22,6 +22,7 @@ from streams.failpoints import reach
 from streams.transport.error_log import QUIET, ErrorLog
 from streams.transport.ledger import PartitionState
 from streams.transport.log_ends import log_begin, log_end
+from streams.transport.membership import Membership
 from streams.transport.run import TP, Record
 from streams.transport.seams import FATAL, PASSING, Client, Figures, Halted, Host, LoopStuck, PollingBounds
 from streams.transport.settings import Setting
@@ -51,6 +52,7 @@ class Poller:
         self._loop = loop
         self._restarts = restarts
         self._bounds = bounds or PollingBounds()
+        self._membership = Membership(self._bounds.renew_s, self._bounds.rejoin_s)
         self.ledger = host.new_ledger(0)
         self.ledger.close()  # nothing is assigned yet
         self.partitions: frozenset[TP] = frozenset()
@@ -67,7 +69,6 @@ class Poller:
         self._rewinds_asked = self._rewinds_done = 0
         self._unread_since: float | None = None  # something is assigned, and nobody has asked to read it yet
         self.joined = False  # the group has said which partitions are ours, maybe none
-        self._outside_since: float | None = None  # no group knows us
         self._wanted: list[str] = []
         self._subscribed: list[str] = []
         self._queue: deque[tuple[dict[TP, int], concurrent.futures.Future[None]]] = deque()
@@ -267,23 +268,16 @@ class Poller:
                 self.watermarks[tp] = marks
 
     def _look_for_group(self, now: float) -> None:
-        """Makes the consumer anew once no group has known it for long.
-
-        A broker that shuts down can say that the cluster has no broker; librdkafka 2.12 to 2.16 then forgets all that it
-        knows and asks nobody ever again (its issue 5301). Nothing is assigned to who is no member, so nothing is lost; and a
-        broker that is merely away is asked by a client that looks its name up again.
-        """
-        member = self._consumer.memberid()
-        if not self._subscribed or (member and self.joined):
-            self._outside_since = None
-        elif self._outside_since is None:
-            self._outside_since = now
-        elif (outside_s := now - self._outside_since) > (self._bounds.rejoin_s if member else self._bounds.renew_s):
+        """Makes the consumer anew where its group has given it nothing for too long."""
+        if not self._subscribed:
+            return
+        outside_s = self._membership.given_up(now, known=bool(self._consumer.memberid()), joined=self.joined)
+        if outside_s is not None:
             log.warning("no group has given this consumer anything for %.0f s: it is made anew", outside_s)
             # closing can wait for a look-up of the broker's name; nobody uses it any more, and nothing is assigned to it
             threading.Thread(target=_close, args=(self._consumer,), name="rdkafka-old", daemon=True).start()
             self._consumer = self._new_consumer()
-            self._subscribed, self._outside_since = [], None
+            self._subscribed = []
 
     def _on_error(self, error: KafkaError) -> None:
         """Raise what cannot get better; log the rest."""
