@@ -1,7 +1,8 @@
 """`make soak MINUTES=30`: random faults on Apache Kafka for so long; no promise is broken, and no process grows.
 
 Members that are killed have others beside them, whose memory is watched: `rss_slope_mb_per_h` is that of the process of each
-role which lives longest, over what it lived after its first two minutes. Last line JSON; status 0: nothing is violated.
+role which lives longest, over what it lived after its first two minutes; the same of the second half says whether it came to
+rest. Last line JSON; status 0: nothing is violated.
 """
 
 from __future__ import annotations
@@ -96,12 +97,12 @@ class Soak:
             for at_s, mb in seen
         ]
 
-    def slopes(self) -> dict[str, float]:
-        """MB an hour, by least squares, of the process of each name that was seen longest."""
+    def slopes(self, after_s: float = WARM_UP_S) -> dict[str, float]:
+        """MB an hour, by least squares, of the process of each name that was seen longest, without its first `after_s`."""
         found = {}
         for name in SPARED:
             longest = max((seen for (whose, _), seen in self.memory.items() if whose == name), key=len, default=[])
-            settled = np.array([each for each in longest if each[0] - longest[0][0] >= WARM_UP_S])
+            settled = np.array([each for each in longest if each[0] - longest[0][0] >= after_s])
             if len(settled) >= 12:
                 found[name] = round(float(np.polyfit(settled[:, 0] / 3600, settled[:, 1], 1)[0]), 1)
         return found
@@ -133,6 +134,7 @@ def main() -> int:
         print(f"{each.name:4} {each.status:10} {each.words}")
     violations = sum(each.status == "violated" for each in verdicts)
     line = {"violations": violations, "rss_slope_mb_per_h": soak.slopes(), "events": events, "minutes": given.minutes}
+    line["rss_slope_second_half_mb_per_h"] = soak.slopes(given.minutes * 60 / 2)
     sys.stdout.write(json.dumps(line | {"faults": dict(soak.made), "seed": seed, "ok": not problem}) + "\n")
     return 1 if problem else 0
 
