@@ -27,8 +27,9 @@ SEED ?= 1
 demo: $(READY)  ## The main job on real data: five attacks and faults, seen, answered, released, proven (SEED=n)
 	@$(BIN)/python -m palisade.demo --seed $(SEED)
 
+# Stages of processes wait half of their time: two workers take a file of tests each, the slow ones first.
 test: $(READY)  ## All tests, real Kafka included
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)  ## The tests that need no Apache Kafka and no long run
 	@$(BIN)/python -m pytest -q -m 'not kafka and not slow'
