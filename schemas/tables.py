@@ -34,8 +34,9 @@ IDENTITY: tuple[tuple[str, str], ...] = (
     ("broker_time", "DateTime64(3, 'UTC')"),
 )
 _ROW = ("topic", "partition", "offset", "row")
-DEDUP_WINDOW = 10_000
-"""Insert tokens that a table remembers: a retried insert of the same range is ignored."""
+DEDUP_WINDOW = 1_000
+"""Insert tokens that a table remembers, in memory (some 250 bytes each): a retried insert of the same range is ignored, for at
+two inserts a second eight minutes. What is inserted once more later, the views read once."""
 
 _ARROW_TYPES: dict[pa.DataType, str] = {
     pa.int64(): "Int64",

@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.predictions
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `caller`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 90 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.predictions AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `features`, `producer`, `seq`, `request_id`, `model_version`, `artifact_digest`, `caller`, `caller_auth`, `ts`, `latency_ms`, `status`, `served_by`, `prediction`, `weight`, `origin`, `answer`, `reused_id`
@@ -74,7 +74,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.reports
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 90 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.reports AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `guard_id`, `boot_id`, `seq`, `from_ms`, `to_ms`, `epoch_applied`, `killed`, `live_version`, `versions`, `asked`, `refused`, `routes`, `dropped`, `in_flight`, `breaker`, `fallback_ok`, `directive_refused`, `distinct_callers`, `callers`, `rest_callers`, `rest_asked`, `rest_served`, `rest_refused`
@@ -100,7 +100,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.answers
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `request_id`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 400 DAY
-SETTINGS index_granularity = 256, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 256, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.answers AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `endpoint`, `request_id`, `model_version`, `caller`, `caller_auth`, `ts`, `served_by`, `prediction`, `weight`
@@ -124,7 +124,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.feedback
 ENGINE = ReplacingMergeTree
 ORDER BY (`topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 400 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.feedback AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `request_id`, `label`, `ts`, `source`, `source_auth`
@@ -163,7 +163,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.labelled
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `model_version`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 400 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.labelled AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `request_id`, `model_version`, `caller`, `caller_auth`, `served_by`, `prediction`, `label`, `ts`, `prediction_ts`, `delay_ms`, `source`, `source_auth`, `weight`, `prediction_topic`, `prediction_partition`, `prediction_offset`, `prediction_row`, `feedback_partition`, `feedback_offset`, `feedback_row`
@@ -185,7 +185,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.label_joins
 ENGINE = ReplacingMergeTree
 ORDER BY (`topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 400 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.label_joins AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `joined`, `ambiguous`, `no_prediction`
@@ -205,7 +205,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.verdicts
 ENGINE = ReplacingMergeTree
 ORDER BY (`topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 90 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.verdicts AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `outcome`, `flags`, `endpoint`
@@ -237,7 +237,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.block_readings
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `version`, `detector`, `last_offset`, `last_row`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 90 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.block_readings AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `endpoint`, `version`, `profile_hash`, `first_offset`, `first_row`, `last_offset`, `last_row`, `rows`, `closed_by`, `closed_ms`, `detector`, `score`, `threshold`, `state`, `evidence`
@@ -261,7 +261,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.p_values
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `detector`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 90 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.p_values AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `p_value`, `endpoint`, `version`, `detector`, `profile_hash`
@@ -305,7 +305,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.signals
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 400 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.signals AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `signal_id`, `incident_id`, `state`, `seq`, `detector`, `detector_hash`, `kind`, `endpoint`, `version`, `subject_kind`, `subject`, `caller_auth`, `severity`, `score`, `threshold`, `usual_rate`, `rate`, `shares`, `evidence`, `atlas`, `first_ms`, `at_ms`, `log_topic`, `log_partition`, `log_offset`, `log_row`
@@ -340,7 +340,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.endpoint_states
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 30 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.endpoint_states AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `at_ms`, `guards_live`, `epoch_applied`, `fallback_ok`, `killed`, `live_version`, `asked_per_s`, `active_callers`, `median_caller_rate`, `good_probes`, `knocking`, `guard_shares`, `log_partition`, `log_offset`
@@ -363,7 +363,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.journal
 ENGINE = ReplacingMergeTree
 ORDER BY (`topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 3650 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.journal AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `entry`, `epoch`, `now_ms`, `inputs`, `decisions`
@@ -399,7 +399,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.decisions
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 3650 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.decisions AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `action_id`, `kind`, `endpoint`, `caller`, `rate_per_s`, `reason`, `incident_id`, `signal_ids`, `policy`, `policy_hash`, `rule`, `actor`, `mode`, `epoch`, `issued_ms`, `expires_ms`, `outcome`, `detail`
@@ -428,7 +428,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.directives
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 400 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.directives AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `epoch`, `issued_ms`, `ttl_ms`, `mode`, `route`, `route_action_id`, `probe_share`, `limits`, `guard_shares`, `other_share`
@@ -452,7 +452,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.kills
 ENGINE = ReplacingMergeTree
 ORDER BY (`topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 3650 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.kills AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `kill`, `issued_ms`, `actor`, `reason`
@@ -481,7 +481,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.commands
 ENGINE = ReplacingMergeTree
 ORDER BY (`topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 3650 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.commands AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `command_id`, `kind`, `endpoint`, `caller`, `rate_per_s`, `actor`, `reason`, `issued_ms`, `expires_ms`
@@ -514,7 +514,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.dead_letters
 ENGINE = ReplacingMergeTree
 ORDER BY (`topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 90 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.dead_letters AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `log_topic`, `log_partition`, `log_offset`, `log_row`, `reason`, `detail`, `endpoint`, `caller`, `size`, `sha256`, `head`, `headers`, `broker_ms`
@@ -536,7 +536,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.profiles
 ENGINE = ReplacingMergeTree
 ORDER BY (`key`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 3650 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.profiles AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `key`, `kind`, `content`
@@ -561,7 +561,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.lost
 ENGINE = ReplacingMergeTree
 ORDER BY (`log_topic`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 90 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.lost AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `log_topic`, `log_partition`, `first`, `last`, `at_ms`
@@ -584,7 +584,7 @@ CREATE TABLE IF NOT EXISTS palisade_raw.activations
 ENGINE = ReplacingMergeTree
 ORDER BY (`endpoint`, `topic`, `partition`, `offset`, `row`)
 TTL toDateTime(broker_time) + INTERVAL 3650 DAY
-SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 1000;
 
 CREATE OR REPLACE VIEW palisade.activations AS
 SELECT `topic`, `partition`, `offset`, `row`, `broker_time`, `schema_version`, `endpoint`, `version`, `profile_hash`, `actor`, `at_ms`
