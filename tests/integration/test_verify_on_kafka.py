@@ -14,6 +14,7 @@ import pytest
 from confluent_kafka import Message, Producer
 
 from palisade.cli import main as cli
+from palisade.cli import options
 from palisade.dev import DevStack, prepare, role_specs
 from palisade.supervisor import Supervisor
 from palisade.verify.history import History
@@ -76,7 +77,7 @@ def test_a_run_with_killed_workers_is_proven(
     stack: DevStack, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(options.console, "width", 200)  # sentences on one line
     producer = Producer(kafka_settings(KafkaConnection(bootstrap=stack.bootstrap), "producer"))
     config, history, middle = ("--config", stack.config_path), tmp_path / "history", 0
     sent: list[dict[str, Any]] = []
