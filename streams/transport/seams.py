@@ -27,9 +27,13 @@ FATAL = frozenset(
     }
 )
 
-# What is said while a leader is sought, or while a connection is made again: asked again, somebody answers.
+# What is said while a leader or a coordinator is sought, or while a connection is made again: asked again, somebody answers.
 PASSING = frozenset(
     {
+        KafkaError._DESTROY_BROKER,  # it is no more in the metadata: what it was asked is told so
+        KafkaError._RESOLVE,
+        KafkaError._WAIT_COORD,
+        KafkaError._TIMED_OUT_QUEUE,
         KafkaError._TRANSPORT,
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._TIMED_OUT,
@@ -42,6 +46,12 @@ PASSING = frozenset(
         KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.UNKNOWN_LEADER_EPOCH,
         KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.KAFKA_STORAGE_ERROR,  # of the leader's disk: the next one has another
+        KafkaError.LISTENER_NOT_FOUND,
     }
 )
 

@@ -221,7 +221,13 @@ async def test_what_does_not_pass_ends_the_worker_that_asks_where_to_read_from()
 
 
 @pytest.mark.parametrize(
-    "error", [KafkaException(KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION)), TimeoutError("no answer in 30 s")]
+    "error",
+    [
+        KafkaException(KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION)),
+        KafkaException(KafkaError(KafkaError.COORDINATOR_LOAD_IN_PROGRESS)),
+        KafkaException(KafkaError(KafkaError._DESTROY_BROKER)),
+        TimeoutError("no answer in 30 s"),
+    ],
 )
 async def test_where_to_read_from_is_asked_again_when_the_broker_goes_away_meanwhile(error: Exception) -> None:
     class Interrupted(Host):
