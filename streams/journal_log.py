@@ -25,6 +25,7 @@ from schemas.topics import ACTIONS, DIRECTIVES, RESPOND_STATE
 from schemas.wire import KIND_HEADER
 from streams.reading import ends_of, read_to_end, tail
 from streams.records import header_of, headers_of, listed
+from streams.transport.seams import NOT_THERE
 from streams.transport.settings import KafkaConnection, kafka_settings
 
 log = logging.getLogger(__name__)
@@ -38,9 +39,6 @@ STATES_READ = 4
 
 DIRECTIVES_READ = 10_000
 """Directives of each partition that are looked at where the journal is gone: what holds is sent again each second."""
-_NOT_THERE = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
-
-
 _AWAY = frozenset(
     {KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}
 )
@@ -178,7 +176,7 @@ def _saved_state(connection: KafkaConnection) -> tuple[RespondState, int]:
             if message.key() == STATE_KEY:
                 best = max(best, _read_state(message), key=lambda found: found[0].entry)
     except KafkaException as error:
-        if error.args[0].code() not in _NOT_THERE:
+        if error.args[0].code() not in NOT_THERE:
             raise
         log.error(
             "%s is gone: make it with `palisade topics create`; the journal is read from its start", RESPOND_STATE

@@ -56,6 +56,10 @@ PASSING = frozenset(
 )
 
 
+# What is said of a topic that is gone, and for a moment of each by a broker that has just begun.
+NOT_THERE = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
+
+
 class LoopStuck(RuntimeError):
     """The event loop did not answer a rebalance or a rewind in time, or did not ask to read what was assigned: a worker
     that holds partitions and never reads them is a zombie."""
@@ -102,7 +106,7 @@ class PollingBounds:
 
     renew_s: for how long no group may know the consumer before it is made anew. rejoin_s: the same of one that is known and
     waits for its partitions; above loop_s, for which a rebalance may wait for another member.
-    again_s: between two attempts to learn where to read from.
+    again_s: between two attempts to learn where to read from. not_there_s: for so long a topic may be unknown meanwhile.
     loop_s is above drain + flush + one commit + session timeout, so that a loop which is merely busy is not called stuck.
     """
 
@@ -114,6 +118,7 @@ class PollingBounds:
     renew_s: float = 15.0
     rejoin_s: float = 120.0
     again_s: float = 1.0
+    not_there_s: float = 60.0
     committed_s: float = 5.0
     watermarks_s: float = 1.0
 

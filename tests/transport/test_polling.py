@@ -85,11 +85,16 @@ class Host:
         ledger.committed(due)
 
 
+NOT_THERE_S = 0.5
+
+
 @asynccontextmanager
 async def polling(
     host: Host, consumer: FakeConsumer, *, restarts: bool = False, loop_s: float = 60.0, full_s: float = 0.02
 ) -> AsyncIterator[None]:
-    bounds = PollingBounds(poll_s=0.002, full_s=full_s, loop_s=loop_s, watermarks_s=0.01, again_s=0.01)
+    bounds = PollingBounds(
+        poll_s=0.002, full_s=full_s, loop_s=loop_s, watermarks_s=0.01, again_s=0.01, not_there_s=NOT_THERE_S
+    )
     host.consumer = consumer
     host.poller = Poller(lambda _: consumer, {}, host, host.loop, restarts=restarts, bounds=bounds)
     host.poller.start()
@@ -208,10 +213,11 @@ async def test_start_at_moves_reading_back_and_never_past_what_is_committed() ->
     assert again.first == 2
 
 
-async def test_what_does_not_pass_ends_the_worker_that_asks_where_to_read_from() -> None:
+@pytest.mark.parametrize("code", [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART])
+async def test_what_does_not_pass_ends_the_worker_that_asks_where_to_read_from(code: int) -> None:
     class Refused(Host):
         async def start_at(self, committed: Mapping[TP, int]) -> Mapping[TP, int]:
-            raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+            raise KafkaException(KafkaError(code))
 
     host, consumer = Refused(), consumer_with(t=3)
     async with polling(host, consumer, restarts=True):
@@ -226,6 +232,7 @@ async def test_what_does_not_pass_ends_the_worker_that_asks_where_to_read_from()
         KafkaException(KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION)),
         KafkaException(KafkaError(KafkaError.COORDINATOR_LOAD_IN_PROGRESS)),
         KafkaException(KafkaError(KafkaError._DESTROY_BROKER)),
+        KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION)),
         TimeoutError("no answer in 30 s"),
     ],
 )
