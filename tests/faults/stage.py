@@ -192,13 +192,19 @@ class Stage:
 
     # -- breaking it
 
-    def kill(self, name: str) -> int:
-        """kill -9 of a worker, which the supervisor starts again. Returns the pid once it has ended."""
+    def kill(self, name: str) -> None:
+        """kill -9 of a worker, which the supervisor starts again; returns once it has ended. One that has just ended by a fault of
+        its own is killed when it runs again."""
         ended = self.exits_of(name)
         self._expected[name] += 1
-        pid = self.supervisor.kill(name)
-        until(lambda: self.exits_of(name) > ended, f"the end of {name}", READY_S)
-        return pid
+
+        def gone() -> bool:
+            if self.exits_of(name) > ended:
+                return True
+            self.supervisor.kill(name)
+            return False
+
+        until(gone, f"the end of {name}", READY_S)
 
     def await_back(self, name: str, exits: int) -> None:
         """Until processes of that name have ended so often in this run, and the one that runs now is ready."""
