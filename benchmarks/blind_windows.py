@@ -5,7 +5,8 @@ from the kill to the first outcome of an event that was sent after it: a predict
 decision (respond), a row in the audit's ClickHouse (audit). The longest of the partitions counts. `second`: another process
 of the role runs beside, and the killed one is started again; `restart`: it is alone, and the supervisor starts it again.
 The windows follow the session timeout, after which the group gives a dead member's partitions away. The last figure is a
-restart of detect that takes up the state of 1,000 endpoints: from the start of the process to the first verdicts of both partitions.
+restart of detect that takes up the state of 1,000 endpoints: from the start of the process to the first verdicts of both
+partitions.
 """
 
 from __future__ import annotations

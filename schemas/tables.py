@@ -35,8 +35,8 @@ IDENTITY: tuple[tuple[str, str], ...] = (
 )
 _ROW = ("topic", "partition", "offset", "row")
 DEDUP_WINDOW = 1_000
-"""Insert tokens that a table remembers, in memory (some 250 bytes each): a retried insert of the same range is ignored, for at
-two inserts a second eight minutes. What is inserted once more later, the views read once."""
+"""Insert tokens that a table remembers, in memory: a retried insert of the same range is ignored, for eight minutes at
+two inserts a second. What is inserted once more later, the views read once."""
 
 _ARROW_TYPES: dict[pa.DataType, str] = {
     pa.int64(): "Int64",

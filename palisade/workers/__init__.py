@@ -11,18 +11,19 @@ from palisade.settings import Settings
 from palisade.workers.common import Ports
 from streams import failpoints
 
+log = logging.getLogger(__name__)
+
 ROLES = ("ingest", "detect", "respond", "audit")
 COLLECT_AT = (50_000, 20, 50)
 """A run makes tens of thousands of objects that die with it and no cycles: at Python's thresholds (700, 10, 10) looking
 for cycles among them is a quarter of a detect worker's time; at these, 1 %. 50,000 young objects are about 10 MB."""
 
 
-log = logging.getLogger(__name__)
-
 M_ARENA_MAX = -8
 ARENAS = 2
-"""glibc gives each thread a heap of its own, up to eight a core, and librdkafka's threads free what others took: after an
-hour of outages half of a worker's memory was free and scattered over 16 heaps. Two stay dense, and cost no measurable time."""
+"""glibc gives each thread a heap of its own, up to eight a core, and librdkafka's threads free what others took: after
+half an hour of outages half of a worker's heap and more was free, scattered over 16. Two stay dense, and cost less time than
+runs of one kind differ by."""
 
 
 def _bound_heaps() -> None:

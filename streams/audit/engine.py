@@ -268,7 +268,7 @@ class EmbeddedClickHouse:
         self._give_back()
 
     def _give_back(self) -> None:
-        """A server's own thread gives memory that is free back to the machine; the embedded engine has none."""
+        """The embedded engine keeps what merges have freed until it is asked to give it back to the machine."""
         if (now := time.monotonic()) - self._purged >= PURGE_S:
             self._purged = now
             with suppress(ClickHouseError):  # the rows are in: nothing of this may look like a failed insert

@@ -22,7 +22,7 @@ def ground(request: pytest.FixtureRequest, tmp_path: Path) -> Ground:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A fault that is marked `shared` is made on a stage with others (`test_together.py`, `test_together_on_kafka.py`), or by itself: not both."""
+    """A fault that is marked `shared` is made on a stage with others (`test_together*.py`), or by itself: not both."""
     away = "shared" if config.getoption("--faults") == "together" else "together"
     left = [item for item in items if item.get_closest_marker(away)]
     if left:

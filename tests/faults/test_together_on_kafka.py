@@ -1,4 +1,4 @@
-"""What `make test` makes of the faults on Apache Kafka: a few of each on two stages, as `test_together.py` does on the embedded broker."""
+"""What `make test` makes of the faults on Apache Kafka, on two stages; `test_together.py` has those on the embedded broker."""
 
 from __future__ import annotations
 

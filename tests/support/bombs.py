@@ -13,9 +13,8 @@ def bomb(bootstrap: str, topic: str, partition: int = 0, compression: str = "zst
     one_batch = {"batch.size": 2_000_000_000, "batch.num.messages": records, "linger.ms": 60_000}
     room = {"message.max.bytes": 1_000_000_000, "queue.buffering.max.kbytes": 2_000_000}
     producer = Producer({"bootstrap.servers": bootstrap, "compression.type": compression} | one_batch | room)
-    producer.list_topics(
-        topic, timeout=30
-    )  # what waits for a leader to be known is sent as soon as it is: in two batches
+    # What waits for a leader to be known is sent as soon as it is: in two batches.
+    producer.list_topics(topic, timeout=30)
     for _ in range(records):
         producer.produce(topic, bytes(1_000_000), partition=partition)
     assert producer.flush(120) == 0

@@ -85,16 +85,11 @@ class Host:
         ledger.committed(due)
 
 
-NOT_THERE_S = 0.5
-
-
 @asynccontextmanager
 async def polling(
     host: Host, consumer: FakeConsumer, *, restarts: bool = False, loop_s: float = 60.0, full_s: float = 0.02
 ) -> AsyncIterator[None]:
-    bounds = PollingBounds(
-        poll_s=0.002, full_s=full_s, loop_s=loop_s, watermarks_s=0.01, again_s=0.01, not_there_s=NOT_THERE_S
-    )
+    bounds = PollingBounds(poll_s=0.002, full_s=full_s, loop_s=loop_s, watermarks_s=0.01, again_s=0.01, not_there_s=0.5)
     host.consumer = consumer
     host.poller = Poller(lambda _: consumer, {}, host, host.loop, restarts=restarts, bounds=bounds)
     host.poller.start()
