@@ -17,6 +17,7 @@ from schemas.errors import ConfigError
 from streams.admin import BrokerAway, input_partitions
 from streams.health import Health
 from streams.health_port import HealthPort
+from streams.memory import MemoryCollector
 from streams.metrics import Metrics
 from streams.transport.settings import KafkaConnection, Setting
 
@@ -47,6 +48,7 @@ def observed(role: str, name: str, ports: Ports) -> tuple[Metrics, Health]:
     """What a role counts, and how it is: served from now on. Raises ConfigError where a port is taken."""
     metrics, health = Metrics(role), Health(role, name)
     metrics.registry.register(health)
+    metrics.registry.register(MemoryCollector())
     for port, host, registry in (
         (ports.metrics, "127.0.0.1", metrics.registry),
         (ports.health, ports.health_host, None),

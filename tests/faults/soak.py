@@ -2,7 +2,8 @@
 
 Members that are killed have others beside them, whose memory is watched: `rss_slope_mb_per_h` is that of the process of each
 role which lives longest, over what it lived after its first two minutes; the same of the second half says whether it came to
-rest. Last line JSON; status 0: nothing is violated.
+rest, and `memory_mb` of what: what each kind of memory (`palisade_memory_bytes`) was after the first two minutes, and at the end.
+Last line JSON; status 0: nothing is violated.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import shutil
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from urllib.request import urlopen
 
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from palisade.verify.finding import Verdict
 from streams.failpoints import Point
 from tests.faults.ground import RESULTS
 from tests.faults.stage import Setup, Stage
+from tests.support.ports import free_ports
 
 WARM_UP_S = 120.0
 SAMPLE_S = 5.0
@@ -43,7 +47,7 @@ class Soak:
         self._say = say
         self._faults = (self.kill_second, self.raise_somewhere, self.poison, self.repeat, self.broker_restarts)
         self.made: Counter[str] = Counter()
-        self.memory: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+        self.memory: dict[tuple[str, int], list[tuple[float, Mapping[str, float]]]] = defaultdict(list)
 
     def run(self, minutes: float) -> None:
         started = time.monotonic()
@@ -83,16 +87,13 @@ class Soak:
     def _sample(self, now: float) -> None:
         for name in SPARED:
             pid = self._stage.supervisor.pid(name)
-            try:
-                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-            except OSError:
-                continue
-            self.memory[name, pid].append((now, pages * 4096 / 1e6))
+            with suppress(OSError):  # it is just starting
+                self.memory[name, pid].append((now, _memory_mb(self._stage.setup.metrics[name])))
 
     def samples(self) -> list[dict[str, float | str]]:
-        """All that was measured: role, process, seconds, MB."""
+        """All that was measured: role, process, seconds, MB by what they are."""
         return [
-            {"role": role, "pid": pid, "at_s": round(at_s, 1), "mb": round(mb, 1)}
+            {"role": role, "pid": pid, "at_s": round(at_s, 1), **mb}
             for (role, pid), seen in self.memory.items()
             for at_s, mb in seen
         ]
@@ -100,12 +101,46 @@ class Soak:
     def slopes(self, after_s: float = WARM_UP_S) -> dict[str, float]:
         """MB an hour, by least squares, of the process of each name that was seen longest, without its first `after_s`."""
         found = {}
+        for name, settled in self._longest(after_s):
+            at_s, mb = zip(*((at_s / 3600, mb["resident"]) for at_s, mb in settled), strict=True)
+            found[name] = round(float(np.polyfit(at_s, mb, 1)[0]), 1)
+        return found
+
+    def kinds(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """MB of each kind, after the warm-up and at the end: medians of a minute."""
+        minute = int(60 / SAMPLE_S)
+        return {
+            name: {
+                kind: (
+                    float(np.median([mb[kind] for _, mb in settled[:minute]])),
+                    float(np.median([mb[kind] for _, mb in settled[-minute:]])),
+                )
+                for kind in settled[0][1]
+            }
+            for name, settled in self._longest(WARM_UP_S)
+        }
+
+    def _longest(self, after_s: float) -> Iterator[tuple[str, list[tuple[float, Mapping[str, float]]]]]:
         for name in SPARED:
             longest = max((seen for (whose, _), seen in self.memory.items() if whose == name), key=len, default=[])
-            settled = np.array([each for each in longest if each[0] - longest[0][0] >= after_s])
+            settled = [each for each in longest if each[0] - longest[0][0] >= after_s]
             if len(settled) >= 12:
-                found[name] = round(float(np.polyfit(settled[:, 0] / 3600, settled[:, 1], 1)[0]), 1)
-        return found
+                yield name, settled
+
+
+def _memory_mb(port: int) -> Mapping[str, float]:
+    """What a worker says of its memory. OSError where it does not answer."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    found = {
+        sample.labels["of"]: round(sample.value / 1e6, 2)
+        for family in families
+        if family.name == "palisade_memory_bytes"
+        for sample in family.samples
+    }
+    if "resident" not in found:
+        raise OSError("no memory is told")
+    return found
 
 
 def main() -> int:
@@ -117,7 +152,9 @@ def main() -> int:
     folder = RESULTS.parent / "soak"
     shutil.rmtree(folder, ignore_errors=True)
     verdicts: list[Verdict] = []
-    with Stage(folder, Setup(kafka=True, replicas=REPLICAS, seed=seed), verdicts.extend) as stage:
+    metrics = dict(zip(SPARED, free_ports(len(SPARED)), strict=True))
+    setup = Setup(kafka=True, replicas=REPLICAS, metrics=metrics, seed=seed)
+    with Stage(folder, setup, verdicts.extend) as stage:
         print(f"seed {seed}; logs in {folder / 'logs'}")
         stage.load.start()
         soak = Soak(stage, random.Random(seed), print)
@@ -133,8 +170,14 @@ def main() -> int:
     for each in verdicts:
         print(f"{each.name:4} {each.status:10} {each.words}")
     violations = sum(each.status == "violated" for each in verdicts)
-    line = {"violations": violations, "rss_slope_mb_per_h": soak.slopes(), "events": events, "minutes": given.minutes}
+    line: dict[str, object] = {
+        "violations": violations,
+        "rss_slope_mb_per_h": soak.slopes(),
+        "events": events,
+        "minutes": given.minutes,
+    }
     line["rss_slope_second_half_mb_per_h"] = soak.slopes(given.minutes * 60 / 2)
+    line["memory_mb"] = soak.kinds()
     sys.stdout.write(json.dumps(line | {"faults": dict(soak.made), "seed": seed, "ok": not problem}) + "\n")
     return 1 if problem else 0
 

@@ -21,7 +21,7 @@ from palisade.demo.stage import demo_policy
 from palisade.dev import DevStack, prepare, role_specs, start_broker
 from palisade.operate import Operator, activate_profile
 from palisade.settings import Settings, load
-from palisade.supervisor import ChildFailed, Supervisor
+from palisade.supervisor import ChildFailed, ChildSpec, Supervisor
 from palisade.verify.collect import GROUPS, Wanted, collect, committed_rows
 from palisade.verify.finding import Verdict
 from palisade.verify.history import History, table_of
@@ -69,7 +69,7 @@ READS: Mapping[str, tuple[str, ...]] = {**READ, "audit": (*AUDITED, FEEDBACK)}
 class Setup:
     """What to start. `kafka`: a broker of its own on Apache Kafka, else the embedded one; `inside`: in the test's own process,
     where it can be told to refuse. `replicas`: of each role; `roles`: which run at all. `beat_s`: of the load. `env`: of all roles.
-    `config`: more of it."""
+    `config`: more of it. `metrics`: ports of the workers that serve them."""
 
     kafka: bool = False
     inside: bool = False
@@ -79,6 +79,7 @@ class Setup:
     beat_s: float = 0.05
     env: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, int] = field(default_factory=dict)
     seed: int = 1
 
     @property
@@ -139,7 +140,7 @@ class Stage:
         self.stack = prepare(
             self.folder / "dev", config, policy, bootstrap, embedded=not self.setup.kafka, cluster_id=cluster
         )
-        specs = [replace(spec, env=self.env) for spec in role_specs(self.stack, dict(self.setup.replicas))]
+        specs = [self._spec(spec) for spec in role_specs(self.stack, dict(self.setup.replicas))]
         wanted = [spec for spec in specs if spec.name.split("-")[0] in self.setup.roles]
         for name in [self.supervisor.spawn(spec) for spec in wanted]:
             self.supervisor.wait_ready(name, READY_S)
@@ -163,6 +164,11 @@ class Stage:
             return self.embedded.bootstrap
         self._exits.enter_context(self.supervisor)
         return start_broker(self.supervisor, self.setup.partitions)
+
+    def _spec(self, spec: ChildSpec) -> ChildSpec:
+        port = self.setup.metrics.get(spec.name)
+        served = () if port is None else ("--metrics-port", str(port))
+        return replace(spec, command=(*spec.command, *served), env=self.env)
 
     def _activate(self) -> None:
         operator = Operator("tests", SigningKey.load(self.stack.keys.operator))

@@ -1,0 +1,52 @@
+"""Where a worker's memory is, as metrics: whether one that grows holds more, or only has free pieces that it cannot give back."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from resource import getpagesize
+
+import pyarrow as pa
+from prometheus_client.core import GaugeMetricFamily
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2` (mallinfo(3)): sums over all heaps."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
+def memory() -> Mapping[str, int]:
+    """Bytes by what they are; what this platform does not tell is left out.
+
+    `resident`: of the whole process. `heap_used`, `heap_free`: of malloc's heaps, free ones that it keeps. `mapped`: large pieces that
+    malloc has given pages of their own. `arrow`: of pyarrow's own pool. Called at each scrape: it walks the lists of free pieces (1 ms)."""
+    found = {"arrow": pa.total_allocated_bytes()}
+    with suppress(OSError):  # no Linux
+        found["resident"] = int(Path("/proc/self/statm").read_text().split()[1]) * getpagesize()
+    if (mallinfo2 := getattr(ctypes.CDLL(None), "mallinfo2", None)) is not None:
+        mallinfo2.restype = _MallInfo
+        told = mallinfo2()
+        found |= {"heap_used": told.uordblks, "heap_free": told.fordblks, "mapped": told.hblkhd}
+    return found
+
+
+class MemoryCollector:
+    """For a Prometheus registry."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily("palisade_memory_bytes", "bytes of this process, by what they are", labels=["of"])
+        for name, size in memory().items():
+            family.add_metric([name], size)
+        yield family
+        blocks = GaugeMetricFamily("palisade_python_blocks", "pieces that Python's own allocator has given out")
+        blocks.add_metric([], sys.getallocatedblocks())
+        yield blocks
