@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from resource import getpagesize
 
 import pyarrow as pa
 from prometheus_client.core import GaugeMetricFamily
+
+GIVE_BACK_S = 30.0
+KEPT_FREE = 8_000_000
+"""Bytes that malloc may keep for what comes next."""
 
 
 class _MallInfo(ctypes.Structure):
@@ -27,8 +31,8 @@ class _MallInfo(ctypes.Structure):
 def memory() -> Mapping[str, int]:
     """Bytes by what they are; what this platform does not tell is left out.
 
-    `resident`: of the whole process. `heap_used`, `heap_free`: of malloc's heaps, free ones that it keeps. `mapped`: large pieces that
-    malloc has given pages of their own. `arrow`: of pyarrow's own pool. Called at each scrape: it walks the lists of free pieces (1 ms)."""
+    `resident`: of the whole process. `heap_used`, `heap_free`: of malloc's heaps; free pieces count also where their pages have been
+    given back. `mapped`: large pieces that have pages of their own. `arrow`: of pyarrow's own pool. Called at each scrape: 0.1 ms."""
     found = {"arrow": pa.total_allocated_bytes()}
     with suppress(OSError):  # no Linux
         found["resident"] = int(Path("/proc/self/statm").read_text().split()[1]) * getpagesize()
@@ -37,6 +41,15 @@ def memory() -> Mapping[str, int]:
         told = mallinfo2()
         found |= {"heap_used": told.uordblks, "heap_free": told.fordblks, "mapped": told.hblkhd}
     return found
+
+
+def give_back_freed(ended: Callable[[float], bool]) -> None:
+    """Until `ended(GIVE_BACK_S)` says so: gives what malloc keeps free back to the machine. It keeps what lies between pieces in use
+    for good: after an outage a worker catches up, and holds on to the most that this took."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    while trim is not None and not ended(GIVE_BACK_S):
+        if memory().get("heap_free", 0) > KEPT_FREE:
+            trim(KEPT_FREE // 2)
 
 
 class MemoryCollector:

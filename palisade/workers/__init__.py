@@ -6,10 +6,12 @@ import ctypes
 import gc
 import logging
 from importlib import import_module
+from threading import Event, Thread
 
 from palisade.settings import Settings
 from palisade.workers.common import Ports
 from streams import failpoints
+from streams.memory import give_back_freed
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ def _bound_heaps() -> None:
 def run_role(role: str, settings: Settings, name: str, ports: Ports) -> int:
     """Runs a role until SIGTERM; returns the exit status. Raises ConfigError."""
     _bound_heaps()
+    Thread(target=give_back_freed, args=(Event().wait,), name="give-back", daemon=True).start()
     failpoints.name_role(role)
     module = import_module(f"palisade.workers.{role}")
     gc.freeze()  # what was imported stays for good: it is not looked through again

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from confluent_kafka import OFFSET_END, OFFSET_STORED, KafkaError, KafkaException, TopicPartition
 
 from streams.failpoints import reach
+from streams.transport.committing import commit
 from streams.transport.error_log import QUIET, ErrorLog
 from streams.transport.ledger import PartitionState
 from streams.transport.log_ends import log_begin, log_end
@@ -155,7 +156,7 @@ class Poller:
             self._end()
 
     def _new_consumer(self) -> Client:
-        return self._make({**QUIET, **self._settings, "error_cb": self._on_error})
+        return self._make({**QUIET, **self._settings, "error_cb": self._on_error, "on_commit": self._on_commit})
 
     def _round(self) -> None:
         self.beat = monotonic()
@@ -334,7 +335,7 @@ class Poller:
                 continue  # nobody waits for it any more; from here on nobody can take it back
             self.committing_since = monotonic()
             try:
-                self._commit(offsets)
+                commit(self._consumer, offsets, self._bounds.committed_s)
             except KafkaException as error:
                 future.set_exception(error)
             except BaseException as error:
@@ -346,11 +347,10 @@ class Poller:
             finally:
                 self.committing_since, self.beat = None, monotonic()
 
-    def _commit(self, offsets: Mapping[TP, int]) -> None:
-        wanted = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
-        for answered in self._consumer.commit(offsets=wanted, asynchronous=False) or ():
-            if answered.error is not None:
-                raise KafkaException(answered.error)
+    def _on_commit(self, error: KafkaError | None, _: object) -> None:
+        """Why a commit was refused; that it was is known already."""
+        if error is not None and error.code() != KafkaError._NO_OFFSET:
+            self._on_error(error)
 
     # -- rebalance callbacks: they run inside poll()
 

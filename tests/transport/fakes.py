@@ -81,6 +81,11 @@ class FakeConsumer:
         self.closed = threading.Event()
         self.member = "member-1"  # empty while the group does not know us
 
+    def made_with(self, settings: dict[str, Any]) -> FakeConsumer:
+        """Itself, for a poller that makes its consumer."""
+        self.settings = settings
+        return self
+
     def _note(self, name: str, what: Any = None) -> None:
         self.calls.append((name, threading.current_thread().name, what))
 
@@ -157,12 +162,14 @@ class FakeConsumer:
                 taken += there
         return taken
 
-    def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> list[TopicPartition]:
+    def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> None:
         self._note("commit", {TP(part.topic, part.partition): part.offset for part in offsets})
+        assert asynchronous, "nobody waits for an answer that may never come"
         if self.commit_error is not None:
-            raise KafkaException(self.commit_error)
+            error, on_commit = self.commit_error, self.settings["on_commit"]
+            self.scheduled.append(lambda: on_commit(error, offsets))
+            return
         self.stored.update({TP(part.topic, part.partition): part.offset for part in offsets})
-        return offsets
 
     def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
         self._note("committed")

@@ -91,7 +91,7 @@ async def polling(
 ) -> AsyncIterator[None]:
     bounds = PollingBounds(poll_s=0.002, full_s=full_s, loop_s=loop_s, watermarks_s=0.01, again_s=0.01, not_there_s=0.5)
     host.consumer = consumer
-    host.poller = Poller(lambda _: consumer, {}, host, host.loop, restarts=restarts, bounds=bounds)
+    host.poller = Poller(consumer.made_with, {}, host, host.loop, restarts=restarts, bounds=bounds)
     host.poller.start()
     host.poller.subscribe(["t", "u"])
     try:
@@ -277,6 +277,38 @@ async def test_a_refused_commit_is_told_and_due_again() -> None:
         assert host.poller.ledger.due() == {A: 2}
         await host.commit()
     assert consumer.stored == {A: 2}
+
+
+async def test_a_commit_that_nobody_confirms_is_due_again_and_reading_goes_on() -> None:
+    host, consumer = Host(), consumer_with(t=2)
+    async with polling(host, consumer):
+        await joined(host, A)
+        (run,) = await host.runs(2)
+        run.open().done()
+        consumer.committed_error = KafkaError(KafkaError._TIMED_OUT)
+        with pytest.raises(KafkaException):
+            await host.commit()
+        consumer.log[A] += records(2, 1)
+        (more,) = await host.runs(1)
+        more.open().done()
+        consumer.committed_error = None
+        assert host.poller.ledger.due() == {A: 3}
+        await host.commit()
+    assert consumer.stored == {A: 3}
+
+
+async def test_a_worker_that_may_not_commit_ends() -> None:
+    host, consumer = Host(), consumer_with(t=2)
+    async with polling(host, consumer):
+        await joined(host, A)
+        (run,) = await host.runs(2)
+        run.open().done()
+        consumer.commit_error = KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED)
+        with pytest.raises(KafkaException, match="committed up to -1001, not 2"):
+            await host.commit()
+        ended = await host.error
+    assert isinstance(ended, KafkaException)
+    assert ended.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before it is made", "while the broker holds it"])
