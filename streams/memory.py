@@ -28,6 +28,12 @@ class _MallInfo(ctypes.Structure):
     )  # fmt: skip
 
 
+_C = ctypes.CDLL(None)
+_mallinfo2, _malloc_trim = getattr(_C, "mallinfo2", None), getattr(_C, "malloc_trim", None)  # glibc alone has them
+if _mallinfo2 is not None:
+    _mallinfo2.restype = _MallInfo
+
+
 def memory() -> Mapping[str, int]:
     """Bytes by what they are; what this platform does not tell is left out.
 
@@ -36,9 +42,8 @@ def memory() -> Mapping[str, int]:
     found = {"arrow": pa.total_allocated_bytes()}
     with suppress(OSError):  # no Linux
         found["resident"] = int(Path("/proc/self/statm").read_text().split()[1]) * getpagesize()
-    if (mallinfo2 := getattr(ctypes.CDLL(None), "mallinfo2", None)) is not None:
-        mallinfo2.restype = _MallInfo
-        told = mallinfo2()
+    if _mallinfo2 is not None:
+        told = _mallinfo2()
         found |= {"heap_used": told.uordblks, "heap_free": told.fordblks, "mapped": told.hblkhd}
     return found
 
@@ -46,10 +51,9 @@ def memory() -> Mapping[str, int]:
 def give_back_freed(ended: Callable[[float], bool]) -> None:
     """Until `ended(GIVE_BACK_S)` says so: gives what malloc keeps free back to the machine. It keeps what lies between pieces in use
     for good: after an outage a worker catches up, and holds on to the most that this took."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    while trim is not None and not ended(GIVE_BACK_S):
+    while _malloc_trim is not None and not ended(GIVE_BACK_S):
         if memory().get("heap_free", 0) > KEPT_FREE:
-            trim(KEPT_FREE // 2)
+            _malloc_trim(KEPT_FREE // 2)
 
 
 class MemoryCollector:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from schemas.tables import RAW, TABLES
 from streams.audit import engine
 from streams.audit.engine import (
     ENGINE_SETTINGS,
@@ -34,6 +35,7 @@ from streams.audit.engine import (
     qualified,
 )
 from streams.audit.http_port import HttpPort
+from streams.audit.schema import OFTEN, prepare_tables
 from tests.audit.http_asking import READER_TOKEN, WRITER_TOKEN
 
 DDL = (
@@ -223,6 +225,15 @@ def test_its_caches_have_bounds_of_their_own(embedded_clickhouse: EmbeddedClickH
     found = embedded_clickhouse.query_arrow("SELECT name, value FROM system.server_settings").to_pylist()
     settings = {row["name"]: row["value"] for row in found}
     assert {name: int(settings[name]) for name in ENGINE_SETTINGS} == dict(ENGINE_SETTINGS)
+
+
+def test_it_looks_often_for_parts_that_were_merged(embedded_clickhouse: EmbeddedClickHouse) -> None:
+    prepare_tables(embedded_clickhouse)
+    made = "SELECT name, create_table_query AS ddl FROM system.tables WHERE database = {raw:String}"
+    found = {row["name"]: row["ddl"] for row in embedded_clickhouse.query_arrow(made, {"raw": RAW}).to_pylist()}
+    assert found.keys() >= {table.name for table in TABLES}
+    for table in TABLES:
+        assert OFTEN in found[table.name]
 
 
 def test_it_gives_back_memory_that_is_free(embedded_clickhouse: EmbeddedClickHouse) -> None:

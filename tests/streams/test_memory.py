@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -44,3 +45,16 @@ def test_metrics_tell_each_kind_of_memory() -> None:
     for kind in ("resident", "heap_used", "heap_free", "mapped", "arrow"):
         assert f'palisade_memory_bytes{{of="{kind}"}}' in told
     assert "palisade_python_blocks" in told
+
+
+def test_asking_costs_no_memory() -> None:
+    memory()
+    gc.collect()
+    before = len(gc.get_objects())
+    gc.disable()
+    try:
+        for _ in range(50):
+            memory()
+        assert len(gc.get_objects()) - before < 50
+    finally:
+        gc.enable()
