@@ -137,6 +137,7 @@ class RespondRole:
             state = await self._recovered(taken) if taken.lost else taken.state
             expected = set(state.waiting.get(_SIGNALS_KEY, ()))
             self._active = _Active(state, taken.journal, state.entry, time.monotonic(), expected=expected)
+            self._kept = {}
             self._away = False
             self._lease.begin(time.monotonic())
             self._publisher.start(self._lease.holds)
@@ -175,8 +176,7 @@ class RespondRole:
                 await self._stand_by()
 
     async def _stand_by(self) -> None:
-        self._active = None
-        self._kept = {}
+        self._active = None  # what it kept is kept, until all is read again: a commit may still be under way
         await self._publisher.stop()
         self._metrics.active.set(0)
 

@@ -301,6 +301,7 @@ class Consumer(base.Consumer):
 
     async def _call_on_revoked(self, tps: frozenset[TP]) -> None:
         self._told_revoked = True
+        self.poller.ledger.seal()
         if self.options.hooks.on_revoked is not None:
             await self.options.hooks.on_revoked(tps)
 

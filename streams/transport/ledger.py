@@ -112,6 +112,7 @@ class Ledger:
         self._read: dict[TP, int] = {}
         self._safe: dict[TP, int] = {}
         self._committed: dict[TP, int] = {}
+        self._sealed: dict[TP, int] | None = None
         self._bytes: dict[str, int] = {}
 
     def limits(self, topic: str) -> TopicLimits:
@@ -223,11 +224,21 @@ class Ledger:
         with self._lock:
             if self.closed:
                 return {}
-            safe = {tp: min(offset, kept.get(tp, offset)) for tp, offset in self._safe.items()}
+            safe = self._not_kept(kept) if self._sealed is None else self._sealed
             # what is kept from the first record on leaves nothing to commit
             return {
                 tp: offset for tp, offset in safe.items() if offset > max(self._committed.get(tp, -1), self._first[tp])
             }
+
+    def seal(self) -> None:
+        """What is due now is all that will ever be due: from now on handlers forget what they keep, for somebody else will
+        read it."""
+        kept = self._kept()
+        with self._lock:
+            self._sealed = self._not_kept(kept)
+
+    def _not_kept(self, kept: Mapping[TP, int]) -> dict[TP, int]:
+        return {tp: min(offset, kept.get(tp, offset)) for tp, offset in self._safe.items()}
 
     def committed(self, offsets: Mapping[TP, int]) -> None:
         """The broker has confirmed these offsets."""

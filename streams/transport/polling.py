@@ -352,6 +352,13 @@ class Poller:
         if error is not None and error.code() != KafkaError._NO_OFFSET:
             self._on_error(error)
 
+    def _drop_commits(self, why: Exception) -> None:
+        """Sent later, they would go out with the membership of then, for partitions that are somebody else's."""
+        while self._queue:
+            _, future = self._queue.popleft()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(why)
+
     # -- rebalance callbacks: they run inside poll()
 
     def _on_assign(self, _: Client, assigned: list[TopicPartition]) -> None:
@@ -382,6 +389,7 @@ class Poller:
         self._consumer.unassign()
 
     def _forget(self, partitions: frozenset[TP]) -> None:
+        self._drop_commits(KafkaException(KafkaError(KafkaError._STATE, "what was assigned has been given up")))
         self.joined = False
         self.partitions = partitions
         self.watermarks.clear()
@@ -490,10 +498,7 @@ class Poller:
         self.ledger.close()
         with self._gate:
             self._ended = True
-        while self._queue:
-            _, future = self._queue.popleft()
-            if future.set_running_or_notify_cancel():
-                future.set_exception(Halted("the polling thread has ended"))
+        self._drop_commits(Halted("the polling thread has ended"))
         if hasattr(self, "_consumer"):
             _close(self._consumer)
 

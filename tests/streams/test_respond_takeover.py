@@ -102,6 +102,34 @@ def test_a_commit_passes_what_waited_only_once_its_decision_is_in_the_journal(
     asyncio.run(story())
 
 
+def test_a_commit_does_not_pass_what_waits_while_the_journal_is_away(
+    embedded: KafkaConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Mapping[TP, int]] = []
+
+    def away(_: object) -> None:
+        raise journal_log.JournalAway("the test's")
+
+    async def story() -> None:
+        async def read_again() -> None:  # begins with a commit of all that is done
+            kept.append(role.kept())
+
+        async with role_on(embedded, fenced=False, read_again=read_again) as role:
+            await take_part(role)
+            await role.handle(two_floods())
+            assert role._active is not None
+            monkeypatch.setattr(role._active.journal, "commit", away)
+            await tick(role, lambda: kept)
+            assert kept[0] == {AT: 2}
+            await role.start_at({})
+            assert role.kept() == {}
+            await role.handle(two_floods())
+            await tick(role, lambda: role.kept() == {})
+            assert await asyncio.to_thread(limited, embedded) == ["bob", "eve"]
+
+    asyncio.run(story())
+
+
 @pytest.mark.kafka
 def test_a_process_that_stood_still_while_another_took_over_does_nothing_more(real: KafkaConnection) -> None:
     async def story() -> None:

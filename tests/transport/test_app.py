@@ -15,7 +15,7 @@ import mode
 import pytest
 from faust.exceptions import ImproperlyConfigured
 
-from streams.app import Handler, Hooks, KafkaConnection, TopicLimits, make_app, run_topic, run_worker
+from streams.app import Handler, Hooks, KafkaConnection, TopicLimits, consumer_of, make_app, run_topic, run_worker
 from streams.transport.consumer import ConsumerOptions, NoReadOffset
 from streams.transport.refusals import refuse_settings, refuse_topics
 from streams.transport.run import TP, Run, RunLost
@@ -156,6 +156,30 @@ async def test_hooks_come_in_order_and_a_stop_commits_what_is_finished() -> None
     runs = [f"run {first}" for first in range(0, 100, 10)]
     assert told == [f"assigned {[T]}", "start_at {}", *runs, "revoked"]
     assert consumer.stored == {T: 100}
+
+
+@pytest.mark.anyio
+async def test_what_a_handler_forgets_as_it_leaves_is_not_committed_over() -> None:
+    kept: dict[TP, int] = {}
+    seen: list[int] = []
+    left = asyncio.Event()
+
+    async def handler(run: Run) -> None:
+        with run:
+            seen.append(run.first)
+            kept.setdefault(T, 35)
+
+    async def on_revoked(_: frozenset[TP]) -> None:
+        kept.clear()
+        await consumer_of(consumer.app).commit()  # type: ignore[attr-defined]  # as the timer may, at any moment
+        left.set()
+
+    async with running(handler, Hooks(on_revoked=on_revoked, kept=lambda: kept)) as consumer:
+        await until(lambda: len(seen) == 10)
+        consumer.leave(T)
+        await left.wait()
+        assert consumer.stored == {T: 35}
+    assert consumer.stored == {T: 35}
 
 
 @pytest.mark.anyio

@@ -56,6 +56,24 @@ def test_no_committed_offset_ever_passes_what_a_handler_still_needs(sizes: list[
     assert ledger.due() == ({A: end} if end > committed else {})
 
 
+@given(st.integers(0, 8), st.integers(0, 8))
+def test_what_is_due_once_it_is_given_up_stays_whatever_handlers_forget_then(done: int, oldest: int) -> None:
+    kept = {A: oldest}
+    ledger = Ledger(limits={"t": TopicLimits(run_max=1)}, kept=lambda: kept)
+    ledger.add(A, records(0, 8), 0.0)
+    runs = [run.open() for run in taken(ledger)]
+    for run in runs[:done]:
+        run.done()
+    due = ledger.due()
+    ledger.seal()
+    kept = {}
+    for run in runs[done:]:
+        run.done()
+    assert ledger.due() == due
+    ledger.committed(due)
+    assert ledger.due() == {}
+
+
 def test_a_run_is_cut_at_the_topics_bound() -> None:
     ledger = Ledger(limits={"t": TopicLimits(run_max=4)})
     ledger.add(A, records(0, 10), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -277,6 +278,25 @@ async def test_a_refused_commit_is_told_and_due_again() -> None:
         assert host.poller.ledger.due() == {A: 2}
         await host.commit()
     assert consumer.stored == {A: 2}
+
+
+async def test_a_commit_that_is_still_queued_when_its_partition_is_given_up_is_never_made() -> None:
+    host, consumer = Host(), consumer_with(t=2)
+    late: list[concurrent.futures.Future[None]] = []
+
+    async def revoked(host: Host) -> None:
+        host.loop.call_soon(lambda: late.append(host.poller.commit({A: 2})))
+
+    host.hooks["revoked"] = revoked
+    async with polling(host, consumer):
+        await joined(host, A)
+        (run,) = await host.runs(2)
+        run.open().done()
+        consumer.leave(A)
+        await host.until(lambda: late)
+        with pytest.raises(KafkaException, match="given up"):
+            await asyncio.wrap_future(late[0])
+    assert consumer.stored == {}
 
 
 async def test_a_commit_that_nobody_confirms_is_due_again_and_reading_goes_on() -> None:
