@@ -137,8 +137,9 @@ def _on_signal(desk: Desk, signal: Signal) -> None:
 
 
 def _is_over(state: RespondState, signal: Signal) -> bool:
-    """Whether its incident ended: a detect worker that starts again tells once more what it had not committed."""
-    return signal.incident_id in state.ended
+    """Whether its incident ended, or it led to something already: a detect worker that starts again tells once more what it had
+    not committed, maybe after what was done about it has run out."""
+    return signal.incident_id in state.ended or signal.signal_id in state.answered
 
 
 def _caller_of(signal: Signal) -> str | None:

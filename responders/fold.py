@@ -10,6 +10,7 @@ from typing import Final
 
 from responders.state import (
     MACHINE,
+    MAX_ANSWERED,
     MAX_ENDED,
     MAX_HOLDERS,
     MAX_HOLDS,
@@ -51,6 +52,10 @@ def said_key(kind: str, reason: str) -> str:
 def apply(state: RespondState, decision: Decision) -> None:
     """Changes `state` (a copy that its caller owns) by one decision."""
     state.epoch = max(state.epoch, decision.epoch)
+    for signal_id in decision.signal_ids:
+        state.answered.setdefault(signal_id, decision.issued_ms)
+        if len(state.answered) > MAX_ANSWERED:
+            del state.answered[next(iter(state.answered))]
     if decision.kind == "notify":
         _told(state, decision)
     elif not changes_wanted_state(decision.kind, decision.reason, decision.outcome):

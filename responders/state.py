@@ -31,6 +31,8 @@ MAX_INCIDENTS = 2_048
 MAX_ENDED = 2_048
 """Ended incidents remembered, so that what a restarted detector says of them again has no effect: far more than a worker
 says between two commits. The one that ended longest ago goes first."""
+MAX_ANSWERED = 4_096
+"""Signals remembered that led to a decision, for the same reason: their incidents may be open still. The oldest goes first."""
 MAX_TRIP_RECORDS = 2_048
 """Targets whose trips are remembered; the one that tripped longest ago goes first."""
 MAX_HOLDS = 500
@@ -177,7 +179,8 @@ class RespondState:
     `epoch` numbers every change of any endpoint's wanted state. `entry` is the last entry of the journal. `applied` are
     the offsets of inputs the journal answers, by `topic/partition`, but for those in `waiting`, whose answer is still to
     come. `pace_ms` are the times of endpoint-wide actions. `ended` are incidents that are over, with the time of that.
-    `trips` and `holds` are keyed by `target_key`.
+    `answered` are the last signals that led to a decision, with the time of that. `trips` and `holds` are keyed by
+    `target_key`.
     """
 
     epoch: int = 0
@@ -186,6 +189,7 @@ class RespondState:
     endpoints: dict[str, EndpointRecord] = field(default_factory=dict)
     incidents: dict[str, Incident] = field(default_factory=dict)
     ended: dict[str, int] = field(default_factory=dict)
+    answered: dict[str, int] = field(default_factory=dict)
     trips: dict[str, TripRecord] = field(default_factory=dict)
     holds: dict[str, Hold] = field(default_factory=dict)
     pace_ms: tuple[int, ...] = ()
@@ -201,6 +205,7 @@ class RespondState:
             endpoints=dict(self.endpoints),
             incidents=dict(self.incidents),
             ended=dict(self.ended),
+            answered=dict(self.answered),
             trips=dict(self.trips),
             holds=dict(self.holds),
             applied=dict(self.applied),
@@ -248,6 +253,7 @@ class _Saved(Wire):
     endpoints: dict[str, EndpointRecord]
     incidents: dict[str, Incident]
     ended: dict[str, int] = Field(default_factory=dict)
+    answered: dict[str, int] = Field(default_factory=dict)
     trips: dict[str, TripRecord]
     holds: dict[str, Hold]
     pace_ms: tuple[int, ...]

@@ -132,6 +132,22 @@ def test_an_action_expires_without_fresh_evidence(responder: Responder) -> None:
     assert brief(responder.later(1)) == [("unlimit", "expired", "published")]
 
 
+def test_what_a_restarted_worker_tells_once_more_leads_to_nothing_more_after_the_action_has_expired(
+    responder: Responder,
+) -> None:
+    told = (drifted(severity="warning"), drifted(state="updated", seq=1), caller_signal())
+    first = [decision for given in told for decision in responder.take(given)]
+    assert sorted(brief(responder.later(ACTION_MS))) == [
+        ("restore", "expired", "published"),
+        ("unlimit", "expired", "published"),
+    ]
+
+    assert [decision for given in told for decision in responder.again(responder.as_told(given))] == []
+    new = responder.take(drifted(state="updated", seq=2, at_ms=responder.now_ms))
+    assert ("fallback", "cooling_down", "refused") in brief(new)
+    assert not {decision.action_id for decision in new} & {decision.action_id for decision in first}
+
+
 def test_fresh_evidence_renews_an_action_under_its_own_id_and_a_new_epoch(responder: Responder) -> None:
     (first,) = responder.take(caller_signal())
     responder.later(ACTION_MS - 1_000)

@@ -62,9 +62,9 @@ def test_a_refusal_is_said_once_an_incident_until_it_changes(responder: Responde
 
 
 def test_a_fallback_that_live_guards_do_not_vouch_for_is_not_used(responder: Responder) -> None:
-    for seen in (view(fallback_ok=False), view(guards_live=0)):
+    for seq, seen in enumerate((view(fallback_ok=False), view(guards_live=0))):
         responder.take(seen)
-        assert acts(responder.take(failing(incident_id=f"{seen.guards_live}"))) == [
+        assert acts(responder.take(failing(incident_id=f"{seen.guards_live}", seq=seq))) == [
             ("fallback", "fallback_not_healthy", "refused")
         ]
 

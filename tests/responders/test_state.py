@@ -11,6 +11,7 @@ from responders.fold import apply
 from responders.journal import record, replay, takeover
 from responders.state import (
     MAX_ALL_LIMITS,
+    MAX_ANSWERED,
     MAX_HOLDS,
     MAX_INCIDENTS,
     MAX_STATE_BYTES,
@@ -150,6 +151,7 @@ def test_a_full_state_stays_under_four_megabytes() -> None:
         endpoints={f"{long}{number:04d}": EndpointRecord() for number in range(999)}
         | {"a": EndpointRecord(limits=actions)},
         incidents={f"{number:032d}": Incident(long, T0, said * 4) for number in range(MAX_INCIDENTS)},
+        answered={f"{number:032d}": T0 for number in range(MAX_ANSWERED)},
         trips={
             target_key(long, f"{'c' * 122}{number}"): TripRecord((T0,) * 8, T0) for number in range(MAX_TRIP_RECORDS)
         },
@@ -178,8 +180,11 @@ def test_a_flood_of_incidents_and_commands_is_bounded(responder: Responder) -> N
         apply(state, told.model_copy(update=changes | {"expires_ms": T0 + number}))
     for number in range(MAX_TRIP_RECORDS + 50):
         apply(state, told.model_copy(update={"caller": f"t{number}"}))
+    for number in range(MAX_ANSWERED + 50):
+        apply(state, told.model_copy(update={"signal_ids": [f"{number:032d}"]}))
 
     assert (len(state.incidents), len(state.holds), len(state.trips)) == (MAX_INCIDENTS, MAX_HOLDS, MAX_TRIP_RECORDS)
+    assert len(state.answered) == MAX_ANSWERED
 
 
 def test_a_decision_survives_the_wire_unchanged(responder: Responder) -> None:
