@@ -25,6 +25,7 @@ from streams.metrics import Metrics
 from streams.poison import Poison, Verdict
 from streams.records import Outgoing, Records
 from streams.transport.outbox import Confirmed, Outbox
+from streams.transport.patience import Patience
 from streams.transport.run import TP, Run
 from streams.turns import Turns, attended
 
@@ -37,6 +38,8 @@ AHEAD_SHARE = 0.25
 """Where so much of what may be held waits for a topic that is read behind, the topic ahead is held up: else what is only
 not read yet would be pushed out as unanswered."""
 LOOK_S = 0.05
+AGAIN_S, NOT_THERE_S = 1.0, 60.0
+"""Between two attempts to read back what was written; for so long predictions may be unknown to a broker meanwhile."""
 LAND_S = 20.0
 """What is on its way is waited for so long before all is read again; what lands later may be written twice, which `origin` tells."""
 OTHER = {REQUESTS: RESPONSES, RESPONSES: REQUESTS}
@@ -131,7 +134,9 @@ class IngestRole:
             if owned.over:
                 run.abandon()
                 return
-            await self._recall(run.tp, owned, records)
+            if not await self._recall(run, owned, records):
+                run.abandon()
+                return
             owned.seen(run.tp.topic, records)
             # until it is sent, nothing of what waited before is committed over, whatever of it this run settles
             ticket = self._board(owned, {**owned.log.kept, run.tp.topic: owned.log.kept.get(run.tp.topic, run.first)})
@@ -308,14 +313,25 @@ class IngestRole:
             finally:
                 self._waiting = False
 
-    async def _recall(self, tp: TP, owned: _Owned, records: Records) -> None:
-        """Reads back what was written since the oldest record that is read after a start: at the first run of a topic."""
-        first_ms = records.timestamps[0]
-        if owned.sides[tp.topic].ms or (owned.since_ms is not None and owned.since_ms <= first_ms):
-            return
+    async def _recall(self, run: Run, owned: _Owned, records: Records) -> bool:
+        """Reads back what was written since the oldest record that is read after a start: at the first run of a topic. Asks again
+        while no broker answers; False once all is read again, or by somebody else."""
+        first_ms, number = records.timestamps[0], run.tp.partition
+        if owned.sides[run.tp.topic].ms or (owned.since_ms is not None and owned.since_ms <= first_ms):
+            return True
         owned.since_ms = first_ms
-        read = asyncio.to_thread(self._read_back, tp.partition, first_ms)
-        owned.log.recall(await attended(read, Turns(sign=self._sign)))
+        patience = Patience(NOT_THERE_S)
+        while not owned.over and self._owned.get(number) is owned:
+            read = asyncio.to_thread(self._read_back, number, first_ms)
+            try:
+                owned.log.recall(await attended(read, Turns(sign=self._sign)))
+                return True
+            except (KafkaException, TimeoutError) as error:
+                if not patience.may_pass(error):
+                    raise
+                log.warning("what was written of partition %d is read back again: %s", number, error)
+                await attended(asyncio.sleep(AGAIN_S), Turns(sign=self._sign))
+        return False
 
     # -- out
 

@@ -24,8 +24,9 @@ from streams.transport.error_log import QUIET, ErrorLog
 from streams.transport.ledger import PartitionState
 from streams.transport.log_ends import log_begin, log_end
 from streams.transport.membership import Membership
+from streams.transport.patience import Patience
 from streams.transport.run import TP, Record
-from streams.transport.seams import FATAL, NOT_THERE, PASSING, Client, Figures, Halted, Host, LoopStuck, PollingBounds
+from streams.transport.seams import FATAL, Client, Figures, Halted, Host, LoopStuck, PollingBounds
 from streams.transport.settings import Setting
 from streams.transport.unreadable import Unreadable
 
@@ -68,7 +69,7 @@ class Poller:
         self.committed_at = monotonic()
         self._generation = 0
         self._rewinds_asked = self._rewinds_done = 0
-        self._not_there_since: float | None = None  # what is read, where it was asked in vain
+        self._patience = Patience(self._bounds.not_there_s)
         self._unread_since: float | None = None  # something is assigned, and nobody has asked to read it yet
         self.joined = False  # the group has said which partitions are ours, maybe none
         self._wanted: list[str] = []
@@ -457,23 +458,15 @@ class Poller:
             try:
                 wanted = self._on_loop(self._host.start_at(committed))
             except (KafkaException, TimeoutError) as error:
-                if not self._may_pass(error):
+                if not self._patience.may_pass(error):
                     raise
                 log.warning("where to read from is asked again: %s", error)
                 self._halt.wait(self._bounds.again_s)
                 return None
-            self._not_there_since = None
+            self._patience.answered()
             starts = {tp: min(start, committed.get(tp, start)) for tp, start in wanted.items() if tp in self.partitions}
         self._expected = committed | starts
         return starts
-
-    def _may_pass(self, error: KafkaException | TimeoutError) -> bool:
-        """Whether it is worth asking again: a broker that has just begun does not know its topics for a moment."""
-        code = error.args[0].code() if isinstance(error, KafkaException) else None
-        if code in NOT_THERE:
-            self._not_there_since = self._not_there_since or monotonic()
-            return monotonic() - self._not_there_since <= self._bounds.not_there_s
-        return code is None or code in PASSING
 
     def _beyond_the_log(self, committed: Mapping[TP, int]) -> list[TP]:
         """Partitions whose committed offset lies above the log's end: the log is another one now, or was cut.

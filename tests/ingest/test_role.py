@@ -6,8 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from schemas.topics import PREDICTIONS, REQUESTS, RESPONSES
+from streams.ingest import role
 from streams.ingest.batches import Rules
 from streams.ingest.counting import Counts
 from streams.ingest.partition import PairingLog
@@ -38,6 +40,7 @@ class Worker:
         self.outbox = Outbox(confirms=confirms)
         self.ends: dict[str, int] = {}
         self.recalled: list[tuple[int, int]] = []
+        self.away: list[Exception] = []  # what reading back raises, one after the other
         self.most_bytes = most_bytes
         self.role = IngestRole(self._open, self._recall, self._ends, lambda: self.outbox, Metrics("ingest"))  # type: ignore[arg-type, return-value]
         self.next = dict.fromkeys(TOPICS, 0)
@@ -48,6 +51,8 @@ class Worker:
 
     def _recall(self, partition: int, since_ms: int) -> Already:
         self.recalled.append((partition, since_ms))
+        if self.away:
+            raise self.away.pop(0)
         return Already()
 
     def _ends(self, tp: TP) -> tuple[int, int] | None:
@@ -113,6 +118,48 @@ async def test_what_was_written_is_read_back_at_the_first_run_from_the_oldest_re
     await worker.handle(RESPONSES, response("r1"), ms=NOW - 900)
 
     assert worker.recalled == [(0, NOW), (0, NOW - 500)]
+
+
+def refused(code: int) -> KafkaException:
+    return KafkaException(KafkaError(code))
+
+
+async def test_what_was_written_is_read_back_again_while_no_broker_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(role, "AGAIN_S", 0.01)
+    worker = Worker()
+    await worker.role.start_at({}, TPS)
+    worker.away = [refused(KafkaError._TRANSPORT), refused(KafkaError._UNKNOWN_PARTITION), TimeoutError("no answer")]
+
+    run = await worker.handle(REQUESTS, request("r0"))
+
+    assert (run.finished, run.failed, len(worker.recalled)) == (True, False, 4)
+
+
+async def test_who_may_not_read_back_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(role, "NOT_THERE_S", 0.0)
+    for code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError._UNKNOWN_TOPIC):
+        worker = Worker()
+        await worker.role.start_at({}, TPS)
+        worker.away = [refused(code)] * 3
+        with pytest.raises(KafkaException):
+            await worker.handle(REQUESTS, request("r0"))
+
+
+async def test_who_loses_its_partition_reads_nothing_back_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(role, "AGAIN_S", 0.01)
+    worker = Worker()
+    await worker.role.start_at({}, TPS)
+    worker.away = [refused(KafkaError._TRANSPORT)] * 100_000
+
+    run = worker.run(REQUESTS, request("r0"))
+    working = asyncio.create_task(worker.role.handle(run))
+    while len(worker.recalled) < 3:
+        await asyncio.sleep(0.001)
+    await worker.role.leave(TPS)
+    await asyncio.wait_for(working, 30)
+
+    assert not run.finished
+    assert not run.failed
 
 
 async def test_the_topic_that_is_read_ahead_waits_for_the_other() -> None:
