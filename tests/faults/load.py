@@ -10,12 +10,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from palisade.publish import encoded
 from responders.signing import SigningKey
@@ -33,6 +33,7 @@ PLANS = ("free", "basic", "pro")
 Phase = Literal["calm", "shift", "strange", "odd", "flood", "errors"]
 PHASES: tuple[Phase, ...] = ("calm", "shift", "calm", "errors", "strange", "odd", "calm", "flood")
 PHASE_BEATS = 40
+DEAF_S = 20.0
 LABELS_TURN_AT = 400
 """From this feedback on labels say the contrary of what was predicted."""
 Headers = list[tuple[str, str | bytes | None]]
@@ -75,9 +76,11 @@ class Load:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`clock`: of the services, seconds since the epoch."""
-        self._producer = Producer(
-            kafka_settings(connection, "producer") | {"linger.ms": 5, "message.timeout.ms": 900_000}
-        )
+        self._settings = kafka_settings(connection, "producer") | {"linger.ms": 5, "message.timeout.ms": 900_000}
+        self._producer = Producer(self._settings)
+        self._told_at = time.monotonic()
+        self._answered_at: float | None = None
+        self.renewed = 0
         self._signer = signer
         self._seed = seed
         self._clock = clock
@@ -269,9 +272,25 @@ class Load:
                 return
             except BufferError:
                 self._producer.poll(0.1)
+                self._renew()
+
+    def _renew(self) -> None:
+        """librdkafka can forget all brokers (its issue 5301): a producer that delivers nothing while others are answered is made
+        anew. What it held was not sent, or is not known to be."""
+        now = time.monotonic()
+        if now - self._told_at < DEAF_S:
+            self._answered_at = None
+        elif self._answered_at is None:
+            with suppress(KafkaException):
+                Producer(self._settings).list_topics(timeout=5)
+                self._answered_at = now
+        elif now - self._answered_at > DEAF_S:
+            self._told_at, self._answered_at, self._producer = now, None, Producer(self._settings)
+            self.renewed += 1
 
     def _told(self, rows: int) -> Callable[[KafkaError | None, Message], None]:
         def told(error: KafkaError | None, message: Message) -> None:
+            self._told_at = time.monotonic()
             if error is not None:
                 self.failed.append(error)
                 return

@@ -166,7 +166,7 @@ def main() -> int:
             stage.prove()
         except AssertionError as error:
             problem = str(error)
-        events = sum(row["rows"] for row in stage.load.sent)
+        events, renewed = sum(row["rows"] for row in stage.load.sent), stage.load.renewed
     for each in verdicts:
         print(f"{each.name:4} {each.status:10} {each.words}")
     violations = sum(each.status == "violated" for each in verdicts)
@@ -177,7 +177,7 @@ def main() -> int:
         "minutes": given.minutes,
     }
     line["rss_slope_second_half_mb_per_h"] = soak.slopes(given.minutes * 60 / 2)
-    line["memory_mb"] = soak.kinds()
+    line |= {"memory_mb": soak.kinds(), "load_renewed": renewed}
     sys.stdout.write(json.dumps(line | {"faults": dict(soak.made), "seed": seed, "ok": not problem}) + "\n")
     return 1 if problem else 0
 
