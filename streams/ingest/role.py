@@ -131,10 +131,7 @@ class IngestRole:
         await self._in_step(run, owned)
         records = Records(run.values, run.keys, run.headers, run.offsets, run.timestamps)
         async with owned.busy:
-            if owned.over:
-                run.abandon()
-                return
-            if not await self._recall(run, owned, records):
+            if owned.over or not await self._recall(run, owned, records):
                 run.abandon()
                 return
             owned.seen(run.tp.topic, records)

@@ -350,7 +350,7 @@ class Poller:
 
     def _on_commit(self, error: KafkaError | None, _: object) -> None:
         """Why a commit was refused; that it was is known already."""
-        if error is not None and error.code() != KafkaError._NO_OFFSET:
+        if error is not None:
             self._on_error(error)
 
     def _drop_commits(self, why: Exception) -> None:

@@ -34,6 +34,7 @@ Phase = Literal["calm", "shift", "strange", "odd", "flood", "errors"]
 PHASES: tuple[Phase, ...] = ("calm", "shift", "calm", "errors", "strange", "odd", "calm", "flood")
 PHASE_BEATS = 40
 DEAF_S = 20.0
+"""For so long a producer may deliver nothing, and again while the broker answers others."""
 LABELS_TURN_AT = 400
 """From this feedback on labels say the contrary of what was predicted."""
 Headers = list[tuple[str, str | bytes | None]]

@@ -284,8 +284,8 @@ async def test_a_commit_that_is_still_queued_when_its_partition_is_given_up_is_n
     host, consumer = Host(), consumer_with(t=2)
     late: list[concurrent.futures.Future[None]] = []
 
-    async def revoked(host: Host) -> None:
-        host.loop.call_soon(lambda: late.append(host.poller.commit({A: 2})))
+    async def revoked(host: Host) -> None:  # nothing is served any more between the end of this and of the ledger
+        host.poller.ledger._on_idle = lambda: late.append(host.poller.commit({A: 2}))
 
     host.hooks["revoked"] = revoked
     async with polling(host, consumer):
