@@ -26,6 +26,7 @@ from detectors.rate_pattern import (
     PatternFactors,
     callers_to_come,
     hard_limit,
+    lift_by_others,
     own_floors,
     own_limits,
     predictive_peak,
@@ -156,11 +157,7 @@ class CallerRates:
         self.crowd_limit = self._crowd() if self._crowd is not None else self._crowd_limit(age_s)
 
     def _crowd_limit(self, age_s: float) -> float:
-        columns, rows = self.table.columns, self.table.occupied
-        rows = rows[(columns["firing"][rows] == 0) & (columns["peak"][rows] > 0)]
-        verified = rows[columns["verified"][rows] == 1]
-        only_verified = len(verified) >= MIN_CALLERS
-        rows = verified if only_verified else rows
+        columns, (rows, only_verified) = self.table.columns, self._crowd_rows()
         if len(rows) < MIN_CALLERS or age_s < WARM_UP_S:
             return math.inf
         counted = [True] if only_verified else [True, False]
@@ -168,6 +165,13 @@ class CallerRates:
         first_hour = sum(self._first_hour[kind] for kind in counted)
         alpha = min(max(self._alarms / callers_to_come(known, first_hour, age_s), 1e-6), 0.05)
         return max(MIN_COUNT, predictive_peak(columns["peak"][rows].astype(np.float64), alpha, self._factors))
+
+    def _crowd_rows(self) -> tuple[Slots, bool]:
+        """Callers who make the endpoint's pattern; True if only verified ones do, as they are enough: anybody may invent others."""
+        columns, rows = self.table.columns, self.table.occupied
+        rows = rows[(columns["firing"][rows] == 0) & (columns["peak"][rows] > 0)]
+        verified = rows[columns["verified"][rows] == 1]
+        return (verified, True) if len(verified) >= MIN_CALLERS else (rows, False)
 
     def _judge(self, event: ReportAt, counted: Counted) -> _Judged:
         asked_by: dict[int, tuple[str, CallerAuth, int]] = {}
@@ -185,11 +189,14 @@ class CallerRates:
         window = self.windows.count(counted, rows, asks, interval_ms, now_ms)
         # a report is judged by what it says itself, whatever of it could be kept beside what others said
         total = np.maximum(self.windows.totals(rows, now_ms), window)
-        short = np.where((asks >= MIN_COUNT) & (interval_ms < WINDOW_MS), asks, 0.0)
-        short = short / math.sqrt(max(interval_ms, SHORTEST_MS) / WINDOW_MS)
-        score = total - window + np.maximum(window, short)
+        short = asks / math.sqrt(min(max(interval_ms, SHORTEST_MS), WINDOW_MS) / WINDOW_MS) * (interval_ms < WINDOW_MS)
+        counts = total - window + np.maximum(window, short)
+        score = np.where(asks >= MIN_COUNT, counts, total)
         limit = self._limits(rows, now_ms)
-        firing = ((score > limit) & (total >= MIN_COUNT)) | (total > self.hard_limit)
+        over = (score > limit) & (total >= MIN_COUNT)
+        if over.any():
+            limit[over] *= self._lifts(rows, counts, over, now_ms)
+        firing = (over & (score > limit)) | (total > self.hard_limit)
         names = [asked_by[key][:2] for _, key in placed]
         self.table.note(rows[~firing], asks[~firing], total[~firing], now_ms)
         self.table.columns["seen_s"][rows] = now_ms // 1000
@@ -199,6 +206,21 @@ class CallerRates:
         limit = np.minimum(own_limits(self.table, rows, now_ms, self._factors), self.crowd_limit)
         floor = np.maximum(own_floors(self.table, rows, now_ms, self._factors), MIN_COUNT)
         return np.maximum(limit, floor)
+
+    def _lifts(self, rows: Slots, counts: Floats, over: np.ndarray[Any, np.dtype[np.bool_]], now_ms: int) -> Floats:
+        """Of the callers that are `over` their limit: by what all others ask now. Looks at the whole table: 0.1 ms for each, in the largest."""
+        crowd, _ = self._crowd_rows()
+        peaks, now = self.table.columns["peak"].astype(np.float64), np.zeros(self.table.capacity)
+        now[crowd] = self.windows.totals(crowd, now_ms)
+        now[rows] = counts
+        wanted = rows[over]
+        lifts = np.full(len(wanted), lift_by_others(now[crowd], peaks[crowd]))
+        for place in np.flatnonzero(np.isin(wanted, crowd))[
+            :MAX_OFFENDERS
+        ]:  # who is one of the crowd does not speak for itself
+            others = crowd[crowd != wanted[place]]
+            lifts[place] = lift_by_others(now[others], peaks[others])
+        return lifts
 
     def _place(self, asked_by: Mapping[int, tuple[str, CallerAuth, int]], now_ms: int) -> list[tuple[int, int]]:
         """A row for each caller, (row, key); the least interesting others make room."""

@@ -25,6 +25,10 @@ OWN_PATTERN_AFTER_S = 3_600
 OWN_PATTERN_BUCKETS = 12
 """An own pattern needs an hour, and this many buckets of 5 s in which the caller asked."""
 DAYS_30_S = 30 * 86_400.0
+MIN_OTHERS = 3
+MAX_LIFT = 8.0
+"""So many times its limit a caller may ask in a second in which all others are as far over their own peaks: what waited for
+seconds while a model or a process stood still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,23 @@ def predictive_peak(peaks: Floats, alpha: float, factors: PatternFactors) -> flo
     heaviest = math.exp(float(np.max(logs)))
     low = float(with_count_noise(np.asarray(heaviest), factors.crowd_low))
     return min(max(math.exp(min(limit, 40.0)), low), max(factors.crowd_high * heaviest, low))
+
+
+def lift_by_others(counts: Floats, peaks: Floats) -> float:
+    """How far over their own peaks all others are in this second, 1 to `MAX_LIFT`: calls that waited come at once, and then the
+    heaviest caller is over its limit only with everybody.
+
+    counts, peaks [other callers]: of this second, and the highest of earlier ones. The median of their ratios, weighted by
+    peaks, none by more than a third: whoever wants to hide a flood behind others needs half of what the endpoint is asked.
+    """
+    known = peaks > 0
+    if np.count_nonzero(known) < MIN_OTHERS:
+        return 1.0
+    ratios, weights = counts[known] / peaks[known], np.minimum(peaks[known], peaks[known].sum() / 3.0)
+    order = np.argsort(ratios, kind="stable")
+    below = np.cumsum(weights[order])
+    median = ratios[order[np.searchsorted(below, below[-1] / 2.0)]]
+    return min(max(float(median), 1.0), MAX_LIFT)
 
 
 def callers_to_come(known: int, first_hour: int, age_s: float) -> float:

@@ -41,7 +41,7 @@ from schemas.errors import StateRefused
 from schemas.ids import stable_id
 from schemas.signals import Evidence
 
-VERSION = 3
+VERSION = 4
 MAX_CALLERS_TOTAL = 1 << 20
 SMALLEST_TABLE = 64
 UNREGISTERED_CALLERS = 256

@@ -180,6 +180,42 @@ def test_a_guard_that_hands_in_its_backlog_at_once_is_no_flood() -> None:
     assert not firing(traffic.update(backlog), "caller_rate")
 
 
+@pytest.mark.parametrize("stood_s", [1, 3, 6])
+@pytest.mark.parametrize("seconds", [20, 90])
+def test_what_waited_while_a_service_stood_still_is_nobodys_flood(stood_s: int, seconds: int) -> None:
+    for seed in range(5):
+        traffic, log = watching(seconds, seed)
+        traffic.update([log.report({}, after_ms=1_000 * stood_s)])
+
+        readings = traffic.update([log.report(crowd(seed + 50, rate=50.0 * (1 + stood_s))())])
+
+        assert not firing(readings, "caller_rate")
+
+
+def test_a_flood_is_found_though_all_others_come_at_once() -> None:
+    traffic, log = watching()
+    traffic.update([log.report({}, after_ms=3_000)])
+
+    readings = traffic.update([log.report(crowd(9, rate=200.0)() | {"stranger": 600})])
+
+    assert {reading.subject for reading in firing(readings, "caller_rate")} == {"stranger"}
+
+
+@pytest.mark.parametrize("auth", ["verified", "claimed"])
+def test_callers_who_flood_together_do_not_hide_each_other(auth: str) -> None:
+    """However many they are: their peaks are small beside those of the crowd."""
+    traffic, log = watching()
+    for _ in range(30):
+        traffic.update(
+            [log.report({f"stranger-{n}": 1 for n in range(30)}, auth=auth, guard="g2"), log.report(crowd(1)())]
+        )
+
+    flood = {f"stranger-{n}": 300 for n in range(30)}
+    readings = traffic.update([log.report(flood, auth=auth, guard="g2"), log.report(crowd(1)())])
+
+    assert {reading.subject for reading in firing(readings, "caller_rate")} == set(flood)
+
+
 def test_a_report_that_was_written_twice_counts_once() -> None:
     traffic, log = watching()
     event = log.report({"stranger": 40})
