@@ -54,32 +54,29 @@ def gunicorn(bootstrap: str, home: Path, *, called_before_fork: bool) -> Iterato
             process.wait(10)
 
 
-def workers_of(address: str, count: int) -> set[str]:
-    """Asks until `count` processes have answered."""
-    pids: set[str] = set()
-    deadline = time.monotonic() + 120
-    while len(pids) < count and time.monotonic() < deadline:
-        try:
-            pid, answer = httpx.get(address, timeout=5).text.split()
-        except httpx.TransportError:
-            time.sleep(0.05)
-            continue
-        assert answer == "0.9"
-        pids.add(pid)
-    return pids
+def ask(address: str) -> str | None:
+    """The process that answered; None while nobody listens."""
+    try:
+        pid, answer = httpx.get(address, timeout=5).text.split()
+    except httpx.TransportError:
+        return None
+    assert answer == "0.9"
+    return str(pid)
 
 
-def reports(bootstrap: str, partition: int, guards: int) -> list[Report]:
-    """Reads until so many guards have reported a call of `client`."""
+def asked_until_reported(address: str, bootstrap: str, partition: int, guards: int) -> tuple[set[str], list[Report]]:
+    """Asks again and again until so many processes have answered and so many guards reported a call of `client`."""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "test", "fetch.wait.max.ms": 10})
     consumer.assign([TopicPartition(REPORTS, partition, 0)])
+    pids: set[str] = set()
     found: list[Report] = []
     deadline = time.monotonic() + 120
-    while len({r.guard_id for r in found}) < guards and time.monotonic() < deadline:
-        read = [Report.from_bytes(record.value() or b"") for record in consumer.consume(100, 0.2)]
+    while min(len(pids), len({r.guard_id for r in found})) < guards and time.monotonic() < deadline:
+        pids |= {pid for pid in (ask(address),) if pid}
+        read = [Report.from_bytes(record.value() or b"") for record in consumer.consume(100, 0.1)]
         found += [report for report in read if any(c.caller == "client" for c in report.callers)]
     consumer.close()
-    return found
+    return pids, found
 
 
 @pytest.mark.parametrize("called_before_fork", [False, True])
@@ -88,8 +85,8 @@ def test_each_prefork_worker_reports_for_itself(
 ) -> None:
     broker = embedded_broker({PREDICTIONS: 2, REPORTS: 2, DIRECTIVES: 2})
     with gunicorn(broker.bootstrap, tmp_path, called_before_fork=called_before_fork) as address:
-        pids = workers_of(address, 2)
-        found = reports(broker.bootstrap, _wire.partition_of("prefork", 2), 2)
+        partition = _wire.partition_of("prefork", 2)
+        pids, found = asked_until_reported(address, broker.bootstrap, partition, 2)
 
     assert len(pids) == 2
     assert len({report.guard_id for report in found}) == 2
