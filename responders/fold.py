@@ -6,7 +6,7 @@ Nothing here asks a clock, a policy or what was seen: a decision carries all it 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from responders.state import (
     MACHINE,
@@ -54,8 +54,7 @@ def apply(state: RespondState, decision: Decision) -> None:
     state.epoch = max(state.epoch, decision.epoch)
     for signal_id in decision.signal_ids:
         state.answered.setdefault(signal_id, decision.issued_ms)
-        if len(state.answered) > MAX_ANSWERED:
-            del state.answered[next(iter(state.answered))]
+        _bound(state.answered, MAX_ANSWERED)
     if decision.kind == "notify":
         _told(state, decision)
     elif not changes_wanted_state(decision.kind, decision.reason, decision.outcome):
@@ -106,8 +105,7 @@ def _say(state: RespondState, decision: Decision) -> None:
     if key not in said:
         said = (*said, key)[-MAX_SAID:]
     state.incidents[decision.incident_id] = Incident(decision.endpoint, decision.issued_ms, said)
-    if len(state.incidents) > MAX_INCIDENTS:
-        del state.incidents[next(iter(state.incidents))]
+    _bound(state.incidents, MAX_INCIDENTS)
 
 
 def _recovered(state: RespondState, decision: Decision) -> None:
@@ -116,8 +114,7 @@ def _recovered(state: RespondState, decision: Decision) -> None:
         return
     state.incidents.pop(incident, None)
     state.ended[incident] = decision.issued_ms
-    if len(state.ended) > MAX_ENDED:
-        del state.ended[next(iter(state.ended))]
+    _bound(state.ended, MAX_ENDED)
     record = state.record(decision.endpoint)
     holding = [(caller, action) for caller, action in record.actions() if incident in action.holders]
     for caller, action in holding:
@@ -177,8 +174,7 @@ def _tripped(state: RespondState, decision: Decision) -> None:
     before = state.trips.pop(key, TripRecord())
     today = tuple(trip for trip in before.trips if trip > decision.issued_ms - DAY_MS)
     state.trips[key] = TripRecord((*today, decision.issued_ms)[-MAX_TRIPS:], before.released_ms)
-    if len(state.trips) > MAX_TRIP_RECORDS:
-        del state.trips[next(iter(state.trips))]
+    _bound(state.trips, MAX_TRIP_RECORDS)
     if decision.kind == "fallback":
         _wanted(state, decision)
         state.pace_ms = (*state.pace_ms, decision.issued_ms)[-MAX_PACE:]
@@ -221,6 +217,12 @@ def _with_action(record: EndpointRecord, caller: str | None, action: Action | No
     else:
         limits[caller] = action
     return replace(record, limits=limits)
+
+
+def _bound(kept: dict[str, Any], most: int) -> None:
+    """The oldest gives way to the one that was just added."""
+    if len(kept) > most:
+        del kept[next(iter(kept))]
 
 
 def _joined(holders: tuple[str, ...], incident: str | None) -> tuple[str, ...]:

@@ -125,12 +125,11 @@ class RespondRole:
     async def start_at(self, _: Mapping[TP, int]) -> Mapping[TP, int]:
         """Takes over, if that is to be done; reading goes on at what is committed, and of what is delivered again the journal
         tells. Raises KafkaException or TimeoutError: what passes of them is asked again."""
-        await self._be_active()
+        if self._ours and self._active is None:
+            await self._take_over()
         return {}
 
-    async def _be_active(self) -> None:
-        if self._active is not None or not self._ours:
-            return
+    async def _take_over(self) -> None:
         async with self._lock:
             began = time.monotonic()
             taken = await asyncio.to_thread(take_over, self._connection, fenced=self._fenced)
