@@ -26,11 +26,14 @@ from pathlib import Path
 import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
-from benchmarks.churn_load import PLAIN, WATCHED
+from benchmarks.churn_load import PLAIN, VERSION, WATCHED, ordinary
+from detectors.profile_build import build_profile
 from palisade.demo.httpclient import HttpAnswer, Pool, post
 from palisade.demo.stage import demo_policy
 from palisade.dev import ROLES, DevStack, prepare, start_broker, start_roles
+from palisade.operate import Operator, activate_profile
 from palisade.supervisor import ChildFailed, ChildSpec, Supervisor, python_module
+from responders.signing import SigningKey
 from schemas.config import EndpointConfig, KafkaConfig, PalisadeConfig
 from schemas.roles import group_of
 from schemas.topics import PREDICTIONS, REQUESTS
@@ -39,6 +42,7 @@ from streams.transport.settings import KafkaConnection, kafka_settings
 from tests.support.apache_kafka import ApacheKafka, KafkaUnavailable
 
 PARTITIONS = 2
+PROFILE_ROWS = 5_000
 BACKGROUND_CALLERS, BACKGROUND_PER_S = 40, 20.0
 FLOOD_PER_S = 100.0
 WARM_UP_S = 20.0
@@ -197,6 +201,7 @@ def measure(churn_s: float, warm_up_s: float, then: float, *, embedded: bool) ->
         )
         stack = _stack(folder, supervisor, exits, embedded=embedded)
         start_roles(supervisor, stack)
+        _activate(stack)
         usual = [f"usual-{number}" for number in range(BACKGROUND_CALLERS)]
         keys = {caller: secrets.token_hex(8) for caller in (*usual, "before", "within")}
         port = _serve(supervisor, stack, keys)
@@ -217,6 +222,14 @@ def _stack(folder: Path, supervisor: Supervisor, exits: ExitStack, *, embedded: 
     kafka = exits.enter_context(ApacheKafka(lasts=True))
     create_topics(KafkaConnection(bootstrap=kafka.bootstrap), PARTITIONS, 1)
     return prepare(folder, config, policy, kafka.bootstrap, embedded=False)
+
+
+def _activate(stack: DevStack) -> None:
+    """Both endpoints have a profile from the start: what is learned of one that has none after ten minutes is no churn."""
+    operator = Operator("churn", SigningKey.load(stack.keys.operator))
+    for endpoint, table in ordinary(PROFILE_ROWS).items():
+        profile = build_profile(table, prediction=("answer",)).to_bytes()
+        activate_profile(KafkaConnection(bootstrap=stack.bootstrap), operator, profile, endpoint, VERSION)
 
 
 def _serve(supervisor: Supervisor, stack: DevStack, keys: dict[str, str]) -> int:

@@ -27,12 +27,24 @@ from streams.transport.settings import KafkaConnection, kafka_settings
 
 WATCHED, PLAIN = "credit", "orders"
 """The endpoint with a Guard, and the one whose service writes requests and responses."""
+VERSION = "v1"
 STEPS_PER_S = 10
 FULL_S = 60.0
 ROWS, STRANGERS, ASKED, REPORTS_OUT, REPORTED, LABELS = 1_000, 167, 400, 2, 100, 10
 """In one step."""
 CALLERS_PER_STEP = ROWS + STRANGERS + ASKED + REPORTS_OUT * REPORTED
 FEATURES = 8
+
+
+def ordinary(rows: int, seed: int = 2) -> dict[str, pa.Table]:
+    """What either endpoint is asked, as training tables with a column `answer`."""
+    random = np.random.default_rng(seed)
+    numbers = {f"f{n}": random.normal(100, 15, rows) for n in range(FEATURES)}
+    asked = {"amount": np.arange(rows) % ASKED / 7, "country": [f"word-{n}" for n in range(rows)]}
+    return {
+        WATCHED: pa.table(numbers | {"answer": random.uniform(size=rows)}),
+        PLAIN: pa.table(asked | {"answer": np.full(rows, 0.5)}),
+    }
 
 
 class Churn:
@@ -68,7 +80,7 @@ class Churn:
             "features": pa.StructArray.from_arrays(list(map(pa.array, values)), names=[f"f{n}" for n in range(FEATURES)]),
             "request_id": pa.array(callers),
             "producer": pa.array(callers),
-            "model_version": pa.array(["v1"] * ROWS),
+            "model_version": pa.array([VERSION] * ROWS),
             "caller": pa.array(callers),
             "caller_auth": pa.array(["verified"] * ROWS),
             "ts": pa.array([now_ms] * ROWS),
@@ -106,7 +118,12 @@ class Churn:
             for at, name in enumerate(names)
         ]  # fmt: skip
         answered = [
-            {"request_id": name, "producer": name, "prediction": 0.5, "model_version": f"v-{name}" if at % 10 else "v1"}
+            {
+                "request_id": name,
+                "producer": name,
+                "prediction": 0.5,
+                "model_version": f"v-{name}" if at % 10 else VERSION,
+            }
             for at, name in enumerate(names[: ASKED // 2])
         ]
         self._send(REQUESTS, b"service", json.dumps(asked).encode(), [], len(asked))

@@ -23,8 +23,9 @@ KILLS = 5
 
 
 def await_beats(stage: Stage, beats: int) -> None:
-    """So many more beats of the load, however long they take."""
+    """So many more beats of the load, however long they take. AssertionError where the broker would not keep them."""
     goal = stage.load.beats + beats
+    assert goal <= stage.setup.bounded, f"beat {goal} is never sent: the broker keeps {stage.setup.bounded}"
     until(lambda: stage.load.beats >= goal, f"beat {goal}", 120)
 
 
