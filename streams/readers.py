@@ -94,7 +94,13 @@ class Readers:
         """Every role that is in use, topic by topic. Raises KafkaException or TimeoutError where nobody answers; the next look
         asks through new clients then, as librdkafka can forget every broker (its issue 5301)."""
         try:
-            return self._look(now_ms)
+            found = self._look(now_ms)
+            for client in self._clients.values():
+                while (
+                    client.poll(0) is not None
+                ):  # it joins nothing: what comes is what it had to say of brokers that went away
+                    pass
+            return found
         except KafkaException:
             while self._clients:
                 self._clients.popitem()[1].close()

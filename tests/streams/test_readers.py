@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from responders.alerts import alert_for
 from responders.decide import Reader, decide
@@ -23,6 +23,7 @@ from tests.responders.given import mandate
 from tests.streams.broker import produce
 from tests.streams.responding import now
 from tests.support.kafka import RealKafka
+from tests.support.waiting import until
 
 Start = Callable[[Mapping[str, int]], EmbeddedBroker]
 NOW = 1_700_000_000_000
@@ -102,6 +103,33 @@ def test_on_apache_kafka_the_share_is_of_the_topic_s_own_time(
     consumer.commit(offsets=[TopicPartition(topic, 0, 10)], asynchronous=False)
     assert looking.look(now_ms + 3_600_000)[0].share == 0.0
     consumer.close()
+
+
+def test_what_its_clients_had_to_say_of_an_outage_does_not_pile_up(embedded_broker: Start) -> None:
+    """librdkafka keeps each failed connection until somebody takes the word of it: 0.3 kB each, a client."""
+    broker = embedded_broker({spec.name: 1 for spec in TOPICS})
+    said: list[KafkaError] = []
+    heard: list[KafkaError] = []
+    readers = Readers(telling(broker.connection, said), embedded=True)
+    readers.look(NOW)
+    another = Consumer(kafka_settings(telling(broker.connection, heard), "consumer", group="another"))
+    another.list_topics(timeout=10)
+    broker.down()
+    until(lambda: another.poll(0.1) or heard, "a client to say that nobody answers", 30)
+    broker.up()
+    another.close()
+
+    readers.look(NOW)
+
+    assert said
+    told = len(said)
+    for client in readers._clients.values():
+        client.poll(0)
+    assert len(said) == told
+
+
+def telling(connection: KafkaConnection, said: list[KafkaError]) -> KafkaConnection:
+    return connection.model_copy(update={"extra": {"log_level": 2, "error_cb": said.append}})
 
 
 def test_people_are_told_once_when_it_begins_and_once_when_it_is_over() -> None:
