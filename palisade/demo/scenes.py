@@ -206,7 +206,8 @@ def _enforced(answer: Answer) -> Target | None:
 
 
 def _released(scene: Scene, mine: Sequence[Answer]) -> float | None:
-    """When the first call was sent after which no call of the target met the action again; None if the last one did."""
+    """When the first call was sent after which no call of the target met the action again; None if the last one did. What a
+    process fell back on by itself, as on a machine that is busy for a second, is no action."""
     expected = scene.expected
     affected = [
         answer
@@ -215,7 +216,7 @@ def _released(scene: Scene, mine: Sequence[Answer]) -> float | None:
     ]
     released: float | None = None
     for answer in affected:
-        if answer.status == REFUSED or answer.served_by == "fallback":
+        if _enforced(answer) == expected.target:
             released = None
         elif released is None and answer.served_by == "primary":
             released = answer.t_sent

@@ -157,6 +157,20 @@ def test_fallback_answers_that_a_process_gave_by_itself_are_no_enforcement():
     assert result.enforced_s is None
 
 
+def test_an_answer_that_came_late_after_the_release_is_not_the_action_again():
+    late = calls("flights-jfk", "B6@JFK", 218, 218.1, "fallback", cause="timeout")
+    result = judge_scene(DRIFT, [*drift_answers(), *late], [DRIFT_SIGNAL], [FALLBACK, RESTORE])
+
+    assert result.released_s == pytest.approx(212)
+
+
+def test_a_directive_met_again_after_the_release_is():
+    again = [Answer(219.99, 219.995, "flights-jfk", "B6@JFK", 200, "fallback", "")]
+    result = judge_scene(DRIFT, [*drift_answers(), *again], [DRIFT_SIGNAL], [FALLBACK, RESTORE])
+
+    assert result.released_s is None
+
+
 def test_the_first_call_that_met_a_hanging_model_is_its_first_event():
     answers = [replace_hostile(answer) for answer in drift_answers()]
     late = replace(DRIFT, cause_set_s=200.65)
