@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from schemas.deadletter import DEAD_REASONS, MAX_REDRIVES, REDRIVEN_HEADER, DeadLetter, Redriven
 from schemas.errors import ConfigError
+from schemas.ids import is_hashed_id
 from schemas.topics import BY_NAME, DEAD_LETTERS
 from schemas.wire import KIND_HEADER
 from streams.deadletters import MAX_HEADER_CHARS, MAX_HEADERS
@@ -137,6 +138,8 @@ def _refused(letter: DeadLetter, value: bytes | None, times: int) -> str:
         return "its bytes were not kept whole; its sender has them"
     if letter.reason == "wrong_partition" and letter.endpoint is None:
         return "its endpoint, which says where it belongs, cannot be read"
+    if letter.reason == "wrong_partition" and is_hashed_id(letter.endpoint or ""):
+        return "its endpoint's name is not plain, and only a hash of it was kept: its sender knows where it belongs"
     if len(letter.headers) >= MAX_HEADERS or any(
         len(text) >= MAX_HEADER_CHARS or "\\" in text or "\ufffd" in text
         for pair in letter.headers.items()

@@ -11,6 +11,7 @@ import re
 
 MAX_ID_BYTES = 128
 _PLAIN = re.compile(r"[A-Za-z0-9._:@-]{1,128}\Z")
+_HASHED = re.compile(r"h:[0-9a-f]{32}\Z")
 
 
 def is_plain_id(text: str) -> bool:
@@ -23,6 +24,11 @@ def clean_id(text: str) -> str:
     if _PLAIN.match(text) is not None:
         return text
     return "h:" + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def is_hashed_id(text: str) -> bool:
+    """True if `text` looks like what stands for an id that is not plain."""
+    return _HASHED.match(text) is not None
 
 
 def stable_id(*parts: str | int) -> str:

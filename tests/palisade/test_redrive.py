@@ -100,6 +100,7 @@ def test_a_redrive_of_a_redrive_counts_and_is_bounded(connection: KafkaConnectio
         (letter("not_audited"), "would count twice"),
         (letter(topic="somebody.elses"), "none of Palisade's"),
         (letter("wrong_partition", value=b"{}"), "its endpoint"),
+        (letter("wrong_partition", value=b'{"endpoint":"","caller":"eve"}'), "only a hash of it was kept"),
     ],
 )
 def test_what_cannot_be_sent_as_it_was_is_refused_with_the_reason(
