@@ -256,7 +256,7 @@ def test_two_processes_together_admit_the_limit(embedded_broker: Callable[..., E
                 assert child.stdin is not None
                 child.stdin.write("go\n")
                 child.stdin.flush()
-            counted = [child.communicate(timeout=30)[0].split() for child in children]
+            counted = [child.communicate(timeout=120)[0].split() for child in children]
         finally:
             for child in children:
                 child.kill()

@@ -298,7 +298,7 @@ def test_nobody_is_turned_away_while_it_flips(scene: Scene) -> None:
 
 def test_a_fallback_that_expires_is_left_without_another_word(scene: Scene) -> None:
     assert post(scene, 20, "fallback", for_s=0.5) == 200
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while scene.held()["route"] != "primary":
         assert time.monotonic() < deadline
     assert {scene.asked() for _ in range(30)} == {"primary"}
@@ -320,7 +320,7 @@ def test_nothing_is_left_of_it_after_a_kill_9(tmp_path: Path) -> None:
     with upstream("primary") as primary, receiving(tmp_path, primary, primary) as killed:
         os.kill(killed.process.pid, signal.SIGKILL)
         killed.process.wait(20)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while Path(f"/proc/{killed.ready['nginx_pid']}").exists():
             assert time.monotonic() < deadline, "nginx outlives its receiver"
             time.sleep(0.02)

@@ -71,4 +71,4 @@ def test_what_the_callback_of_a_commit_raises_comes_out_of_poll(consumer: Consum
     callback.raises = KeyError("refused")
     commit(consumer, {A: 1}, 10)
     with pytest.raises(KeyError, match="refused"):
-        until(lambda: consumer.poll(0.1), "the callback", 30)
+        until(lambda: consumer.poll(0.1), "the callback", 60)

@@ -41,7 +41,7 @@ while True:
 """
     env = {**os.environ, lifeline.SUPERVISED: "1"}
     done = subprocess.run(
-        [sys.executable, "-c", program], input="", capture_output=True, text=True, env=env, timeout=30
+        [sys.executable, "-c", program], input="", capture_output=True, text=True, env=env, timeout=120
     )
 
     assert (done.returncode, done.stdout) == (lifeline.ORPHAN_EXIT, "told\n")
