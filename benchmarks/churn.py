@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
-from benchmarks.churn_load import PLAIN, VERSION, WATCHED, ordinary
+from benchmarks.churn_load import FEATURES, PLAIN, VERSION, WATCHED, ordinary
 from detectors.profile_build import build_profile
 from palisade.demo.httpclient import HttpAnswer, Pool, post
 from palisade.demo.stage import demo_policy
@@ -238,7 +238,7 @@ def _serve(supervisor: Supervisor, stack: DevStack, keys: dict[str, str]) -> int
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    command = python_module("benchmarks.latency_serve", WATCHED, str(port), str(file))
+    command = python_module("benchmarks.latency_serve", WATCHED, str(port), str(file), str(FEATURES))
     supervisor.spawn(ChildSpec("service", command, env=stack.client_env))
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
