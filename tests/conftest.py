@@ -1,11 +1,12 @@
 """Fixtures for all tests."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.support import told
 from tests.support.kafka import embedded_broker, kafka
+from tests.support.room import room_for
 
 __all__ = ["embedded_broker", "kafka"]
 pytest_plugins = ("tests.faults.gathered",)
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: several workers each take a file at a time, and none is left alone with the longest."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with room_for(item):
+        return (yield)
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ class KillerOfWorkers:
 
 @pytest.mark.kafka
 @pytest.mark.slow
+@pytest.mark.alone
 def test_all_scenes_pass_on_apache_kafka_though_workers_are_killed(tmp_path: Path) -> None:
     killer = KillerOfWorkers()
     output = io.StringIO()
