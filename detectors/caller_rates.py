@@ -189,13 +189,13 @@ class CallerRates:
         window = self.windows.count(counted, rows, asks, interval_ms, now_ms)
         # a report is judged by what it says itself, whatever of it could be kept beside what others said
         total = np.maximum(self.windows.totals(rows, now_ms), window)
-        short = asks / math.sqrt(min(max(interval_ms, SHORTEST_MS), WINDOW_MS) / WINDOW_MS) * (interval_ms < WINDOW_MS)
+        short = asks / math.sqrt(max(interval_ms, SHORTEST_MS) / WINDOW_MS) * (interval_ms < WINDOW_MS)
         counts = total - window + np.maximum(window, short)
         score = np.where(asks >= MIN_COUNT, counts, total)
         limit = self._limits(rows, now_ms)
         over = (score > limit) & (total >= MIN_COUNT)
         if over.any():
-            limit[over] *= self._lifts(rows, counts, over, now_ms)
+            limit[over] *= self._lifts(rows[over], rows, counts, now_ms)
         firing = (over & (score > limit)) | (total > self.hard_limit)
         names = [asked_by[key][:2] for _, key in placed]
         self.table.note(rows[~firing], asks[~firing], total[~firing], now_ms)
@@ -207,18 +207,19 @@ class CallerRates:
         floor = np.maximum(own_floors(self.table, rows, now_ms, self._factors), MIN_COUNT)
         return np.maximum(limit, floor)
 
-    def _lifts(self, rows: Slots, counts: Floats, over: np.ndarray[Any, np.dtype[np.bool_]], now_ms: int) -> Floats:
-        """Of the callers that are `over` their limit: by what all others ask now. Looks at the whole table: 0.1 ms for each, in the largest."""
+    def _lifts(self, over: Slots, rows: Slots, counts: Floats, now_ms: int) -> Floats:
+        """Of the callers `over` their limit: by what all others ask now, `counts` where a report of `rows` says more of them.
+
+        Looks at the whole table: 0.1 ms for each, in the largest.
+        """
         crowd, _ = self._crowd_rows()
         peaks, now = self.table.columns["peak"].astype(np.float64), np.zeros(self.table.capacity)
         now[crowd] = self.windows.totals(crowd, now_ms)
         now[rows] = counts
-        wanted = rows[over]
-        lifts = np.full(len(wanted), lift_by_others(now[crowd], peaks[crowd]))
-        for place in np.flatnonzero(np.isin(wanted, crowd))[
-            :MAX_OFFENDERS
-        ]:  # who is one of the crowd does not speak for itself
-            others = crowd[crowd != wanted[place]]
+        lifts = np.full(len(over), lift_by_others(now[crowd], peaks[crowd]))
+        own_part = np.flatnonzero(np.isin(over, crowd))[:MAX_OFFENDERS]
+        for place in own_part:  # who is one of the crowd does not speak for itself
+            others = crowd[crowd != over[place]]
             lifts[place] = lift_by_others(now[others], peaks[others])
         return lifts
 

@@ -95,10 +95,9 @@ class Readers:
         asks through new clients then, as librdkafka can forget every broker (its issue 5301)."""
         try:
             found = self._look(now_ms)
+            # they join nothing: what comes is what each had to say of brokers that went away
             for client in self._clients.values():
-                while (
-                    client.poll(0) is not None
-                ):  # it joins nothing: what comes is what it had to say of brokers that went away
+                while client.poll(0) is not None:
                     pass
             return found
         except KafkaException:
